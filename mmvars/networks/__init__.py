@@ -1,0 +1,15 @@
+"""Whole networks: pure torch, no host framework."""
+
+from mmvars.networks.feedback import Feedback
+from mmvars.networks.prior import (PRIORS, ClassPrototype, GivenVector, LearnedQuery, Prior,
+                                   token_mask)
+from mmvars.networks.top_down import TopDown, TopDownOutput
+from mmvars.networks.trunk import Trunk, TrunkOutput
+from mmvars.networks.variants import SIZES, VARIANTS, build_network, build_prior
+from mmvars.networks.vit import VisionTransformer
+
+__all__ = [
+    'PRIORS', 'SIZES', 'VARIANTS', 'ClassPrototype', 'Feedback', 'GivenVector', 'LearnedQuery',
+    'Prior', 'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput', 'VisionTransformer',
+    'build_network', 'build_prior', 'token_mask'
+]
