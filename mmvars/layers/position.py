@@ -14,7 +14,7 @@ def grid_of_image(img_size: int | tuple[int, int], patch_size: int) -> tuple[int
     Raises:
         InputError: If a side is not a whole number of pixels, at least one patch long.
     """
-    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
     if len(sides) != 2 or any(not isinstance(s, int) or s < patch_size for s in sides):
         raise InputError(f'img_size must be a number of pixels or (height, width), each at least '
                          f'patch_size ({patch_size}), got {img_size!r}')

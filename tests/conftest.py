@@ -1,0 +1,46 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+GOLDEN_FOLDERS = (REPO / 'tests' / 'parity' / 'golden', REPO.parent / 'shared' / 'golden')
+
+
+@pytest.fixture(scope='session')
+def repo() -> Path:
+    """Root of the checkout."""
+    return REPO
+
+
+@pytest.fixture(scope='session')
+def golden() -> Callable[[str], dict]:
+    """Loader of a recorded parity file by name, without suffix."""
+
+    def load(name: str) -> dict:
+        for folder in GOLDEN_FOLDERS:
+            if (folder / f'{name}.pt').is_file():
+                return torch.load(folder / f'{name}.pt', weights_only=True)
+        pytest.skip(f'recorded outputs {name}.pt are in none of {[str(f) for f in GOLDEN_FOLDERS]}')
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_size() -> dict:
+    """Arguments of :func:`build_network` for a network that runs in milliseconds."""
+    return dict(embed_dim=48, depth=3, num_heads=3, patch_size=16, img_size=64)
+
+
+@pytest.fixture
+def tiny_arch() -> dict:
+    """The same size as an adapter's ``arch``."""
+    return dict(embed_dims=48, num_layers=3, num_heads=3, patch_size=16)
