@@ -1,0 +1,187 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from mmvars.errors import InputError
+from mmvars.models import AbSViT, ViT
+
+IMAGES = (2, 3, 64, 50)
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmpretrain', 'mmengine'])
+@pytest.mark.parametrize('name', ['AbSViT', 'ViT'])
+def test_builds_in_a_fresh_process_from_any_scope_and_folder(scope, name, tmp_path):
+    code = ('from mmengine.registry import MODELS, DefaultScope\n'
+            f'with DefaultScope.overwrite_default_scope({scope!r}):\n'
+            f'    net = MODELS.build(dict(type="mmvars.{name}", arch=dict(embed_dims=12, '
+            'num_layers=2, num_heads=2), img_size=32))\n'
+            'print(type(net).__module__)')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ['mmvars.models.backbones']
+
+
+@pytest.mark.parametrize('cls', [AbSViT, ViT])
+@pytest.mark.parametrize('out_type, shape', [
+    ('featmap', (2, 48, 4, 4)), ('cls_token', (2, 48)), ('avg_featmap', (2, 48))])
+@pytest.mark.parametrize('global_pool', ['token', 'avg'])
+def test_output_forms(cls, out_type, shape, global_pool, tiny_arch):
+    backbone = cls(arch=tiny_arch | dict(global_pool=global_pool), img_size=64, out_type=out_type,
+                   out_indices=(0, -1)).eval()
+    feats = backbone(torch.randn(IMAGES))
+    assert isinstance(feats, tuple) and [tuple(f.shape) for f in feats] == [shape, shape]
+    train = backbone.forward_train(torch.randn(IMAGES))
+    if cls is AbSViT:
+        assert [tuple(f.shape) for f in train.bottom_up_feats] == [shape]
+    else:
+        assert train.bottom_up_feats is None and train.losses == {}
+
+
+@pytest.mark.parametrize('global_pool, out_type', [('token', 'cls_token'), ('avg', 'avg_featmap')])
+def test_features_are_what_the_classifier_pools(global_pool, out_type, tiny_arch):
+    backbone = AbSViT(arch=tiny_arch | dict(global_pool=global_pool), img_size=64,
+                      out_type=out_type).eval()
+    network, images = backbone.network, torch.randn(IMAGES)
+    output = network(images)
+    train = backbone.forward_train(images)
+    torch.testing.assert_close(backbone(images)[0], network.trunk.pool(output.top_down))
+    torch.testing.assert_close(train.feats[0], network.trunk.pool(output.top_down))
+    torch.testing.assert_close(train.bottom_up_feats[0], network.trunk.pool(output.bottom_up))
+
+
+def test_the_final_norm_touches_the_last_map_alone(tiny_arch):
+    images = torch.randn(IMAGES)
+    normed = AbSViT(arch=tiny_arch, img_size=64, out_indices=(1, 2)).eval()
+    raw = AbSViT(arch=tiny_arch, img_size=64, out_indices=(1, 2), final_norm=False).eval()
+    raw.load_state_dict(normed.state_dict())
+    a, b = normed(images), raw(images)
+    assert torch.equal(a[0], b[0])
+    by_hand = normed.network.trunk.norm(b[1].movedim(1, -1)).movedim(-1, 1)
+    torch.testing.assert_close(a[1], by_hand)
+
+
+def test_prior_and_alpha_for_the_call(tiny_arch):
+    backbone = AbSViT(arch=tiny_arch, img_size=64).eval()
+    images = torch.randn(IMAGES)
+    own = backbone(images)[0]
+    assert not torch.equal(own, backbone(images, alpha=5.)[0])
+    assert not torch.equal(own, backbone(images, prior=torch.randn(48))[0])
+    assert torch.equal(own, backbone(images)[0])
+
+
+CASES = [
+    (AbSViT, dict(), None),
+    (AbSViT, dict(out_indices=(0, 1)), None),
+    (AbSViT, dict(out_type='cls_token'), None),
+    (AbSViT, dict(with_cp=True, reconstruction_loss_weight=.1), None),
+    (AbSViT, dict(final_norm=False), None),
+    (AbSViT, dict(frozen_stages=2), None),
+    (AbSViT, dict(transfer='linear'), set()),
+    (AbSViT, dict(transfer='top-down'), {'prior', 'feedback'}),
+    (AbSViT, dict(transfer='prompt'), {'prior', 'trunk.prompt_embeddings',
+                                       'trunk.deep_prompt_embeddings'}),
+    (ViT, dict(), None),
+    (ViT, dict(out_indices=(0, 1)), None),
+    (ViT, dict(final_norm=False), None),
+    (ViT, dict(frozen_stages=0), None),
+    (ViT, dict(transfer='linear'), set()),
+    (ViT, dict(transfer='prompt'), {'trunk.prompt_embeddings', 'trunk.deep_prompt_embeddings'}),
+]
+
+
+@pytest.mark.parametrize('global_pool', ['token', 'avg'])
+@pytest.mark.parametrize('cls, arguments, trained', CASES)
+def test_what_may_train_gets_a_gradient_and_nothing_else(cls, arguments, trained, global_pool,
+                                                         tiny_arch):
+    if arguments.get('out_type') == 'cls_token' and global_pool == 'avg':
+        arguments = arguments | dict(out_type='avg_featmap')
+    backbone = cls(arch=tiny_arch | dict(global_pool=global_pool), img_size=64, **arguments)
+    output = backbone.forward_train(torch.randn(IMAGES))
+    loss = sum(f.square().sum() for f in output.feats) + sum(output.losses.values())
+    if loss.requires_grad:
+        loss.backward()
+    for name, parameter in backbone.network.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        if trained is not None:
+            assert parameter.requires_grad == name.startswith(tuple(trained)), name
+
+
+def test_frozen_stages_stay_in_eval_mode(tiny_arch):
+    backbone = AbSViT(arch=tiny_arch, img_size=64, frozen_stages=2, drop_path_rate=.5)
+    assert backbone.train() is backbone
+    trunk = backbone.network.trunk
+    assert [block.training for block in trunk.blocks] == [False, False, True]
+    assert not trunk.pos_embed.requires_grad and not trunk.blocks[1].mlp.fc1.weight.requires_grad
+    assert backbone.eval() is backbone and not trunk.blocks[2].training
+
+
+@pytest.mark.parametrize('cls', [AbSViT, ViT])
+def test_no_state_is_left_between_calls(cls, tiny_arch):
+    backbone = cls(arch=tiny_arch, img_size=64, out_indices=(0, 2))
+
+    def tensors() -> set:
+        return {(name, key) for name, module in backbone.named_modules()
+                for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
+
+    before = tensors()
+    backbone.forward_train(torch.randn(IMAGES))
+    backbone.eval()(torch.randn(1, 3, 80, 64))
+    assert tensors() == before
+
+
+def test_layer_depth_covers_every_parameter(tiny_arch):
+    backbone = AbSViT(arch=tiny_arch, img_size=64, transfer='prompt')
+    depths = {name: backbone.get_layer_depth(f'backbone.{name}', 'backbone.')
+              for name, _ in backbone.named_parameters()}
+    assert {total for _, total in depths.values()} == {5}
+    assert {depth for depth, _ in depths.values()} == {0, 1, 2, 3, 4}
+    expected = {'network.trunk.cls_token': 0, 'network.trunk.patch_embed.proj.weight': 0,
+                'network.trunk.deep_prompt_embeddings': 0,
+                'network.trunk.blocks.0.attn.qkv.weight': 1,
+                'network.trunk.blocks.2.norm1.bias': 3,
+                'network.feedback.decoders.1.chain.weight': 2, 'network.trunk.norm.weight': 4,
+                'network.prior.query': 4}
+    assert {name: depths[name][0] for name in expected} == expected
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(arch='huge'), 'arch must be one of'),
+    (dict(arch=dict(embed_dims=48)), "missing: \\['num_heads', 'num_layers'\\]"),
+    (dict(arch=dict(embed_dims=48, num_layers=1, num_heads=1, depth=3)), "unknown: \\['depth'\\]"),
+    (dict(out_indices=3), 'out_indices must be'),
+    (dict(out_indices=(2, 0)), 'out_indices must be'),
+    (dict(out_indices=()), 'out_indices must be'),
+    (dict(out_indices=(0, -4)), 'out_indices must be'),
+    (dict(out_type='map'), 'out_type must be one of'),
+    (dict(out_type='cls_token', final_norm=False), 'final_norm=False needs'),
+    (dict(transfer='lienar'), 'transfer must be one of'),
+    (dict(prompt_cfg=dict(num_tokens=5)), "prompt_cfg needs transfer='prompt'"),
+    (dict(transfer='prompt', prompt_cfg=dict(length=5)), 'prompt_cfg takes the keys'),
+    (dict(frozen_stages=4), 'frozen_stages must be in'),
+    (dict(reconstruction_loss_weight=-1.), 'reconstruction_loss_weight must be'),
+    (dict(prior='text'), 'prior must be one of'),
+    (dict(init_cfg=dict(type='Pretrained')), "missing: \\['checkpoint'\\]"),
+    (dict(init_cfg=[dict(type='Pretrained', checkpoint='a')] * 2), 'one Pretrained checkpoint'),
+])
+def test_mistakes_are_named(arguments, message, tiny_arch):
+    with pytest.raises(InputError, match=message):
+        AbSViT(**dict(arch=tiny_arch, img_size=64) | arguments)
+    if 'reconstruction_loss_weight' not in arguments and 'prior' not in arguments:
+        with pytest.raises(InputError, match=message):
+            ViT(**dict(arch=tiny_arch, img_size=64) | arguments)
+
+
+def test_a_mistake_survives_the_registry(tiny_arch):
+    """mmengine re-raises with its own text in front; the class and the message must live on."""
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        with pytest.raises(InputError, match='out_indices must be'):
+            MODELS.build(dict(type='mmvars.AbSViT', arch=tiny_arch, out_indices=99))
+
+
+def test_top_down_transfer_is_not_for_the_plain_twin():
+    with pytest.raises(InputError, match='transfer must be one of .* for ViT'):
+        ViT(transfer='top-down')
