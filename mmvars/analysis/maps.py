@@ -1,0 +1,111 @@
+"""From tokens to maps: one number per patch, and its way back to the pixels."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmvars.errors import InputError
+from mmvars.layers import TokenGrid
+
+__all__ = ['attention_from_class_token', 'suppress_below', 'token_mask_map', 'token_norm_map',
+           'upsample_map']
+
+
+def token_norm_map(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """Attention as the thesis draws it: the l2 norm of every patch token (Figures 2.4 to 2.8).
+
+    Tokens of pass 1 give bottom-up attention, those of pass 2 top-down attention. Take them *before*
+    the final layer norm, which makes the norms of all tokens nearly equal.
+
+    Args:
+        tokens: ``(B, N, C)``.
+        grid: Layout of the N tokens; class and prompt tokens are left out.
+
+    Returns:
+        ``(B, h, w)``, float32.
+
+    Raises:
+        InputError: If N does not fit the grid.
+    """
+    _check_tokens('tokens', tokens, grid)
+    return grid.to_map(tokens.float().norm(dim=-1, keepdim=True)).squeeze(1)
+
+
+def token_mask_map(token_mask: Tensor, grid: TokenGrid) -> Tensor:
+    """The weights ``(B, N, 1)`` of the prior modulation, clamped cosines, as ``(B, h, w)``.
+
+    Raises:
+        InputError: If N does not fit the grid.
+    """
+    _check_tokens('token_mask', token_mask, grid)
+    return grid.to_map(token_mask.float()).squeeze(1)
+
+
+def attention_from_class_token(probabilities: Tensor, grid: TokenGrid) -> Tensor:
+    """What the class token looks at: its row of the attention matrix, averaged over the heads.
+
+    Args:
+        probabilities: ``(B, heads, N, N)``, rows are queries. ``(B, heads, 1, N)`` is the row alone.
+        grid: Layout of the N keys.
+
+    Returns:
+        ``(B, h, w)``: the share that each patch gets. They sum to one minus the share of the prefix.
+
+    Raises:
+        InputError: If N does not fit the grid, or the grid has no class token.
+    """
+    if grid.num_prefix < 1:
+        raise InputError('the network has no class token, so there is no attention from it')
+    row = probabilities[:, :, 0].float().mean(dim=1).unsqueeze(-1)
+    _check_tokens('probabilities', row, grid)
+    return grid.to_map(row).squeeze(1)
+
+
+def suppress_below(maps: Tensor, fraction: float = 0.7) -> Tensor:
+    """Set everything under ``min + fraction * (max - min)`` of its map to that map's minimum.
+
+    The authors' demonstration of controllable attention cuts at 0.7 max + 0.3 min.
+
+    Args:
+        maps: ``(B, h, w)``.
+        fraction: Between 0 (keep all) and 1 (keep the maximum alone).
+
+    Raises:
+        InputError: If ``fraction`` is outside 0..1.
+    """
+    if not 0 <= fraction <= 1:
+        raise InputError(f'threshold must be between 0 and 1, got {fraction}')
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return maps.where(maps >= low + fraction * (high - low), low)
+
+
+def upsample_map(maps: Tensor, patch_size: int, image_size: tuple[int, int]) -> Tensor:
+    """Bring maps of patches to the pixels of the image, without the padded border.
+
+    The network pads an image at the bottom and right to whole patches, so a map covers
+    ``(h P, w P)`` pixels: it is enlarged to that (bilinear), then cut to the image.
+
+    Args:
+        maps: ``(B, h, w)``.
+        patch_size: Side P of a patch in pixels.
+        image_size: ``(H, W)`` of the image before padding.
+
+    Returns:
+        ``(B, H, W)``.
+
+    Raises:
+        InputError: If the image is larger than the patches cover.
+    """
+    covered = maps.shape[-2] * patch_size, maps.shape[-1] * patch_size
+    height, width = image_size
+    if height > covered[0] or width > covered[1]:
+        raise InputError(f'image_size {height}x{width} is larger than the {covered[0]}x{covered[1]} '
+                         f'pixels that a {maps.shape[-2]}x{maps.shape[-1]} grid of patches covers')
+    enlarged = F.interpolate(maps.unsqueeze(1), size=covered, mode='bilinear', align_corners=False)
+    return enlarged.squeeze(1)[:, :height, :width]
+
+
+def _check_tokens(name: str, tokens: Tensor, grid: TokenGrid) -> None:
+    expected = grid.num_prefix + grid.num_patches
+    if tokens.ndim != 3 or tokens.shape[1] != expected:
+        raise InputError(f'{name} must have shape (B, {expected}, C) for a {grid.height}x{grid.width} '
+                         f'grid with {grid.num_prefix} prefix tokens, got {tuple(tokens.shape)}')

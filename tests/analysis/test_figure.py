@@ -1,0 +1,131 @@
+"""Figures: equal cells of the image's shape, right pixels in the right place, texts that fit."""
+
+import os
+
+import numpy as np
+import pytest
+
+from mmvars.analysis import (HeatMap, LabelMap, Picture, Row, TopClasses, blend, draw_figure,
+                             figure_to_array, save_figure)
+from mmvars.errors import InputError
+
+SIZES = [(60, 60), (48, 96), (40, 200), (150, 60)]
+CLASSES = ('road', 'sky, heavens', 'a class with quite a long name')
+PALETTE = [[128, 64, 128], [70, 130, 180], [0, 0, 142]]
+
+
+def image_of(size):
+    return np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+
+
+def rows_of(size, prediction='labels', count=2):
+    image = image_of(size)
+    values = np.linspace(0, 1, size[0] * size[1]).reshape(size)
+    labels = (values * 2.99).astype(int)
+    last = LabelMap(labels, image, CLASSES, PALETTE) if prediction == 'labels' else \
+        TopClasses(np.array([.2, .5, .3]), CLASSES)
+    return [Row([Picture(image), HeatMap(values, image, 'Bottom-up attention', 'note'), last],
+                label=f'alpha = {i}') for i in range(count)]
+
+
+def image_axes(figure):
+    return [axes for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 3]
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_all_cells_have_the_shape_of_the_image_and_one_size(size):
+    figure = draw_figure(rows_of(size), size)
+    boxes = [axes.get_window_extent() for axes in image_axes(figure)]
+    assert len(boxes) == 6
+    for box in boxes:
+        assert box.width == pytest.approx(boxes[0].width)
+        assert box.height / box.width == pytest.approx(size[0] / size[1], rel=1e-3)
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('prediction', ['labels', 'classes'])
+def test_no_text_leaves_the_figure_and_no_two_overlap(size, prediction):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    figure = draw_figure(rows_of(size, prediction), size, footer='picture.jpg')
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = list(figure.texts) + [t for axes in figure.axes for t in axes.texts]
+    boxes = [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in texts
+             if t.get_text()]
+    assert len(boxes) > 10
+    width, height = canvas.get_width_height()
+    for i, (text, box) in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
+        for other, other_box in boxes[i + 1:]:
+            assert not box.overlaps(other_box), f'{text!r} runs into {other!r}'
+
+
+def test_a_bright_patch_lights_up_at_its_place_in_the_picture():
+    size = 48, 96
+    values = np.zeros(size)
+    values[32:40, 8:16] = 1
+    figure = draw_figure([Row([HeatMap(values, np.zeros((*size, 3), np.uint8), 'map')])], size)
+    pixels = figure_to_array(figure).astype(int)
+    box = image_axes(figure)[0].get_window_extent()
+    top = pixels.shape[0] - box.y1
+    cell = pixels[round(top):round(pixels.shape[0] - box.y0), round(box.x0):round(box.x1)]
+    inside = cell[4:-4, 4:-4].sum(-1)
+    ys, xs = np.nonzero(inside > (int(inside.min()) + int(inside.max())) / 2)
+    assert (ys.mean() + 4) / cell.shape[0] == pytest.approx(36 / 48, abs=0.02)
+    assert (xs.mean() + 4) / cell.shape[1] == pytest.approx(12 / 96, abs=0.02)
+    assert np.ptp(ys) / cell.shape[0] == pytest.approx(8 / 48, abs=0.02)
+
+
+def test_a_constant_map_is_drawn_in_one_colour():
+    image = np.full((20, 20, 3), 100, np.uint8)
+    figure = draw_figure([Row([HeatMap(np.full((20, 20), 3.), image, 'map')])], (20, 20))
+    shown = image_axes(figure)[0].images[0].get_array()
+    assert np.ptp(shown.reshape(-1, 3), axis=0).max() == 0
+    assert np.isfinite(shown).all()
+
+
+def test_the_colour_bar_says_the_range_that_was_drawn():
+    image = image_of((20, 20))
+    figure = draw_figure([Row([HeatMap(np.linspace(2, 8, 400).reshape(20, 20), image, 'a'),
+                               HeatMap(np.zeros((20, 20)), image, 'b', limits=(0, 1))])], (20, 20))
+    texts = [t.get_text() for axes in figure.axes for t in axes.texts]
+    assert texts == ['2', '8', '0', '1']
+
+
+def test_the_legend_lists_the_largest_classes_first_and_says_what_it_leaves_out():
+    labels = np.repeat([0, 1, 1, 1, 2, 2], 10).reshape(6, 10)
+    panel = LabelMap(labels, image_of((6, 10)), CLASSES, PALETTE)
+    assert [name for name, _ in panel.legend()] == ['sky 50%', 'a class with quite… 33%', 'road 17%']
+    many = LabelMap(np.arange(40).reshape(4, 10), image_of((4, 10)),
+                    tuple(f'class {i}' for i in range(40)), [[i, i, i] for i in range(40)])
+    figure = draw_figure([Row([many])], (4, 10))
+    texts = [t.get_text() for axes in figure.axes for t in axes.texts]
+    assert texts[-1] == f'and {40 - len(texts) + 1} more' and len(texts) > 3
+
+
+def test_the_overlay_keeps_the_map_colours_and_greys_the_image():
+    image = np.array([[[200, 0, 0]]], np.uint8)
+    top = np.array([[[0., 1., 0.]]])
+    grey = 0.299 * 200 / 255
+    np.testing.assert_allclose(blend(top, image, 0.5), [[[grey / 2, .5 + grey / 2, grey / 2]]],
+                               atol=1e-6)
+    np.testing.assert_allclose(blend(top, image, 1.), top)
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path):
+    figure = draw_figure(rows_of((20, 20)), (20, 20))
+    path = tmp_path / 'new' / 'picture.png'
+    save_figure(figure, str(path))
+    assert path.read_bytes().startswith(b'\x89PNG')
+    assert os.listdir(path.parent) == ['picture.png']
+    (tmp_path / 'file').write_text('in the way')
+    with pytest.raises(InputError, match='cannot write the picture .*in the way|cannot write'):
+        save_figure(figure, str(tmp_path / 'file' / 'picture.png'))
+    assert (tmp_path / 'file').read_text() == 'in the way'
+
+
+@pytest.mark.parametrize('lengths', [[], [0], [2, 1]])
+def test_rows_must_be_as_long_as_each_other(lengths):
+    rows = [Row([Picture(image_of((8, 8)))] * n) for n in lengths]
+    with pytest.raises(InputError, match='same number of panels'):
+        draw_figure(rows, (8, 8))
