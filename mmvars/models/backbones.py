@@ -9,20 +9,14 @@ from torch import Tensor, nn
 
 from mmvars.checkpoints import load_pretrained
 from mmvars.errors import InputError
-from mmvars.networks import SIZES, TopDownOutput, TrunkOutput, build_network
+from mmvars.models.arguments import (ARCHITECTURES, prompt_arguments, size_arguments,
+                                     split_init_cfg)
+from mmvars.networks import TopDownOutput, TrunkOutput, build_network
 from mmvars.registry import MODELS
 
 __all__ = ['AbSViT', 'ARCHITECTURES', 'BackboneTrainOutput', 'ViT']
 
-ARCHITECTURES = {'tiny': 'tiny_patch16', 'small': 'small_patch16', 'base': 'base_patch16',
-                 'tiny_patch8_gap': 'tiny_patch8_gap'}
-"""OpenMMLab ``arch`` -> size name of :data:`mmvars.networks.SIZES`."""
-
 OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap')
-_ARCH_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'num_heads',
-              'patch_size': 'patch_size', 'mlp_ratio': 'mlp_ratio', 'global_pool': 'global_pool'}
-_PROMPT_KEYS = {'num_tokens': 'num_prompt_tokens', 'deep': 'deep_prompts',
-                'dropout': 'prompt_dropout'}
 
 
 class BackboneTrainOutput(NamedTuple):
@@ -38,23 +32,6 @@ class BackboneTrainOutput(NamedTuple):
     feats: tuple[Tensor, ...]
     bottom_up_feats: tuple[Tensor, ...] | None
     losses: dict[str, Tensor]
-
-
-def _size_of(arch: str | dict) -> dict:
-    if isinstance(arch, str):
-        if arch not in ARCHITECTURES:
-            raise InputError(f'arch must be one of {sorted(ARCHITECTURES)} or a dict, got {arch!r}')
-        return SIZES[ARCHITECTURES[arch]]
-    return _translate('arch', arch, _ARCH_KEYS, required=('embed_dims', 'num_layers', 'num_heads'))
-
-
-def _translate(what: str, given: dict, names: dict[str, str], required: Sequence[str] = ()) -> dict:
-    unknown = sorted(set(given) - set(names))
-    missing = sorted(set(required) - set(given))
-    if unknown or missing:
-        raise InputError(f'{what} takes the keys {list(names)}; unknown: {unknown}, missing: '
-                         f'{missing}')
-    return {names[key]: value for key, value in given.items()}
 
 
 @MODELS.register_module()
@@ -80,9 +57,9 @@ class ViT(BaseModule):
         frozen_stages: -1: nothing; 0: the embedding; k: the embedding and the first k blocks are
             frozen and kept in eval mode.
         with_cp: Gradient checkpointing, block by block.
-        transfer: What trains (variants of Section 2.6's transfer): ``'end2end'`` everything,
-            ``'linear'`` nothing, ``'prompt'`` the prompts (and an AbSViT's prior), ``'top-down'``
-            (AbSViT) prior and feedback.
+        transfer: What of the backbone trains: ``'end2end'`` everything, ``'linear'`` nothing,
+            ``'prompt'`` the prompts (and an AbSViT's prior), ``'top-down'`` (AbSViT) prior and
+            feedback. Heads always train.
         prompt_cfg: For ``transfer='prompt'``: ``num_tokens`` (50), ``deep`` (True), ``dropout``
             (0.).
         init_cfg: As everywhere in OpenMMLab. ``type='Pretrained'`` loads strictly: a file that
@@ -102,7 +79,7 @@ class ViT(BaseModule):
                  out_type: str = 'featmap', final_norm: bool = True, drop_path_rate: float = 0.,
                  frozen_stages: int = -1, with_cp: bool = False, transfer: str = 'end2end',
                  prompt_cfg: dict | None = None, init_cfg: dict | list[dict] | None = None) -> None:
-        self._pretrained, others = _split_init_cfg(init_cfg)
+        self._pretrained, others = split_init_cfg(init_cfg)
         super().__init__(init_cfg=others)
         if out_type not in OUT_TYPES:
             raise InputError(f'out_type must be one of {OUT_TYPES}, got {out_type!r}')
@@ -113,13 +90,12 @@ class ViT(BaseModule):
                              f'{type(self).__name__}, got {transfer!r}')
         if prompt_cfg is not None and transfer != 'prompt':
             raise InputError(f"prompt_cfg needs transfer='prompt', got transfer={transfer!r}")
-        prompts = dict(num_tokens=50, deep=True, dropout=0.) | (prompt_cfg or {})
-        size = _size_of(arch) | dict(
+        size = size_arguments(arch) | dict(
             img_size=img_size,
             in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate,
             grad_checkpointing=with_cp)
         if transfer == 'prompt':
-            size |= _translate('prompt_cfg', prompts, _PROMPT_KEYS)
+            size |= prompt_arguments(prompt_cfg)
         self.network = build_network(f'{self._family}_tiny_patch16', **size, **self._extra_parts())
         self.embed_dims = self.network.trunk.embed_dim
         self.num_layers = self.network.trunk.depth
@@ -233,7 +209,7 @@ class ViT(BaseModule):
     def _trainable_prefixes(self) -> list[str]:
         if self.transfer == 'prompt':
             return ['trunk.prompt_embeddings', 'trunk.deep_prompt_embeddings', 'prior.']
-        return ['prior.', 'feedback.'] if self.transfer == 'top-down' else ['<nothing>']
+        return ['prior.', 'feedback.'] if self.transfer == 'top-down' else []
 
     def _unused_modules(self) -> list[nn.Module]:
         """Modules that no output depends on."""
@@ -303,19 +279,3 @@ class AbSViT(ViT):
         last = self.out_indices[-1]
         unused = [decoder.readout for decoder in self.network.feedback.decoders[last + 1:]]
         return unused + [m for m in super()._unused_modules() if m is self.network.trunk.fc_norm]
-
-
-def _split_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | None, list[dict] | None]:
-    """The ``Pretrained`` entry as arguments of :func:`load_pretrained`, and all other entries."""
-    entries = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
-    pretrained = [dict(e) for e in entries if e.get('type') == 'Pretrained']
-    others = [e for e in entries if e.get('type') != 'Pretrained']
-    if len(pretrained) > 1:
-        raise InputError(f'init_cfg may name one Pretrained checkpoint, got {len(pretrained)}')
-    if not pretrained:
-        return None, others or None
-    entry = pretrained[0]
-    del entry['type']
-    known = _translate('init_cfg of type Pretrained', entry, {
-        'checkpoint': 'path', 'prefix': 'prefix', 'allow_new': 'allow_new'}, ('checkpoint', ))
-    return known, others or None

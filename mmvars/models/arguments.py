@@ -1,0 +1,61 @@
+"""From OpenMMLab's argument names to ours: the one translation."""
+
+from collections.abc import Sequence
+
+from mmvars.errors import InputError
+from mmvars.networks import SIZES
+
+__all__ = ['ARCHITECTURES', 'prompt_arguments', 'size_arguments', 'split_init_cfg']
+
+ARCHITECTURES = {'tiny': 'tiny_patch16', 'small': 'small_patch16', 'base': 'base_patch16',
+                 'tiny_patch8_gap': 'tiny_patch8_gap'}
+"""OpenMMLab ``arch`` -> size name of :data:`mmvars.networks.SIZES`."""
+
+_ARCH_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'num_heads',
+              'patch_size': 'patch_size', 'mlp_ratio': 'mlp_ratio', 'global_pool': 'global_pool'}
+_PROMPT_KEYS = {'num_tokens': 'num_prompt_tokens', 'deep': 'deep_prompts',
+                'dropout': 'prompt_dropout'}
+_PRETRAINED_KEYS = {'checkpoint': 'path', 'prefix': 'prefix', 'allow_new': 'allow_new'}
+
+
+def size_arguments(arch: str | dict) -> dict:
+    """Arguments of :func:`mmvars.networks.build_network` for an ``arch``.
+
+    Raises:
+        InputError: If the name or a key is unknown, or a needed key is missing.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHITECTURES:
+            raise InputError(f'arch must be one of {sorted(ARCHITECTURES)} or a dict, got {arch!r}')
+        return SIZES[ARCHITECTURES[arch]]
+    return _translate('arch', arch, _ARCH_KEYS, required=('embed_dims', 'num_layers', 'num_heads'))
+
+
+def _translate(what: str, given: dict, names: dict[str, str], required: Sequence[str] = ()) -> dict:
+    unknown = sorted(set(given) - set(names))
+    missing = sorted(set(required) - set(given))
+    if unknown or missing:
+        raise InputError(f'{what} takes the keys {list(names)}; unknown: {unknown}, missing: '
+                         f'{missing}')
+    return {names[key]: value for key, value in given.items()}
+
+
+def prompt_arguments(prompt_cfg: dict | None) -> dict:
+    """The same for a ``prompt_cfg``, with the defaults of the released configs."""
+    given = dict(num_tokens=50, deep=True, dropout=0.) | (prompt_cfg or {})
+    return _translate('prompt_cfg', given, _PROMPT_KEYS)
+
+
+def split_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | None, list[dict] | None]:
+    """The ``Pretrained`` entry as arguments of :func:`load_pretrained`, and all other entries."""
+    entries = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+    pretrained = [dict(e) for e in entries if e.get('type') == 'Pretrained']
+    others = [e for e in entries if e.get('type') != 'Pretrained']
+    if len(pretrained) > 1:
+        raise InputError(f'init_cfg may name one Pretrained checkpoint, got {len(pretrained)}')
+    if not pretrained:
+        return None, others or None
+    entry = pretrained[0]
+    del entry['type']
+    arguments = _translate('init_cfg of type Pretrained', entry, _PRETRAINED_KEYS, ('checkpoint', ))
+    return arguments, others or None
