@@ -1,0 +1,59 @@
+# Cityscapes, 19 classes, from the *_labelTrainIds.png files; 255 is ignored.
+data_root = 'data/cityscapes'
+num_classes = 19
+crop_size = (512, 1024)
+img_scale = (2048, 1024)
+# LoadAnnotations has no prefix because mmseg's inference looks for that very name.
+train_pipeline = [
+    dict(type='mmvars.LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='mmvars.CheckLabels', num_classes=num_classes),
+    dict(type='RandomResize', scale=img_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type='mmseg.RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmseg.PhotoMetricDistortion'),
+    dict(type='mmseg.PackSegInputs')
+]
+test_pipeline = [
+    dict(type='mmvars.LoadImageFromFile'),
+    dict(type='Resize', scale=img_scale, keep_ratio=True),
+    # After Resize: predictions are compared at the size of the label file.
+    dict(type='LoadAnnotations'),
+    dict(type='mmvars.CheckLabels', num_classes=num_classes),
+    dict(type='mmseg.PackSegInputs')
+]
+tta_pipeline = [
+    dict(type='mmvars.LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=r, keep_ratio=True)
+             for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
+            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)],
+            [dict(type='LoadAnnotations')],
+            [dict(type='mmseg.PackSegInputs')]
+        ])
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='mmseg.CityscapesDataset',
+        data_root=data_root,
+        data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='mmseg.CityscapesDataset',
+        data_root=data_root,
+        data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
+        pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator

@@ -1,0 +1,21 @@
+# 300 epochs of cosine and 10 more at its last value. The learning rate is 5e-4 for 512 images;
+# leaves scale it to their batch (`--auto-scale-lr` does so for another number of GPUs).
+train_cfg = dict(by_epoch=True, max_epochs=310, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    # No decay of biases, norms and other 1-D parameters (the learned prior is one).
+    paramwise_cfg=dict(
+        norm_decay_mult=0.,
+        bias_decay_mult=0.,
+        flat_decay_mult=0.,
+        custom_keys={'.pos_embed': dict(decay_mult=0.), '.cls_token': dict(decay_mult=0.)}))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=5,
+         convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=5, end=300),
+    dict(type='ConstantLR', factor=1.0, by_epoch=True, begin=300, end=310)
+]
+auto_scale_lr = dict(base_batch_size=1024)
