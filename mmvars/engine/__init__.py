@@ -1,0 +1,10 @@
+"""Training and testing on mmengine's Runner: hooks, optimiser constructor, the two tools.
+
+Importing this package registers what configs name (``mmvars.SaveOnInterruptHook``,
+``mmvars.LayerDecayOptimWrapperConstructor``).
+"""
+
+from mmvars.engine.hooks import SaveOnInterruptHook, TrainingInterrupted
+from mmvars.engine.optim import LayerDecayOptimWrapperConstructor
+
+__all__ = ['LayerDecayOptimWrapperConstructor', 'SaveOnInterruptHook', 'TrainingInterrupted']

@@ -1,0 +1,165 @@
+"""What the train and test tools share: arguments, config, environment, Runner, error messages."""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmvars.engine.cfg_options import check_options
+from mmvars.engine.cpu import adapt_to_cpu
+from mmvars.engine.overrides import apply_overrides
+from mmvars.engine.runner import StrictRunner, use_safe_loading
+from mmvars.errors import InputError
+from mmvars.resources import config_path
+
+__all__ = ['add_common_arguments', 'build_runner', 'clear_errors', 'is_segmentation', 'load_config',
+           'set_work_dir']
+
+
+class _Options(DictAction):
+    """mmengine's ``KEY=VALUE`` action, with a message for arguments that are not of that form."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in [values] if isinstance(values, str) else values:
+            if '=' not in value or value.startswith('='):
+                raise argparse.ArgumentError(self, f'{value!r} is not of the form KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share, as MMSegmentation's tools name them."""
+    parser.add_argument('--work-dir', help='folder for logs and results '
+                        '(default: work_dir of the config, else work_dirs/<config name>)')
+    parser.add_argument('--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
+                        help='override settings of the config, such as '
+                        'train_dataloader.batch_size=4; lists are written "[a,b]" or a,b without '
+                        'spaces. Shorthands that set all that depends on them: '
+                        'data_root, crop_size, img_scale, arch, max_iters, max_epochs')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='how the processes of a distributed run were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help='set by launchers; not for hand use')
+
+
+def load_config(args: argparse.Namespace) -> tuple[Config, list[str]]:
+    """Read the config that the arguments name, with their ``--cfg-options`` and launcher.
+
+    Args:
+        args: Parsed arguments with ``config``, ``cfg_options``, ``launcher`` and ``local_rank``.
+
+    Returns:
+        The config, and lines for the log that say what followed from the options.
+
+    Raises:
+        InputError: If the file does not exist or cannot be parsed, or an option names nothing.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = config_path(args.config)
+    try:
+        cfg = Config.fromfile(str(path))
+    except InputError:
+        raise
+    except Exception as error:  # a text config is Python: it can fail in any way
+        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    options = args.cfg_options or {}
+    check_options(cfg, options)
+    try:
+        notes = apply_overrides(cfg, options)
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f'--cfg-options cannot be merged into {path.name}: '
+                         f'{_unquoted(error)}') from error
+    if 'model' not in cfg:
+        raise InputError(f'config {path} defines no model: give a complete config, not a part of '
+                         '_base_')
+    cfg.launcher = args.launcher
+    return cfg, notes
+
+
+def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """Decide ``cfg.work_dir``: the flag, else the config, else ``work_dirs/<config name>``."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
+        raise InputError(f'--work-dir {cfg.work_dir!r} is a file: give a folder')
+
+
+def is_segmentation(cfg: Config) -> bool:
+    """Whether a config is for MMSegmentation (its models have a decode head)."""
+    model = cfg.model.get('module', cfg.model)
+    return 'decode_head' in model
+
+
+def build_runner(cfg: Config, notes: list[str]) -> Runner:
+    """Build the Runner of a config, on whatever accelerators there are.
+
+    Args:
+        cfg: Complete config; changed in place where there is no accelerator.
+        notes: Lines for the log, written when there is one.
+
+    Returns:
+        :class:`~mmvars.engine.runner.StrictRunner`, or what ``runner_type`` names.
+    """
+    use_safe_loading()
+    notes = notes + adapt_to_cpu(cfg)
+    if 'runner_type' in cfg:
+        notes.append(f'runner_type {cfg.runner_type}: checkpoints are loaded by its own rules')
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = StrictRunner.from_cfg(cfg)
+    for note in notes:
+        runner.logger.info(note)
+    return runner
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn failures that a config causes into :class:`InputError`; leave all others alone.
+
+    These come from mmengine while it builds things: an unknown ``type``, an argument that a class
+    does not have. What they say is kept; the traceback remains as the cause (``MMVARS_DEBUG=1``).
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError, FileNotFoundError) as error:
+        message = _config_message(error)
+        if message is None:
+            raise
+        raise InputError(message) from error
+
+
+def _config_message(error: Exception) -> str | None:
+    cause = error
+    while cause is not None:  # mmengine re-raises some errors of nested parts around the first
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = _unquoted(error)
+    unknown = re.search(r'(\S+) is not in the (\S+) registry', text)
+    if unknown:
+        return (f'config: type {unknown[1]!r} is not known ({unknown[2]}). Check its spelling, and '
+                f'its prefix (mmvars., mmseg., mmpretrain., ...); a class of your own needs '
+                f"custom_imports=dict(imports=['your.module'])")
+    if 'unexpected keyword argument' in text or 'required positional argument' in text:
+        return f'config: {text}'
+    if 'must contain the key "type"' in text:
+        return f'config: an entry has no type: {text.splitlines()[0][:300]}'
+    if isinstance(error, FileNotFoundError):
+        return f'file not found: {error.filename or text}'
+    return None
+
+
+def _unquoted(error: Exception) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

@@ -1,0 +1,81 @@
+"""mmengine's Runner, with checkpoints loaded strictly and safely."""
+
+from collections.abc import Callable
+
+from mmengine.model import is_model_wrapper
+from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor
+
+from mmvars.engine.safe_load import load_training_state
+from mmvars.errors import InputError
+
+__all__ = ['StrictRunner', 'use_safe_loading']
+
+
+def use_safe_loading() -> None:
+    """Make every local checkpoint that mmengine loads in this process go through the safe reader.
+
+    For the command-line tools, which own their process: files named in a config (``load_from``,
+    ``init_cfg``) are as untrusted as those on the command line.
+    """
+    CheckpointLoader.register_scheme('', load_training_state, force=True)
+
+
+class StrictRunner(Runner):
+    """A Runner that refuses checkpoints which do not fit, where mmengine only logs them.
+
+    Testing and resuming need every key to match. Fine-tuning (``load_from`` in training) may leave
+    out or replace parts, such as a head with other classes, but must fill some of the backbone.
+    """
+
+    _training = False
+
+    def train(self):
+        """Launch training."""
+        self._training = True
+        return super().train()
+
+    def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu',
+                        strict: bool | None = None, **kwargs) -> dict:
+        """Load ``filename`` into the model.
+
+        Args:
+            filename: Path or address of the checkpoint.
+            map_location: As for :func:`torch.load`.
+            strict: Whether every key must match; None: in testing and resuming.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            InputError: If it does not fit the model, or cannot be resumed from.
+        """
+        fine_tuning = self._training and not self._resume
+        strict = not fine_tuning if strict is None else strict
+        try:
+            checkpoint = super().load_checkpoint(filename, map_location, strict=strict, **kwargs)
+        except RuntimeError as error:
+            if 'do not match exactly' not in str(error):
+                raise
+            raise InputError(f'checkpoint {filename!r} does not fit the model of this config:\n'
+                             f'{str(error).strip()}\nUse the config that it was trained with; a '
+                             'released or timm file goes through `mmvars convert` first') from None
+        if fine_tuning:
+            self._need_some_backbone(checkpoint, filename)
+        elif self._resume and not {'meta', 'optimizer'} <= checkpoint.keys():
+            raise InputError(f'checkpoint {filename!r} holds weights only, no training state to '
+                             'resume from: use --cfg-options load_from=... to start from it')
+        return checkpoint
+
+    def _need_some_backbone(self, checkpoint: dict, filename: str) -> None:
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        source = checkpoint.get('state_dict', checkpoint)
+        targets = {k: v for k, v in model.state_dict().items() if k.startswith('backbone.')}
+        fitting = [k for k, v in targets.items()
+                   if isinstance(source.get(k), Tensor) and source[k].shape == v.shape]
+        self.logger.info(f'load_from fills {len(fitting)} of {len(targets)} tensors of the backbone')
+        if targets and not fitting:
+            example = next((k for k in source), None)
+            raise InputError(f'load_from {filename!r} fills no tensor of the backbone (its keys are '
+                             f'like {example!r}, wanted are like {next(iter(targets))!r}): convert '
+                             'it with `mmvars convert`')

@@ -1,0 +1,117 @@
+"""Read training states without executing code from the file.
+
+A training state holds more than tensors (optimiser, schedulers, the log's history), so it is a
+pickle with a few classes in it. It is read by torch's restricted unpickler with exactly those
+allowed. mmengine's own loader falls back to the unrestricted one when that fails; this one refuses.
+"""
+
+import os
+import zipfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from torch import Tensor
+
+from mmvars.errors import InputError
+
+__all__ = ['check_checkpoint_file', 'load_training_state']
+
+
+def check_checkpoint_file(path: str, name: str) -> None:
+    """Refuse a file that is missing, empty or cut off, without reading its tensors.
+
+    Args:
+        path: Local path. Anything with a scheme (``https://``, ...) is not looked at.
+        name: What the user calls it, for the message.
+
+    Raises:
+        InputError: Naming the file and what is wrong with it.
+    """
+    if '://' in path:
+        return
+    if not os.path.isfile(path):
+        raise InputError(f'{name} {path!r} does not exist')
+    if os.path.getsize(path) == 0:
+        raise InputError(f'{name} {path!r} is empty')
+    with open(path, 'rb') as file:
+        looks_like_zip = file.read(2) == b'PK'
+    if looks_like_zip and not zipfile.is_zipfile(path):
+        raise InputError(f'{name} {path!r} is truncated (its table of contents is missing): copy '
+                         'or download it again')
+
+
+def load_training_state(filename: str, map_location: Any = None) -> dict:
+    """Load a local checkpoint of mmengine's Runner, restricted to what such a file holds.
+
+    Args:
+        filename: Path of a ``.pth`` file.
+        map_location: As for :func:`torch.load`.
+
+    Returns:
+        The checkpoint. ``meta['config']`` is removed: mmengine executes it as Python on resume,
+        and no Runner writes it.
+
+    Raises:
+        InputError: If the file is missing, damaged, holds other objects than those allowed, or
+            holds values that are not finite.
+    """
+    filename = os.path.expanduser(filename)
+    check_checkpoint_file(filename, 'checkpoint')
+    try:
+        with _allowed_classes():
+            checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        raise InputError(f'checkpoint {filename!r} was refused: it wants more than tensors, numbers '
+                         f'and the log history ({_first_line(error)}). Files of other programs go '
+                         'through `mmvars convert` first') from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f'checkpoint {filename!r} cannot be read ({_first_line(error)}): it is '
+                         'truncated or no checkpoint; copy or download it again') from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'checkpoint {filename!r} holds a {type(checkpoint).__name__}, not a dict')
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict) and meta.pop('config', None) is not None:
+        print_log(f"{filename}: meta['config'] was removed, since resuming would execute it",
+                  logger='current')
+    _refuse_nans(checkpoint.get('state_dict', checkpoint), filename)
+    return checkpoint
+
+
+def _refuse_nans(state: dict, filename: str) -> None:
+    bad = [key for key, value in state.items()
+           if isinstance(value, Tensor) and not bool(torch.isfinite(value).all())]
+    if bad:
+        more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
+        raise InputError(f'checkpoint {filename!r} holds NaN or infinity in {", ".join(bad[:5])}'
+                         f'{more}: the training that wrote it diverged; use an earlier one')
+
+
+def _allowed_classes() -> Any:
+    """Context in which torch's restricted unpickler takes what the log history is made of."""
+    core = np._core if hasattr(np, '_core') else np.core
+    allowed: list[Callable] = [
+        HistoryBuffer, core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype,
+        *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_))
+    ]
+    if hasattr(torch.serialization, 'safe_globals'):  # torch >= 2.5
+        return torch.serialization.safe_globals(allowed)
+    return _added_globals(allowed)
+
+
+@contextmanager
+def _added_globals(allowed: list[Callable]) -> Any:
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        raise InputError(f'torch {torch.__version__} cannot read training states safely: install '
+                         'torch 2.4 or newer')
+    torch.serialization.add_safe_globals(allowed)
+    yield
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

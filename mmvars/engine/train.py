@@ -1,0 +1,120 @@
+"""``tools/train.py`` and ``mmvars train``: train a segmentor or a classifier from a config."""
+
+import argparse
+import os
+from copy import deepcopy
+
+from mmengine.config import Config
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmvars.datasets import check_data_roots
+from mmvars.engine.hooks import SaveOnInterruptHook
+from mmvars.engine.launch import (add_common_arguments, build_runner, clear_errors, load_config,
+                                  set_work_dir)
+from mmvars.engine.safe_load import check_checkpoint_file
+from mmvars.errors import InputError
+
+__all__ = ['main']
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description='Train a model. Ctrl-C finishes the step, saves a '
+                                     'checkpoint and leaves; --resume goes on from it.')
+    parser.add_argument('config', help='config file, or the name of one that mmvars ships')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from a checkpoint; without a name (or with "auto") from the '
+                        'last one in the work dir')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by '
+                        'the real batch size over auto_scale_lr.base_batch_size')
+    add_common_arguments(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as the command line says.
+
+    Args:
+        argv: Arguments; None means the command line's.
+
+    Returns:
+        Exit status 0. After SIGINT or SIGTERM the process ends with status 130 or 143 instead
+        (:class:`~mmvars.engine.hooks.TrainingInterrupted`).
+
+    Raises:
+        InputError: On arguments, a config or files that cannot be used. Nothing has been changed
+            on disk then, but for a new log folder in the work dir where the model or data sets
+            could not be built.
+    """
+    args = _parser().parse_args(argv)
+    cfg, notes = load_config(args)
+    if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
+        raise InputError(f'config {args.config!r} has no train_dataloader and train_cfg: it is for '
+                         'testing only')
+    set_work_dir(cfg, args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        _use_amp(cfg)
+    if args.auto_scale_lr:
+        _use_auto_scale_lr(cfg)
+    _set_resume(cfg, args.resume)
+    _add_interrupt_hook(cfg)
+    check_data_roots(cfg)
+    with clear_errors():
+        runner = build_runner(cfg, notes)
+        _catch_signals_early(runner)
+        runner.train()
+    return 0
+
+
+def _use_amp(cfg: Config) -> None:
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind == 'AmpOptimWrapper':
+        return
+    if kind != 'OptimWrapper':
+        raise InputError(f'--amp works with optim_wrapper type OptimWrapper, the config has {kind}: '
+                         'set up mixed precision in the config')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _use_auto_scale_lr(cfg: Config) -> None:
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise InputError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config: the '
+                         'batch size that its learning rate is meant for')
+    cfg.auto_scale_lr.enable = True
+
+
+def _set_resume(cfg: Config, resume: str | None) -> None:
+    """Decide what to resume from, so that a run never silently starts from scratch instead."""
+    if resume is None and not cfg.get('resume'):
+        if cfg.get('load_from'):
+            check_checkpoint_file(cfg.load_from, 'load_from')
+        return
+    path = cfg.get('load_from') if resume is None else resume
+    if path in (None, 'auto'):
+        path = find_latest_checkpoint(cfg.work_dir) if os.path.isdir(cfg.work_dir) else None
+        if path is None:
+            raise InputError(f'--resume: there is nothing to resume in {cfg.work_dir!r} (no '
+                             'last_checkpoint): check --work-dir, name a checkpoint, or leave '
+                             '--resume out to start a new run')
+    check_checkpoint_file(path, '--resume checkpoint')
+    cfg.resume = True
+    cfg.load_from = path
+
+
+def _add_interrupt_hook(cfg: Config) -> None:
+    hooks = deepcopy(cfg.get('custom_hooks') or [])
+    if all(hook.get('type') != 'mmvars.SaveOnInterruptHook' for hook in hooks):
+        hooks.append(dict(type='mmvars.SaveOnInterruptHook'))
+    cfg.custom_hooks = hooks
+
+
+def _catch_signals_early(runner: Runner) -> None:
+    # Before data workers start (with the loops), so that they inherit the handler.
+    for hook in runner.hooks:
+        if isinstance(hook, SaveOnInterruptHook):
+            hook.install()

@@ -1,0 +1,72 @@
+"""Find the configs and tools that belong to this installation.
+
+A wheel carries them in ``mmvars/.mim/``; an editable install or a plain checkout has them beside
+the package. Nothing here imports torch or OpenMMLab.
+"""
+
+import difflib
+from pathlib import Path
+
+from mmvars.errors import InputError
+
+__all__ = ['config_path', 'resource_root']
+
+
+def resource_root() -> Path:
+    """Folder that holds ``configs/`` and ``tools/`` of this installation.
+
+    Returns:
+        Absolute path.
+
+    Raises:
+        InputError: If the installation has neither ``.mim`` nor a checkout beside it.
+    """
+    package = Path(__file__).resolve().parent
+    for root in (package / '.mim', package.parent):
+        if (root / 'configs').is_dir():
+            return root
+    raise InputError(f'the configs of mmvars were not found beside {package}: install it anew with '
+                     '`pip install --force-reinstall --no-deps mmvars`, or from a full checkout')
+
+
+def config_path(name: str) -> Path:
+    """The config file that ``name`` means, wherever the command is run.
+
+    Tried in turn: the path as it is; the same under this installation's root (so that
+    ``configs/x.py`` works from any folder) and under its ``configs/``; the one shipped config with
+    that file name. ``.py`` may be left out.
+
+    Args:
+        name: A path, or the name of a shipped config.
+
+    Returns:
+        Absolute path of an existing file.
+
+    Raises:
+        InputError: If there is none, with the shipped configs whose names come near; or if several
+            shipped configs have that name.
+    """
+    given = Path(name).expanduser()
+    candidates = [given] if given.suffix else [given, given.with_name(given.name + '.py')]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    if given.is_absolute():
+        raise InputError(f'config {name!r} does not exist')
+    root = resource_root()
+    for candidate in candidates:
+        for path in (root / candidate, root / 'configs' / candidate):
+            if path.is_file():
+                return path
+    shipped = sorted(p for p in (root / 'configs').rglob('*.py') if '_base_' not in p.parts)
+    wanted = given.name if given.suffix else f'{given.name}.py'
+    found = [path for path in shipped if path.name == wanted]
+    if len(found) == 1 and given.parent == Path('.'):
+        return found[0]
+    if len(found) > 1:
+        raise InputError(f'config {name!r} could be any of '
+                         f'{", ".join(str(p.relative_to(root)) for p in found)}: give the folder')
+    near = difflib.get_close_matches(wanted, [path.name for path in shipped], n=3, cutoff=0.5)
+    hint = f'; near it among the shipped ones: {", ".join(near)}' if near else ''
+    raise InputError(f'config {name!r} does not exist here, nor among the configs of mmvars in '
+                     f'{root / "configs"}{hint}')
