@@ -5,6 +5,7 @@ _base_ = [
     '../_base_/runtime/segmentation.py'
 ]
 train_dataloader = dict(batch_size=2)
+auto_scale_lr = dict(base_batch_size=8)
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     decode_head=dict(num_classes=_base_.num_classes),

@@ -232,16 +232,9 @@ def _set_schedules(editor: _Editor, schedules: list, old: int, new: int, key: st
 
 def _width_and_pooling(arch: Any) -> tuple[int, str]:
     """Channels of an ``arch`` and the ``out_type`` that its classifier reads."""
-    from mmvars.models.backbones import ARCHITECTURES  # imports torch; needed for arch alone
-    from mmvars.networks import SIZES
-    if isinstance(arch, dict):
-        width, pool = arch.get('embed_dims'), arch.get('global_pool')
-    elif arch in ARCHITECTURES:
-        size = SIZES[ARCHITECTURES[arch]]
-        width, pool = size['embed_dim'], size.get('global_pool')
-    else:
-        raise InputError(f'arch must be one of {sorted(ARCHITECTURES)} or a dict, got {arch!r}')
-    return width, 'avg_featmap' if pool == 'avg' else 'cls_token'
+    from mmvars.models.arguments import size_arguments  # loads torch and mmseg; for arch alone
+    size = size_arguments(arch)
+    return size['embed_dim'], 'avg_featmap' if size.get('global_pool') == 'avg' else 'cls_token'
 
 
 def _replaces(value: Any, old: Any) -> bool:

@@ -14,9 +14,11 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='mmpretrain.VisualizationHook', enable=False))
-# mmengine's EMAHook validates and saves the averaged weights (momentum is 1 - decay); the authors
-# averaged with the same decay but reported the raw ones.
 custom_hooks = [
+    # Attention pictures at every validation: --cfg-options custom_hooks.0.draw=True
+    dict(type='mmvars.AttentionVisualizationHook', draw=False),
+    # Validates and saves the averaged weights (momentum is 1 - decay); the authors averaged with
+    # the same decay but reported the raw weights.
     dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL'),
     dict(type='mmvars.SaveOnInterruptHook')
 ]

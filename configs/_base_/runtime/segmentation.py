@@ -16,7 +16,11 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='mmseg.SegVisualizationHook', draw=False))
-custom_hooks = [dict(type='mmvars.SaveOnInterruptHook')]
+custom_hooks = [
+    # Attention pictures at every validation: --cfg-options custom_hooks.0.draw=True
+    dict(type='mmvars.AttentionVisualizationHook', draw=False),
+    dict(type='mmvars.SaveOnInterruptHook')
+]
 log_processor = dict(by_epoch=False)
 log_level = 'INFO'
 load_from = None

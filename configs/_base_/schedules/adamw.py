@@ -8,3 +8,4 @@ optim_wrapper = dict(
             'cls_token': dict(decay_mult=0.),
             'norm': dict(decay_mult=0.)
         }))
+auto_scale_lr = dict(enable=False, base_batch_size=16)

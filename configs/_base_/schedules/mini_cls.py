@@ -16,3 +16,4 @@ param_scheduler = [
          convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=2, end=20)
 ]
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -16,3 +16,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=40),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=40, end=400)
 ]
+auto_scale_lr = dict(enable=False, base_batch_size=8)
