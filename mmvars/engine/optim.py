@@ -82,10 +82,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 def _layer_depth_of(model: nn.Module) -> _Depth:
     backbone = getattr(model, 'backbone', None)
     if hasattr(backbone, 'get_layer_depth'):
+        any_name = next(f'backbone.{name}' for name, _ in backbone.named_parameters())
+        num_layers = backbone.get_layer_depth(any_name, 'backbone.')[1]
+
         def depth_of(name: str) -> tuple[int, int]:
             if name.startswith('backbone.'):
                 return backbone.get_layer_depth(name, 'backbone.')
-            return 0, 1  # outside the backbone: exponent 0, the full rate
+            return num_layers - 1, num_layers  # heads: the last layer, with the full rate
         return depth_of
     if hasattr(model, 'get_layer_depth'):
         return model.get_layer_depth

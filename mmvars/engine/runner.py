@@ -6,7 +6,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
-from mmvars.engine.safe_load import load_training_state
+from mmvars.engine.safe_load import load_from_local
 from mmvars.errors import InputError
 
 __all__ = ['StrictRunner', 'use_safe_loading']
@@ -18,7 +18,7 @@ def use_safe_loading() -> None:
     For the command-line tools, which own their process: files named in a config (``load_from``,
     ``init_cfg``) are as untrusted as those on the command line.
     """
-    CheckpointLoader.register_scheme('', load_training_state, force=True)
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
 class StrictRunner(Runner):

@@ -6,6 +6,7 @@ allowed. mmengine's own loader falls back to the unrestricted one when that fail
 """
 
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mmvars.errors import InputError
 
-__all__ = ['check_checkpoint_file', 'load_training_state']
+__all__ = ['check_checkpoint_file', 'load_from_local']
 
 
 def check_checkpoint_file(path: str, name: str) -> None:
@@ -45,7 +46,7 @@ def check_checkpoint_file(path: str, name: str) -> None:
                          'or download it again')
 
 
-def load_training_state(filename: str, map_location: Any = None) -> dict:
+def load_from_local(filename: str, map_location: Any = None) -> dict:
     """Load a local checkpoint of mmengine's Runner, restricted to what such a file holds.
 
     Args:
@@ -67,7 +68,7 @@ def load_training_state(filename: str, map_location: Any = None) -> dict:
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
         raise InputError(f'checkpoint {filename!r} was refused: it wants more than tensors, numbers '
-                         f'and the log history ({_first_line(error)}). Files of other programs go '
+                         f'and the log history ({_wanted(error)}). Files of other programs go '
                          'through `mmvars convert` first') from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(f'checkpoint {filename!r} cannot be read ({_first_line(error)}): it is '
@@ -91,11 +92,26 @@ def _refuse_nans(state: dict, filename: str) -> None:
                          f'{more}: the training that wrote it diverged; use an earlier one')
 
 
+def _history_method(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr`` in the files: a log history refers to its own four methods by it.
+
+    The real ``getattr`` would let a file reach any module's globals, and change them.
+    """
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise UnpicklingError(f'attribute {name!r} of {owner!r}')
+    return getattr(owner, name)
+
+
+# The restricted unpickler finds it under the name that the files use.
+_history_method.__module__, _history_method.__qualname__ = 'builtins', 'getattr'
+_history_method.__name__ = 'getattr'
+
+
 def _allowed_classes() -> Any:
     """Context in which torch's restricted unpickler takes what the log history is made of."""
     core = np._core if hasattr(np, '_core') else np.core
     allowed: list[Callable] = [
-        HistoryBuffer, core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype,
+        HistoryBuffer, _history_method, core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype,
         *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_))
     ]
     if hasattr(torch.serialization, 'safe_globals'):  # torch >= 2.5
@@ -110,6 +126,12 @@ def _added_globals(allowed: list[Callable]) -> Any:
                          'torch 2.4 or newer')
     torch.serialization.add_safe_globals(allowed)
     yield
+
+
+def _wanted(error: UnpicklingError) -> str:
+    """What a refused file asked for, out of torch's long message."""
+    found = re.search(r'(?:GLOBAL|Unsupported class) (\S+)|(attribute \S+ of \S+)', str(error))
+    return (found[1] or found[2]) if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

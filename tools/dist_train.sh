@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Train in several processes on this machine, one for each GPU (or CPU processes without GPUs).
+#   bash tools/dist_train.sh CONFIG PROCESSES [arguments of train.py]
+# Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+# Ctrl-C saves a checkpoint; torchrun then prints a traceback of its own and exits with status 1.
+set -euo pipefail
+if [ $# -lt 2 ]; then
+    echo "usage: bash $0 CONFIG PROCESSES [arguments of train.py]" >&2
+    exit 2
+fi
+config=$1
+processes=$2
+shift 2
+exec torchrun --nnodes="${NNODES:-1}" --node-rank="${NODE_RANK:-0}" \
+    --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="${PORT:-29500}" \
+    --nproc-per-node="$processes" "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"
