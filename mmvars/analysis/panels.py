@@ -1,5 +1,6 @@
 """What stands in the cells of an attention figure: pictures, heat maps, label maps, bar charts."""
 
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from mmvars.analysis.classes import short_name
 
-__all__ = ['HeatMap', 'LabelMap', 'Panel', 'Picture', 'TopClasses', 'blend']
+__all__ = ['HeatMap', 'LabelMap', 'Panel', 'Picture', 'TopClasses', 'blend', 'default_palette']
 
 SMALL, TINY = 7.5, 6.5  # points
 GREY = '0.35'
@@ -33,6 +34,14 @@ def blend(top: np.ndarray, image: np.ndarray, strength: float, grey: bool = True
     if grey:
         under = np.repeat(under @ np.float32([0.299, 0.587, 0.114])[:, None], 3, axis=2)
     return np.clip(strength * top + (1 - strength) * under, 0, 1)
+
+
+def default_palette(num_classes: int) -> list[list[int]]:
+    """``num_classes`` well-spread RGB colours (0..255), for data sets without a palette."""
+    golden = (5**0.5 - 1) / 2  # steps of the golden ratio never come back to a hue
+    return [[round(255 * channel) for channel in
+             hsv_to_rgb(i * golden % 1, 0.75 if i % 2 else 0.5, 0.95 if i % 3 else 0.7)]
+            for i in range(num_classes)]
 
 
 @dataclass
@@ -104,13 +113,18 @@ class LabelMap:
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         order = [int(i) for i in np.argsort(-counts, kind='stable') if counts[i]]
         share = counts / counts.sum()
-        return [(f'{_elided(self.classes[i])} {share[i]:.0%}',
+        return [(f'{_elided(self.classes[i])} {_percent(share[i])}',
                  tuple(channel / 255 for channel in self.palette[i])) for i in order]
 
 
 @dataclass
 class TopClasses:
-    """The likeliest classes of a classifier as bars: ``scores (K,)`` are probabilities."""
+    """The likeliest classes of a classifier as bars: ``scores (K,)`` are probabilities.
+
+    Args:
+        highlight: A class drawn in another colour; where it is none of the likeliest, it takes the
+            last place and its rank is said.
+    """
 
     scores: np.ndarray
     classes: tuple[str, ...]
@@ -120,19 +134,32 @@ class TopClasses:
     highlight: int | None = None
 
     def draw(self, axes, below) -> None:
-        count = min(self.count, len(self.scores))
-        order = np.argsort(-self.scores, kind='stable')[:count]
-        for row, index in enumerate(order):
+        shown = self.shown()
+        count = len(shown)
+        for row, (index, rank) in enumerate(shown):
             y = count - 1 - row
             colour = '#d95f02' if index == self.highlight else '#4c78a8'
             axes.barh(y - 0.18, self.scores[index], height=0.3, color=colour)
-            axes.text(0.0, y + 0.08, _elided(self.classes[index]), va='bottom', ha='left',
-                      fontsize=SMALL)
+            name = _elided(self.classes[index])
+            axes.text(0.0, y + 0.08, name if rank == row + 1 else f'{rank}. {name}', va='bottom',
+                      ha='left', fontsize=SMALL)
             axes.text(1.0, y + 0.08, f'{self.scores[index]:.1%}', va='bottom', ha='right',
                       fontsize=SMALL, color=GREY)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.45, count - 0.35)
         axes.axis('off')
+
+    def shown(self) -> list[tuple[int, int]]:
+        """Index and rank (1 is likeliest) of the classes drawn."""
+        order = np.argsort(-self.scores, kind='stable').tolist()
+        ranks = list(range(min(self.count, len(order))))
+        if self.highlight is not None and self.highlight not in order[:len(ranks)]:
+            ranks[-1] = order.index(self.highlight)
+        return [(order[rank], rank + 1) for rank in ranks]
+
+
+def _percent(share: float) -> str:
+    return f'{share:.0%}' if share >= 0.005 else '<1%'
 
 
 def _elided(name: str) -> str:

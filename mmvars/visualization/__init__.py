@@ -1,0 +1,5 @@
+"""Attention pictures of OpenMMLab models: the command-line tool and the validation hook."""
+
+from mmvars.visualization.hooks import AttentionVisualizationHook
+
+__all__ = ['AttentionVisualizationHook']

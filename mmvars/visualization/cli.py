@@ -1,0 +1,183 @@
+"""``mmvars visualize``: bottom-up attention, token mask, top-down attention and prediction."""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from mmengine.config import DictAction
+from torch import nn
+
+from mmvars.analysis import Row, draw_figure, resolve_layer, save_figure
+from mmvars.errors import InputError
+from mmvars.visualization.host import ClassTable, Sample, network_of, num_classes_of
+from mmvars.visualization.images import find_images, load_sample, test_dataset, test_pipeline
+from mmvars.visualization.model import build_model, class_metainfo, read_config
+from mmvars.visualization.priors import HELP as PRIOR_HELP
+from mmvars.visualization.priors import NamedPrior, resolve_prior
+from mmvars.visualization.views import ViewOptions, observe, panels_of
+
+__all__ = ['main', 'parse_args']
+
+EPILOG = """\
+One picture is written for each image: input | bottom-up attention (token norms of pass 1) | token
+mask | top-down attention (token norms of pass 2) | prediction of pass 2. Each combination of prior
+and alpha is a row, and the prediction in it is the one under that prior and alpha. A plain ViT has
+one pass, so its picture has neither mask nor top-down attention.
+
+  mmvars visualize CONFIG CHECKPOINT photo.jpg --alpha 1 5 10
+  mmvars visualize CONFIG CHECKPOINT photos/ --prior "class:golden retriever" class:281 --alpha 10
+"""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Draw what bottom-up and top-down attention look at, on images of your own.',
+        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config of a segmentation or classification model')
+    parser.add_argument('checkpoint', help='its checkpoint (trained here, or converted)')
+    parser.add_argument('images', nargs='+', help='image files, or folders of them')
+    parser.add_argument('--prior', nargs='+', metavar='PRIOR', help=PRIOR_HELP)
+    parser.add_argument('--alpha', nargs='+', metavar='A',
+                        help='scale of the top-down signal (default: the model\'s own, usually 1; '
+                        'the thesis uses 10 for scenes with several objects); several values make '
+                        'a row of panels each')
+    parser.add_argument('--layer', type=int, metavar='I',
+                        help='block whose output tokens are drawn, 0-based, negative from the end; '
+                        'default: the last but three (block 8 of 0..11), where the authors look')
+    parser.add_argument('--threshold', type=float, metavar='F',
+                        help='draw only what is above min + F (max - min) of a map; the authors\' '
+                        'demonstration of controllable attention uses 0.7')
+    parser.add_argument('--class-attention', action='store_true',
+                        help='also draw what the class token attends to in the last block')
+    parser.add_argument('--strength', type=float, default=0.7, metavar='S',
+                        help='share of the map\'s colours in the overlay, 0 to 1 (default 0.7)')
+    parser.add_argument('--out-dir', default='attention', metavar='DIR',
+                        help='where IMAGE_attention.png is written (default: ./attention); an '
+                        'older picture of that name is replaced')
+    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='entries of the config to replace')
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see ``--help``.
+
+    Returns:
+        0 if every image was drawn.
+
+    Raises:
+        InputError: On bad input. An image that cannot be drawn is named at once, does not stop the
+            others, and is counted in the error at the end.
+    """
+    args = parse_args(argv)
+    alphas = [_number('--alpha', word) for word in args.alpha or ()] or [None]
+    if not 0 <= args.strength <= 1:
+        raise InputError(f'--strength must be between 0 and 1, got {args.strength}')
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise InputError(f'--threshold must be between 0 and 1, got {args.threshold}')
+    images = find_images(args.images, args.out_dir)
+    cfg = read_config(args.config, args.cfg_options)
+    pipeline = test_pipeline(cfg)
+    model = build_model(cfg, args.checkpoint, _device(args.device))
+    network = network_of(model)
+    classes = ClassTable.of(num_classes_of(model), *class_metainfo(test_dataset(cfg)))
+    options = ViewOptions(layer=resolve_layer(args.layer, network.trunk.depth),
+                          threshold=args.threshold, class_attention=args.class_attention,
+                          strength=args.strength)
+    combinations = _combinations(args.prior, alphas, model, classes)
+    targets = _targets(images, args.out_dir)
+    failed = 0
+    for number, (image, target) in enumerate(zip(images, targets, strict=True), 1):
+        try:
+            sample = load_sample(image, pipeline, network.trunk.patch_embed.patch_size)
+            figure = _figure(model, sample, options, combinations, classes, os.path.basename(image))
+        except InputError as error:
+            failed += 1
+            print(f'[{number}/{len(images)}] not drawn: {error}', file=sys.stderr)
+        else:
+            save_figure(figure, target)
+            print(f'[{number}/{len(images)}] {image} -> {target}', flush=True)
+    if failed:
+        raise InputError(f'{failed} of {len(images)} images could not be drawn, for the reasons '
+                         f'given above; the pictures of the others are in {args.out_dir!r}')
+    return 0
+
+
+def _figure(model: nn.Module, sample: Sample, options: ViewOptions,
+            combinations: list[tuple[NamedPrior, float | None]], classes: ClassTable, name: str):
+    network = network_of(model)
+    device = next(network.parameters()).device
+    rows = []
+    for prior, alpha in combinations:
+        vector = None if prior.vector is None else prior.vector.to(device)
+        seen = observe(model, sample, options, prior=vector, alpha=alpha)
+        label = ''
+        if network.feedback is not None:
+            label = f'prior: {prior.label}\nα = {network.alpha if alpha is None else alpha:g}'
+        rows.append(Row(panels_of(seen, classes, options.strength, prior.class_index), label))
+    footer = (f'{name} · token norms after block {options.layer + 1} of {network.trunk.depth} · '
+              f'network input {sample.size[0]}x{sample.size[1]} px (height x width)')
+    if network.feedback is None:
+        footer += ' · plain ViT: one pass, no token mask, no top-down attention'
+    return draw_figure(rows, sample.size, footer)
+
+
+def _combinations(words: list[str] | None, alphas: list[float | None], model: nn.Module,
+                  classes: ClassTable) -> list[tuple[NamedPrior, float | None]]:
+    if network_of(model).feedback is None:
+        if words or alphas != [None]:
+            raise InputError('--prior and --alpha steer top-down attention, and this model is a '
+                             'plain ViT without feedback: leave them out, or take an AbSViT')
+        print('plain ViT: there is one pass, so no token mask and no top-down attention to draw')
+        return [(NamedPrior(''), None)]
+    priors = [resolve_prior(word, model, classes) for word in words or ['query']]
+    return list(product(priors, alphas))
+
+
+def _targets(images: list[str], out_dir: str) -> list[str]:
+    """One file name for each image, different even where the images' names are the same.
+
+    Raises:
+        InputError: If a picture would overwrite one of the images.
+    """
+    targets: dict[str, None] = {}
+    for image in images:
+        stem, count = os.path.splitext(os.path.basename(image))[0], 1
+        while (target := os.path.join(out_dir, f'{stem}_attention.png')) in targets:
+            count += 1
+            stem = f'{os.path.splitext(os.path.basename(image))[0]}-{count}'
+        targets[target] = None
+    sources = {os.path.realpath(image) for image in images}
+    for target in targets:
+        if os.path.realpath(target) in sources:
+            raise InputError(f'the picture {target!r} would overwrite an image of that name: give '
+                             'another --out-dir')
+    return list(targets)
+
+
+def _number(option: str, word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        raise InputError(f'{option} must be a number, got {word!r} (give options after the images)') \
+            from None
+    if not math.isfinite(value) or value < 0:
+        raise InputError(f'{option} must be a finite number of at least 0, got {word}')
+    return value
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'--device {name!r} cannot be used here ({reason}); try cpu') from error
+    return device

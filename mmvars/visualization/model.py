@@ -1,0 +1,48 @@
+"""A model in eval mode from a config and a checkpoint."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import nn
+
+from mmvars.checkpoints import load_pretrained
+from mmvars.engine.launch import clear_errors, load_config
+from mmvars.visualization.host import network_of
+
+__all__ = ['build_model', 'class_metainfo', 'read_config']
+
+
+def read_config(name: str, options: Mapping | None = None) -> Config:
+    """The config that ``name`` means (a path, or the name of a shipped config), with ``options``.
+
+    Raises:
+        InputError: If there is no such config, it cannot be read, or an option names nothing.
+    """
+    cfg, _ = load_config(Namespace(config=name, cfg_options=options, launcher='none',
+                                   local_rank=0))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    return cfg
+
+
+def build_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
+    """Build the config's model and fill it, strictly, from the checkpoint.
+
+    Raises:
+        InputError: If the model has no mmvars backbone, or the checkpoint does not fill it.
+    """
+    with clear_errors():
+        model = MODELS.build(cfg.model)
+    network_of(model)
+    model = revert_sync_batchnorm(model)
+    load_pretrained(model, checkpoint)
+    return model.to(device).eval()
+
+
+def class_metainfo(dataset: Mapping) -> list[Mapping]:
+    """Where a data set's class names and palette stand: in its config, then in its class."""
+    dataset_class = DATASETS.get(dataset['type'])
+    return [dataset.get('metainfo') or {}, getattr(dataset_class, 'METAINFO', {})]

@@ -1,0 +1,119 @@
+"""Tiny models and configs of both hosts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+
+from mmvars.visualization.host import Sample
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+WIDTH, NUM_SEG, NUM_CLS = 24, 19, 6
+CLASS_NAMES = ('tench, Tinca tinca', 'golden retriever', 'tabby', 'crane', 'pier', 'bubble')
+
+
+def backbone(kind: str, **arguments) -> dict:
+    return dict(type=f'mmvars.{kind}', img_size=64, arch=dict(
+        embed_dims=WIDTH, num_layers=3, num_heads=2, patch_size=16), **arguments)
+
+
+def segmentation_config(kind: str = 'AbSViT') -> Config:
+    head = dict(type='mmseg.FCNHead', in_channels=WIDTH, in_index=0, channels=8, num_convs=1,
+                concat_input=False, num_classes=NUM_SEG, norm_cfg=dict(type='SyncBN'),
+                align_corners=False)
+    return Config(dict(
+        default_scope='mmseg',
+        model=dict(type='mmvars.EncoderDecoder',
+                   data_preprocessor=dict(type='mmseg.SegDataPreProcessor', mean=MEAN, std=STD,
+                                          bgr_to_rgb=True, size=(64, 64), pad_val=0,
+                                          seg_pad_val=255),
+                   backbone=backbone(kind), decode_head=head, train_cfg=dict(),
+                   test_cfg=dict(mode='whole')),
+        test_dataloader=dict(dataset=dict(
+            type='mmseg.CityscapesDataset',
+            pipeline=[dict(type='mmvars.LoadImageFromFile'),
+                      dict(type='Resize', scale=(100, 60), keep_ratio=True),
+                      dict(type='LoadAnnotations'), dict(type='mmseg.PackSegInputs')]))))
+
+
+def classification_config(kind: str = 'AbSViT') -> Config:
+    return Config(dict(
+        default_scope='mmpretrain',
+        model=dict(type='mmvars.ImageClassifier',
+                   data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor', mean=MEAN, std=STD,
+                                          num_classes=NUM_CLS, to_rgb=True),
+                   backbone=backbone(kind, out_type='cls_token'),
+                   head=dict(type='mmpretrain.LinearClsHead', num_classes=NUM_CLS,
+                             in_channels=WIDTH)),
+        test_dataloader=dict(dataset=dict(
+            type='mmpretrain.CustomDataset', metainfo=dict(classes=CLASS_NAMES),
+            pipeline=[dict(type='mmvars.LoadImageFromFile'),
+                      dict(type='mmpretrain.ResizeEdge', scale=72, edge='short'),
+                      dict(type='CenterCrop', crop_size=64), dict(type='mmpretrain.PackInputs')]))))
+
+
+CONFIGS = {'segmentation': segmentation_config, 'classification': classification_config}
+
+
+def build(cfg: Config) -> torch.nn.Module:
+    """The config's model with random weights whose feedback is strong enough to be seen."""
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if 'feedback.' in name or 'head.' in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def task(request) -> str:
+    """Both hosts."""
+    return request.param
+
+
+@pytest.fixture
+def make_config():
+    """``make_config(task, kind='AbSViT')``."""
+    return lambda task, kind='AbSViT': CONFIGS[task](kind)
+
+
+@pytest.fixture
+def make_model():
+    """``make_model(task, kind='AbSViT')``: in eval mode, with random weights."""
+    return lambda task, kind='AbSViT': revert_sync_batchnorm(build(CONFIGS[task](kind))).eval()
+
+
+@pytest.fixture
+def make_sample():
+    """``make_sample(task, (H, W))``: random pixels as the host packs them."""
+
+    def make(task: str, size: tuple[int, int]) -> Sample:
+        init_default_scope(CONFIGS[task]().default_scope)
+        kind = 'mmseg.PackSegInputs' if task == 'segmentation' else 'mmpretrain.PackInputs'
+        pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+        packed = TRANSFORMS.build(dict(type=kind))(dict(img=pixels, img_path='a.png',
+                                                        ori_shape=size, img_shape=size))
+        return Sample(packed['inputs'], packed['data_samples'])
+
+    return make
+
+
+@pytest.fixture
+def write_config(tmp_path):
+    """Writes the config of a task, and a checkpoint of it as mmengine's Runner would."""
+
+    def write(task: str, kind: str = 'AbSViT') -> tuple[Path, Path]:
+        cfg = CONFIGS[task](kind)
+        config, checkpoint = tmp_path / f'{task}_{kind}.py', tmp_path / f'{task}_{kind}.pth'
+        cfg.dump(config)
+        torch.save({'meta': {'epoch': 1}, 'state_dict': build(cfg).state_dict(),
+                    'message_hub': {}}, checkpoint)
+        return config, checkpoint
+
+    return write
