@@ -1,0 +1,114 @@
+"""``mmvars convert``, the same as ``tools/convert_checkpoint.py``."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from mmvars.checkpoints.account import Account, CheckpointError
+from mmvars.checkpoints.containers import WEIGHTS
+from mmvars.checkpoints.convert import TASKS, convert_checkpoint
+from mmvars.checkpoints.files import write_text
+from mmvars.checkpoints.formats import TARGETS
+from mmvars.errors import InputError
+from mmvars.networks import VARIANTS
+
+__all__ = ['main', 'parse_args']
+
+_EPILOG = """\
+examples:
+  mmvars convert absvit_base.pth absvit-b16.pth --arch absvit_base_patch16 --for segmentation
+  mmvars convert deit_small.pth absvit-s16_init.pth --arch absvit_small_patch16 --img-size 512
+  mmvars convert work_dirs/run/epoch_300.pth back.pth --arch absvit_tiny_patch16 --to release
+
+The mmvars file serves init_cfg=dict(type='Pretrained', checkpoint=...) of an mmvars backbone and
+load_from of a runner (load_from: .pth only, OpenMMLab does not read safetensors). No code of SRC
+is ever run, DST is written whole or not at all, and any tensor that is not accounted for is an
+error."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert a checkpoint and print the account.
+
+    Args:
+        argv: Arguments; ``None`` for the command line's.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        InputError: If the file cannot be converted; nothing was written then, except for the
+            report that was asked for.
+    """
+    args = vars(parse_args(argv))
+    report, overwrite = args.pop('report'), args['overwrite']
+    if report is not None and report.exists() and not overwrite:
+        raise InputError(f'--report {report} exists and is kept as it is; choose another name, or '
+                         f'say --overwrite')
+    options = {name: value for name, value in args.items() if value is not None}
+    try:
+        account = convert_checkpoint(**options)
+    except CheckpointError as error:
+        _write_report(report, error.account, overwrite)
+        raise
+    print(account.render())
+    print(f'wrote {args["destination"]}')
+    _write_report(report, account, overwrite)
+    return 0
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of :func:`~mmvars.checkpoints.convert_checkpoint`, and ``report``."""
+    parser = argparse.ArgumentParser(
+        description='Convert released AbSViT / ViT, DeiT and timm checkpoints to mmvars, or back.',
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='SRC', type=Path,
+                        help='.pth or .safetensors: a training checkpoint or a bare state dict')
+    parser.add_argument('destination', metavar='DST', type=Path,
+                        help='.pth or .safetensors to write')
+    parser.add_argument('--arch', required=True, choices=VARIANTS, metavar='ARCH',
+                        help=f'network: {", ".join(VARIANTS)}')
+    parser.add_argument('--for', dest='task', choices=TASKS,
+                        help='segmentation drops the classifier, classification demands it; '
+                             'default: keep what there is')
+    parser.add_argument('--to', default='mmvars', choices=tuple(TARGETS), help='names to write')
+    parser.add_argument('--weights', default='auto', choices=WEIGHTS,
+                        help="model: as trained; ema: moving averages; auto: entry 'model', else "
+                             "'state_dict', else the averages")
+    parser.add_argument('--img-size', type=_pair('--img-size', allow_side=True), metavar='N|HxW',
+                        help='pixels to resample the positions for; default: keep them')
+    parser.add_argument('--source-grid', type=_pair('--source-grid'), metavar='HxW',
+                        help="patch grid of SRC's positions, if it is not square")
+    parser.add_argument('--num-classes', type=int, metavar='K',
+                        help='classes of a classifier that --allow-new starts')
+    parser.add_argument('--allow-new', nargs='+', metavar='PREFIX',
+                        help='parts of the network that SRC may lack, for instance trunk.head; '
+                             'prior, feedback and prompts always may')
+    parser.add_argument('--ignore', nargs='+', metavar='PATTERN',
+                        help="keys of SRC to leave out, for instance 'head.*'")
+    parser.add_argument('--seed', type=int, help='of new tensors; default 0')
+    parser.add_argument('--overwrite', action='store_true', help='replace DST (and the report)')
+    parser.add_argument('--report', type=Path, metavar='FILE', help='write the account as JSON')
+    size = parser.add_argument_group('sizes other than those of ARCH')
+    for name, kind in (('embed-dim', int), ('depth', int), ('patch-size', int),
+                       ('mlp-ratio', float), ('in-chans', int)):
+        size.add_argument(f'--{name}', type=kind, metavar='N')
+    size.add_argument('--global-pool', choices=('token', 'avg'))
+    return parser.parse_args(argv)
+
+
+def _pair(option: str, allow_side: bool = False) -> Callable[[str], int | tuple[int, int]]:
+    def parse(text: str) -> int | tuple[int, int]:
+        numbers = text.lower().split('x')
+        if not all(n.isdecimal() for n in numbers) or len(numbers) not in (
+                (1, 2) if allow_side else (2, )):
+            raise argparse.ArgumentTypeError(
+                f'{option} takes {"N or " if allow_side else ""}HEIGHTxWIDTH, got {text!r}')
+        return int(text) if len(numbers) == 1 else (int(numbers[0]), int(numbers[1]))
+
+    return parse
+
+
+def _write_report(path: Path | None, account: Account, overwrite: bool) -> None:
+    if path is not None:
+        write_text(path, json.dumps(account.to_dict(), indent=1) + '\n', overwrite)
