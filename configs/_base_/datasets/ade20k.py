@@ -3,7 +3,7 @@ data_root = 'data/ade/ADEChallengeData2016'
 num_classes = 150
 crop_size = (512, 512)
 img_scale = (2048, 512)
-# LoadAnnotations has no prefix because mmseg's inference looks for that very name.
+# mmseg's inference looks for the bare names LoadImageFromFile and LoadAnnotations.
 train_pipeline = [
     dict(type='mmvars.LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
@@ -15,7 +15,7 @@ train_pipeline = [
     dict(type='mmseg.PackSegInputs')
 ]
 test_pipeline = [
-    dict(type='mmvars.LoadImageFromFile'),
+    dict(type='LoadImageFromFile', _scope_='mmvars'),
     dict(type='Resize', scale=img_scale, keep_ratio=True),
     # After Resize: predictions are compared at the size of the label file.
     dict(type='LoadAnnotations', reduce_zero_label=True),
@@ -23,7 +23,7 @@ test_pipeline = [
     dict(type='mmseg.PackSegInputs')
 ]
 tta_pipeline = [
-    dict(type='mmvars.LoadImageFromFile'),
+    dict(type='LoadImageFromFile', _scope_='mmvars'),
     dict(
         type='TestTimeAug',
         transforms=[

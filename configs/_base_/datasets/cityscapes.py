@@ -3,7 +3,7 @@ data_root = 'data/cityscapes'
 num_classes = 19
 crop_size = (512, 1024)
 img_scale = (2048, 1024)
-# LoadAnnotations has no prefix because mmseg's inference looks for that very name.
+# mmseg's inference looks for the bare names LoadImageFromFile and LoadAnnotations.
 train_pipeline = [
     dict(type='mmvars.LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -15,7 +15,7 @@ train_pipeline = [
     dict(type='mmseg.PackSegInputs')
 ]
 test_pipeline = [
-    dict(type='mmvars.LoadImageFromFile'),
+    dict(type='LoadImageFromFile', _scope_='mmvars'),
     dict(type='Resize', scale=img_scale, keep_ratio=True),
     # After Resize: predictions are compared at the size of the label file.
     dict(type='LoadAnnotations'),
@@ -23,7 +23,7 @@ test_pipeline = [
     dict(type='mmseg.PackSegInputs')
 ]
 tta_pipeline = [
-    dict(type='mmvars.LoadImageFromFile'),
+    dict(type='LoadImageFromFile', _scope_='mmvars'),
     dict(
         type='TestTimeAug',
         transforms=[

@@ -4,8 +4,8 @@ num_classes = 1000
 crop_size = 224
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
-# ImageNet has grey and CMYK files.
-load_image = dict(type='mmvars.LoadImageFromFile', allow=('grey', 'cmyk'))
+# ImageNet has grey and CMYK files. mmpretrain's inference looks for the bare name.
+load_image = dict(type='LoadImageFromFile', _scope_='mmvars', allow=('grey', 'cmyk'))
 train_pipeline = [
     load_image,
     dict(

@@ -1,0 +1,107 @@
+"""Build all that configs name, and print what came of it as JSON, one line a config.
+
+Run in a fresh process by the sweep: ``python build_configs.py CONFIG...``. Nothing of mmvars, mmseg
+or mmpretrain is imported here: the configs alone must bring in what they name. Models are built on
+torch's meta device, so that even the largest takes no memory and no time to initialise.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import (DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS,
+                               OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS,
+                               PARAM_SCHEDULERS, VISUALIZERS, init_default_scope)
+
+
+def describe(path: str) -> dict:
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    names = [name for name, _ in model.named_parameters()]
+    keys = cfg.optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
+    return dict(
+        config=path,
+        backbone_parameters=sum(p.numel() for p in model.backbone.parameters()),
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=[name for name, p in model.named_parameters() if p.requires_grad],
+        channels=channels_of(model.backbone),
+        heads={name: dict(in_channels=head.in_channels, in_index=getattr(head, 'in_index', -1),
+                          num_classes=head.num_classes)
+               for name in ('decode_head', 'auxiliary_head', 'head')
+               if (head := getattr(model, name, None)) is not None},
+        unmatched_keys=[key for key in keys if not any(key in name for name in names)],
+        num_classes={split: class_count(cfg[f'{split}_dataloader'].dataset)
+                     for split in ('train', 'val', 'test')},
+        num_transforms=[len(Compose(pipeline).transforms) for pipeline in pipelines(cfg)],
+        resolved=resolve_types(cfg))
+
+
+def channels_of(backbone: torch.nn.Module) -> list[int]:
+    """Channels of the features, measured in a forward on the meta device."""
+    backbone.eval()
+    with torch.device('meta'):
+        feats = backbone(torch.zeros(1, 3, 64, 96))
+    return [feat.shape[1] for feat in feats]
+
+
+def class_count(dataset: Config) -> int:
+    """Classes of a data set, from its class, or from its folders."""
+    while 'datasets' in dataset:
+        dataset = dataset.datasets[0]
+    if dataset.type == 'mmpretrain.CustomDataset':
+        return sum(p.is_dir() for p in Path(dataset.data_root, dataset.data_prefix).iterdir())
+    return len(DATASETS.get(dataset.type).METAINFO['classes'])
+
+
+def pipelines(cfg: Config) -> Iterator[list]:
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        for part in dataset.get('datasets', [dataset]):
+            yield part.pipeline
+    yield cfg.tta_pipeline
+
+
+def resolve_types(cfg: Config) -> int:
+    """Look up every other type that the Runner would build; returns how many."""
+    found = 0
+    for registry, entries in (
+        (HOOKS, [*cfg.default_hooks.values(), *cfg.custom_hooks]),
+        (METRICS, [cfg.val_evaluator, cfg.test_evaluator]),
+        (VISUALIZERS, [cfg.visualizer]),
+        (MODELS, [cfg.tta_model]),
+        (OPTIMIZERS, [cfg.optim_wrapper.optimizer]),
+        (OPTIM_WRAPPERS, [cfg.optim_wrapper]),
+        (OPTIM_WRAPPER_CONSTRUCTORS,
+         [dict(type=cfg.optim_wrapper.get('constructor', 'DefaultOptimWrapperConstructor'))]),
+        (PARAM_SCHEDULERS, cfg.param_scheduler),
+        (DATASETS, [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]),
+        (DATA_SAMPLERS, [cfg.train_dataloader.sampler, cfg.val_dataloader.sampler]),
+        (LOOPS, [loop for loop in (cfg.train_cfg, cfg.val_cfg, cfg.test_cfg) if 'type' in loop]),
+    ):
+        for entry in entries:
+            with registry.switch_scope_and_registry(None) as scoped:
+                if scoped.get(entry['type']) is None:
+                    raise KeyError(f'{entry["type"]} is in no registry of {registry.name}')
+            found += 1
+    return found
+
+
+def main(paths: list[str]) -> None:
+    warnings.simplefilter('ignore')
+    for path in paths:
+        try:
+            facts = describe(path)
+        except Exception as error:  # all configs are reported, not only the first that fails
+            facts = dict(config=path, error=f'{type(error).__name__}: {error}')
+        print('SWEEP' + json.dumps(facts), flush=True)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

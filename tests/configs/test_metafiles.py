@@ -1,0 +1,89 @@
+"""The metafiles: what they list exists, and OpenMMLab's tools can read them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+INDEX = CONFIGS / 'model-index.yml'
+METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
+REPORTED = {  # thesis Tables 2.2 and 2.4
+    'absvit-tiny-p16': 74.1, 'absvit-small-p16': 80.7, 'absvit-base-p16': 81.0,
+    'vit-tiny-p16': 72.5, 'vit-small-p16': 80.1, 'vit-base-p16': 80.8,
+    'absvit-b16_ade20k': 47.2, 'absvit-b16_cityscapes': 76.8, 'absvit-b16_voc12': 81.3,
+    'vit-b16_ade20k': 45.2, 'vit-b16_cityscapes': 75.3, 'vit-b16_voc12': 80.1,
+    'resnet101_ade20k': 42.9, 'resnet101_cityscapes': 78.7, 'resnet101_voc12aug': 77.1,
+}
+
+
+def _models() -> list[dict]:
+    return [model for path in METAFILES for model in yaml.safe_load(path.read_text())['Models']]
+
+
+def test_the_index_imports_every_metafile():
+    assert len(METAFILES) == 3
+    imported = yaml.safe_load(INDEX.read_text())['Import']
+    assert [CONFIGS / name for name in imported] == METAFILES
+
+
+def test_entries_are_the_configs():
+    models = _models()
+    assert [Path(m['Config']).stem for m in models] == [m['Name'] for m in models]
+    listed = sorted(CONFIGS.parent / m['Config'] for m in models)
+    assert listed == sorted(p for p in CONFIGS.glob('*/*.py') if 'mini-' not in p.name)
+    assert len(listed) >= 30
+
+
+def test_entries_agree_with_the_configs():
+    for model in _models():
+        cfg, metadata = Config.fromfile(str(CONFIGS.parent / model['Config'])), model['Metadata']
+        assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+        if 'Iterations' in metadata:
+            assert metadata['Iterations'] == cfg.train_cfg.max_iters
+
+
+def test_numbers_are_the_reported_ones_and_say_so():
+    seen = {}
+    for model in _models():
+        first, *_, data = model['Name'].split('_')
+        key = first if data == 'in1k' else f'{first}_{data.partition("-")[0]}'
+        if model['Results'] is None:
+            assert key not in REPORTED
+            continue
+        table = '2.2' if data == 'in1k' else '2.4'
+        assert model['Metadata']['Results From'] == f'the authors, thesis Table {table}'
+        seen[key] = next(iter(model['Results'][0]['Metrics'].values()))
+        assert 'Weights' not in model
+    assert seen == REPORTED
+
+
+@pytest.mark.parametrize('layout', ['repository', 'wheel'])
+def test_model_index_reads_it(tmp_path, layout):
+    modelindex = pytest.importorskip('modelindex.load_model_index')
+    index = INDEX
+    if layout == 'wheel':  # .mim/ has the index one level higher; setup.py writes it like this
+        shutil.copytree(CONFIGS, tmp_path / 'configs', ignore=shutil.ignore_patterns('*.py'))
+        index = tmp_path / 'model-index.yml'
+        index.write_text(re.sub(r'- (\S+)', r'- configs/\1', INDEX.read_text()))
+    loaded = modelindex.load(str(index))
+    loaded.check(silent=False)
+    loaded.build_models_with_collections()
+    assert len(list(loaded.models)) == len(_models())
+    assert {model.full_model.paper['Title'] for model in loaded.models} > {
+        'Top-Down Visual Attention from Analysis by Synthesis'}
+
+
+def test_mmpretrain_finds_our_models_beside_its_own(monkeypatch):
+    model_api = pytest.importorskip('mmpretrain.apis.model')
+    hub = model_api.ModelHub
+    hub._register_mmpretrain_models()
+    monkeypatch.setattr(hub, '_models_dict', dict(hub._models_dict))
+    hub.register_model_index(INDEX, config_prefix=CONFIGS.parent)
+    names = model_api.list_models('absvit-*-p*in1k')
+    assert len(names) == 4
+    model = model_api.get_model('absvit-tiny-p16_8xb128-coslr-300e_in1k')
+    assert type(model.backbone).__name__ == 'AbSViT'
