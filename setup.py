@@ -49,7 +49,7 @@ def index_for_wheel(text: str) -> str:
 
 
 class BuildWithResources(build_py):
-    """``build_py`` that adds ``mmvars/.mim`` (not for editable installs, which see the checkout)."""
+    """``build_py`` that adds ``mmvars/.mim``; editable installs see the checkout instead."""
 
     def run(self):
         super().run()

@@ -19,12 +19,12 @@ COMMANDS = {
     'train': ('mmvars.engine.train:main', 'train a model from a config'),
     'test': ('mmvars.engine.test:main', 'test a checkpoint: metrics, predictions, pictures'),
     'convert': ('mmvars.checkpoints.cli:main', 'convert checkpoints from and to other formats'),
-    'visualize': ('mmvars.analysis.cli:main', 'draw bottom-up and top-down attention'),
+    'visualize': ('mmvars.visualization.cli:main', 'draw bottom-up and top-down attention'),
     'doctor': ('mmvars.doctor:main', 'say what is wrong with this environment, and the remedy'),
 }
 # Packages whose absence is a matter of installation, not a bug in mmvars.
-_STACK = {'torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'PIL', 'mmengine', 'mmcv', 'mmseg',
-          'mmpretrain'}
+_STACK = {'torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'PIL', 'mmengine', 'mmcv',
+          'mmseg', 'mmpretrain'}
 
 
 def run_tool(tool: str | Callable[..., int | None], argv: list[str] | None = None) -> int:

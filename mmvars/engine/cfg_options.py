@@ -43,7 +43,8 @@ OPEN = {
     'dist_cfg': {'backend', 'timeout', 'init_backend', 'port'},
     'randomness': {'seed', 'deterministic', 'diff_rank_seed'},
     'auto_scale_lr': {'enable', 'base_batch_size'},
-    'clip_grad': {'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'type', 'clip_value'},
+    'clip_grad': {'max_norm', 'norm_type', 'error_if_nonfinite', 'foreach', 'type',
+                  'clip_value'},
     'paramwise_cfg': {
         'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult',
         'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate', 'layer_decay_rate'
@@ -55,7 +56,7 @@ OPEN = {
     'val_cfg': {'fp16'},
     'test_cfg': {'fp16'},
 }
-"""Dicts without ``type`` whose keys are optional: last part (or full path) -> the keys they take."""
+"""Dicts without ``type`` whose keys are optional: last part or full path -> the keys they take."""
 
 _ALMOST = 0.85  # difflib ratio from which a new key beside an existing one is a typing error
 

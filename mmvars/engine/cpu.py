@@ -63,8 +63,8 @@ def adapt_to_cpu(cfg: Config) -> list[str]:
     cfg.model_wrapper_cfg = wrapper
     notes.append(f'Distributed over gloo: {dist.get_world_size()} processes')
     if replaced:
-        notes.append(f'SyncBN needs an accelerator: {replaced} entries of the model use BN instead, '
-                     'whose statistics are those of each process')
+        notes.append(f'SyncBN needs an accelerator: {replaced} entries of the model use BN '
+                     'instead, whose statistics are those of each process')
     return notes
 
 
@@ -118,5 +118,5 @@ def _first_host(launcher: str) -> str:
         hosts = subprocess.run(['scontrol', 'show', 'hostname', os.environ['SLURM_NODELIST']],
                                capture_output=True, text=True, check=True).stdout.split()
         return hosts[0]
-    raise InputError(f'--launcher {launcher}: MASTER_ADDR not set in the environment: set it to the '
-                     'address of the first host')
+    raise InputError(f'--launcher {launcher}: MASTER_ADDR not set in the environment: set it to '
+                     'the address of the first host')

@@ -69,7 +69,8 @@ def load_config(args: argparse.Namespace) -> tuple[Config, list[str]]:
     except InputError:
         raise
     except Exception as error:  # a text config is Python: it can fail in any way
-        raise InputError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+        raise InputError(f'config {path} cannot be read: {type(error).__name__}: '
+                         f'{error}') from error
     options = args.cfg_options or {}
     check_options(cfg, options)
     try:

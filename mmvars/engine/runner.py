@@ -73,9 +73,10 @@ class StrictRunner(Runner):
         targets = {k: v for k, v in model.state_dict().items() if k.startswith('backbone.')}
         fitting = [k for k, v in targets.items()
                    if isinstance(source.get(k), Tensor) and source[k].shape == v.shape]
-        self.logger.info(f'load_from fills {len(fitting)} of {len(targets)} tensors of the backbone')
+        self.logger.info(f'load_from fills {len(fitting)} of the {len(targets)} tensors of the '
+                         'backbone')
         if targets and not fitting:
             example = next((k for k in source), None)
-            raise InputError(f'load_from {filename!r} fills no tensor of the backbone (its keys are '
-                             f'like {example!r}, wanted are like {next(iter(targets))!r}): convert '
-                             'it with `mmvars convert`')
+            raise InputError(f'load_from {filename!r} fills no tensor of the backbone (its keys '
+                             f'are like {example!r}, wanted are like {next(iter(targets))!r}): '
+                             'convert it with `mmvars convert`')

@@ -18,6 +18,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
+from mmvars.checkpoints.files import read_checkpoint
 from mmvars.errors import InputError
 
 __all__ = ['check_checkpoint_file', 'load_from_local']
@@ -50,7 +51,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
     """Load a local checkpoint of mmengine's Runner, restricted to what such a file holds.
 
     Args:
-        filename: Path of a ``.pth`` file.
+        filename: Path of a ``.pth`` file, or of a ``.safetensors`` file of weights.
         map_location: As for :func:`torch.load`.
 
     Returns:
@@ -63,23 +64,31 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
     """
     filename = os.path.expanduser(filename)
     check_checkpoint_file(filename, 'checkpoint')
-    try:
-        with _allowed_classes():
-            checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
-        raise InputError(f'checkpoint {filename!r} was refused: it wants more than tensors, numbers '
-                         f'and the log history ({_wanted(error)}). Files of other programs go '
-                         'through `mmvars convert` first') from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f'checkpoint {filename!r} cannot be read ({_first_line(error)}): it is '
-                         'truncated or no checkpoint; copy or download it again') from None
-    if not isinstance(checkpoint, dict):
-        raise InputError(f'checkpoint {filename!r} holds a {type(checkpoint).__name__}, not a dict')
+    if filename.endswith('.safetensors'):
+        checkpoint = dict(state_dict=read_checkpoint(filename))
+    else:
+        checkpoint = _load_restricted(filename, map_location)
     meta = checkpoint.get('meta')
     if isinstance(meta, dict) and meta.pop('config', None) is not None:
         print_log(f"{filename}: meta['config'] was removed, since resuming would execute it",
                   logger='current')
     _refuse_nans(checkpoint.get('state_dict', checkpoint), filename)
+    return checkpoint
+
+
+def _load_restricted(filename: str, map_location: Any) -> dict:
+    try:
+        with _allowed_classes():
+            checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        raise InputError(f'checkpoint {filename!r} was refused: it wants more than tensors, '
+                         f'numbers and the log history ({_wanted(error)}). Files of other programs '
+                         'go through `mmvars convert` first') from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f'checkpoint {filename!r} cannot be read ({_first_line(error)}): it is '
+                         'truncated or no checkpoint; copy or download it again') from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f'checkpoint {filename!r} holds a {type(checkpoint).__name__}, not a dict')
     return checkpoint
 
 
@@ -110,9 +119,10 @@ _history_method.__name__ = 'getattr'
 def _allowed_classes() -> Any:
     """Context in which torch's restricted unpickler takes what the log history is made of."""
     core = np._core if hasattr(np, '_core') else np.core
+    number_types = (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)
     allowed: list[Callable] = [
-        HistoryBuffer, _history_method, core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype,
-        *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_))
+        HistoryBuffer, _history_method, core.multiarray._reconstruct, core.multiarray.scalar,
+        np.ndarray, np.dtype, *(type(np.dtype(t)) for t in number_types)
     ]
     if hasattr(torch.serialization, 'safe_globals'):  # torch >= 2.5
         return torch.serialization.safe_globals(allowed)

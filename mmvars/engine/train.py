@@ -25,7 +25,8 @@ def _parser() -> argparse.ArgumentParser:
                         help='go on from a checkpoint; without a name (or with "auto") from the '
                         'last one in the work dir')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
-    parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
+    parser.add_argument('--no-validate', action='store_true',
+                        help='do not validate while training')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by '
                         'the real batch size over auto_scale_lr.base_batch_size')
     add_common_arguments(parser)
@@ -75,8 +76,8 @@ def _use_amp(cfg: Config) -> None:
     if kind == 'AmpOptimWrapper':
         return
     if kind != 'OptimWrapper':
-        raise InputError(f'--amp works with optim_wrapper type OptimWrapper, the config has {kind}: '
-                         'set up mixed precision in the config')
+        raise InputError('--amp works with optim_wrapper type OptimWrapper, the config has '
+                         f'{kind}: set up mixed precision in the config')
     wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 
