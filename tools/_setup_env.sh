@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Shared by quickstart.sh and run_tests.sh, which source it: makes ./.venv with the known-good
 # versions, once. Sets $python to the environment's interpreter.
 #
@@ -43,7 +44,7 @@ _pip() {
 setup_env() {
     local base stamp
     if [ -d .venv ]; then
-        [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null ||
+        .venv/bin/python -c '' 2>/dev/null ||
             _stop ".venv is there but its Python does not run: remove it (rm -r .venv) and run" \
                 "this again."
         .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
@@ -58,9 +59,10 @@ setup_env() {
             _stop "$base cannot make virtual environments. On Debian or Ubuntu:" \
                 "sudo apt install python3-venv"
         _say "Making a virtual environment in .venv with $("$base" --version)"
-        "$base" -m venv .venv.part && rm -rf .venv && mv .venv.part .venv ||
+        if ! "$base" -m venv .venv; then
+            rm -rf .venv
             _stop "$base -m venv failed (its output is above)."
-        "$base" -m venv --upgrade .venv # the paths in its scripts are those of .venv.part
+        fi
     fi
     python=$PWD/.venv/bin/python
     stamp=.venv/mmvars-$(cat setup.py tools/constraints.txt | cksum | tr -d ' ')
