@@ -9,8 +9,11 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
-from mmvars.checkpoints import load_pretrained
+from mmvars.checkpoints import Account, load_pretrained, read_checkpoint
+from mmvars.checkpoints.containers import select_weights
+from mmvars.checkpoints.fit import Source, fit_tensors
 from mmvars.engine.launch import clear_errors, load_config
+from mmvars.errors import InputError
 from mmvars.visualization.host import network_of
 
 __all__ = ['build_model', 'class_metainfo', 'read_config']
@@ -38,7 +41,8 @@ def build_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module
         model = MODELS.build(cfg.model)
     network_of(model)
     model = revert_sync_batchnorm(model)
-    load_pretrained(model, checkpoint)
+    load_pretrained(model.backbone, checkpoint)
+    _load_heads(model, checkpoint)
     return model.to(device).eval()
 
 
@@ -46,3 +50,19 @@ def class_metainfo(dataset: Mapping) -> list[Mapping]:
     """Where a data set's class names and palette stand: in its config, then in its class."""
     dataset_class = DATASETS.get(dataset['type'])
     return [dataset.get('metainfo') or {}, getattr(dataset_class, 'METAINFO', {})]
+
+
+def _load_heads(model: nn.Module, checkpoint: str) -> None:
+    """Fill all that is not the backbone, as strictly as :func:`load_pretrained` fills that."""
+    heads = nn.ModuleDict({name: part for name, part in model.named_children()
+                           if name != 'backbone'})
+    account = Account(f'{checkpoint} into the heads of {type(model).__name__}')
+    tensors = select_weights(read_checkpoint(checkpoint), 'auto', account)
+    outside = {key: Source(key, value) for key, value in tensors.items()
+               if not key.startswith('backbone.')}
+    if len(outside) == len(tensors):
+        raise InputError(f'{checkpoint} holds a backbone alone, and predictions need the heads too: '
+                         'give a checkpoint of the whole model')
+    fitted = fit_tensors(heads, outside, account)
+    account.raise_problems('The checkpoint must be one of the model that the config describes.')
+    heads.load_state_dict(fitted)

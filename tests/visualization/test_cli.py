@@ -1,0 +1,205 @@
+"""`mmvars visualize`: real runs on tiny models, and every mistake in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmvars.cli import run_tool
+from mmvars.errors import InputError
+from mmvars.visualization.cli import main
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """Writes a photo of random pixels; gives its path."""
+
+    def write(name='photo.png', size=(80, 100)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def draw(write_config, tmp_path, capsys):
+    """Runs the tool in this process: exit status and what it wrote to stderr."""
+
+    def run(task, *arguments, kind='AbSViT', config=None, checkpoint=None):
+        own_config, own_checkpoint = write_config(task, kind)
+        status = run_tool(main, [str(config or own_config), str(checkpoint or own_checkpoint),
+                                 '--device', 'cpu', '--out-dir', str(tmp_path / 'out'),
+                                 *map(str, arguments)])
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def outputs(tmp_path):
+    return sorted(os.listdir(tmp_path / 'out')) if (tmp_path / 'out').exists() else []
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
+
+
+@pytest.mark.parametrize('kind', ['AbSViT', 'ViT'])
+def test_one_picture_for_each_image(task, kind, draw, photo, tmp_path):
+    folder_photo = photo('folder/b.jpg', (70, 50))
+    status, _ = draw(task, photo(), os.path.dirname(folder_photo), kind=kind)
+    assert status == 0
+    assert outputs(tmp_path) == ['b_attention.png', 'photo_attention.png']
+
+
+def test_each_prior_and_scale_is_a_row(draw, photo, tmp_path):
+    heights = []
+    for arguments in (['--alpha', 1], ['--alpha', 1, 5, 10],
+                      ['--alpha', 1, 10, '--prior', 'class:tench', 'class:2', 'query']):
+        assert draw('classification', photo(), *arguments)[0] == 0
+        heights.append(size_of(tmp_path / 'out' / 'photo_attention.png')[1])
+    row = (heights[1] - heights[0]) / 2
+    assert heights[2] - heights[0] == pytest.approx(5 * row, abs=3) and row > 200
+
+
+def test_a_prior_from_a_file_reaches_a_segmentor(draw, photo, tmp_path):
+    torch.save(torch.randn(24), tmp_path / 'prior.pt')
+    status, _ = draw('segmentation', photo(), '--prior', f'file:{tmp_path / "prior.pt"}', 'query',
+                     '--class-attention', '--threshold', '0.7', '--layer', '-1')
+    assert status == 0 and outputs(tmp_path) == ['photo_attention.png']
+
+
+def test_images_of_one_name_get_pictures_of_their_own(draw, photo, tmp_path):
+    assert draw('classification', photo('a/x.png'), photo('b/x.png'))[0] == 0
+    assert outputs(tmp_path) == ['x-2_attention.png', 'x_attention.png']
+
+
+def test_one_bad_image_does_not_lose_the_others(draw, photo, tmp_path):
+    bad, grey, good = photo('bad.png'), photo('grey.png'), photo('good.png')
+    with open(bad, 'r+b') as file:
+        file.truncate(300)
+    Image.open(grey).convert('L').save(grey)
+    status, errors = draw('segmentation', bad, grey, photo('tiny.png', (4, 4)), good)
+    assert status == 2 and outputs(tmp_path) == ['good_attention.png']
+    lines = errors.strip().splitlines()
+    assert len(lines) == 4 and 'Traceback' not in errors
+    assert lines[0].startswith('[1/4] not drawn') and 'bad.png' in lines[0]
+    assert 'grey' in lines[1] and 'smaller than one patch of 16x16' in lines[2]
+    assert '3 of 4 images could not be drawn' in lines[3]
+
+
+@pytest.mark.parametrize('arguments,message', [
+    (['--alpha', 'much'], "--alpha must be a number, got 'much'"),
+    (['--alpha', 'nan'], '--alpha must be a finite number of at least 0, got nan'),
+    (['--alpha', '-1'], '--alpha must be a finite number of at least 0, got -1'),
+    (['--prior', 'class:golden retreiver'], "did you mean 'golden retriever'"),
+    (['--prior', 'dog'], "--prior 'dog' is not understood"),
+    (['--layer', '3'], 'layer must be a block index from 0 to 2'),
+    (['--threshold', '2'], '--threshold must be between 0 and 1'),
+    (['--strength', '-0.5'], '--strength must be between 0 and 1'),
+    (['--device', 'toaster'], "--device 'toaster' cannot be used here"),
+    (['--cfg-options', 'model.backbone.ach=tiny'], 'model.backbone.ach'),
+    (['nothing.png'], "image 'nothing.png' does not exist"),
+])
+def test_a_mistake_is_one_line_and_draws_nothing(draw, photo, tmp_path, arguments, message):
+    status, errors = draw('classification', photo(), *arguments)
+    assert status == 2 and message in errors and 'Traceback' not in errors
+    assert outputs(tmp_path) == []
+
+
+def test_a_class_of_a_segmentor_and_a_prior_of_a_plain_vit_are_refused(draw, photo):
+    assert 'no classifier of tokens' in draw('segmentation', photo(), '--prior', 'class:road')[1]
+    for arguments in (['--prior', 'query'], ['--alpha', '2']):
+        status, errors = draw('segmentation', photo(), *arguments, kind='ViT')
+        assert status == 2 and 'plain ViT without feedback' in errors
+
+
+def test_a_config_or_checkpoint_that_does_not_fit_is_refused(draw, photo, tmp_path, write_config):
+    other_config, other_checkpoint = write_config('segmentation')
+    cases = [dict(config=tmp_path / 'nothing.py'), dict(checkpoint=tmp_path / 'nothing.pth'),
+             dict(checkpoint=other_checkpoint), dict(checkpoint=other_config)]
+    (tmp_path / 'cut.pth').write_bytes(other_checkpoint.read_bytes()[:2000])
+    cases.append(dict(checkpoint=tmp_path / 'cut.pth'))
+    for case in cases:
+        status, errors = draw('classification', photo(), **case)
+        assert status == 2 and 'Traceback' not in errors
+        assert next(iter(case.values())).name in errors
+    assert outputs(tmp_path) == []
+
+
+def test_a_checkpoint_of_another_width_is_refused(draw, photo, make_config, tmp_path):
+    cfg = make_config('classification')
+    cfg.model.backbone.arch.embed_dims = cfg.model.head.in_channels = 32
+    cfg.dump(tmp_path / 'wide.py')
+    status, errors = draw('classification', photo(), config=tmp_path / 'wide.py')
+    assert status == 2 and 'trunk.cls_token' in errors and 'Traceback' not in errors
+
+
+def test_a_backbone_of_somebody_else_is_refused(draw, photo, make_config, tmp_path):
+    cfg = make_config('classification')
+    cfg.model.type = 'mmpretrain.ImageClassifier'
+    cfg.model.backbone = dict(type='mmpretrain.ResNet', depth=18)
+    cfg.model.head.in_channels = 512
+    cfg.dump(tmp_path / 'resnet.py')
+    status, errors = draw('classification', photo(), config=tmp_path / 'resnet.py')
+    assert status == 2 and 'the backbone ResNet has no tokens' in errors
+
+
+def test_the_images_themselves_are_never_overwritten(draw, photo, tmp_path):
+    image, victim = photo('out/x.png'), photo('out/x_attention.png')
+    before = open(victim, 'rb').read()
+    status, errors = draw('classification', image, victim)
+    assert status == 2 and 'would overwrite an image' in errors
+    assert open(victim, 'rb').read() == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(draw, photo, tmp_path):
+    (tmp_path / 'out').write_text('a file in the way')
+    status, errors = draw('classification', photo())
+    assert status == 2 and 'out' in errors and 'Traceback' not in errors
+    assert (tmp_path / 'out').read_text() == 'a file in the way'
+
+
+def test_bad_input_is_an_input_error_for_python_callers(write_config):
+    config, checkpoint = write_config('classification')
+    with pytest.raises(InputError, match='does not exist'):
+        main([str(config), str(checkpoint), 'nothing.png'])
+
+
+@pytest.fixture
+def shim(repo, tmp_path):
+    def run(*arguments):
+        return subprocess.run([sys.executable, str(repo / 'tools' / 'visualize_attention.py'),
+                               *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True,
+                              check=False, env=os.environ | {'OMP_NUM_THREADS': '1'})
+
+    return run
+
+
+def test_the_tool_explains_itself(shim):
+    done = shim('--help')
+    assert done.returncode == 0, done.stderr
+    for word in ('config', 'checkpoint', 'images', '--prior', '--alpha', '--layer', '--out-dir'):
+        assert word in done.stdout
+
+
+def test_the_tool_draws_from_any_folder(shim, photo, write_config, tmp_path):
+    config, checkpoint = write_config('segmentation')
+    photo()
+    done = shim(config, checkpoint, 'photo.png', '--alpha', '1', '10')
+    assert done.returncode == 0, done.stderr
+    assert 'photo.png -> attention/photo_attention.png' in done.stdout
+    assert size_of(tmp_path / 'attention' / 'photo_attention.png')[0] > 1000
+    shutil.rmtree(tmp_path / 'attention')
+    done = shim(config, checkpoint, 'nothing.png')
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "mmvars: the image 'nothing.png' does not exist"
+    assert not (tmp_path / 'attention').exists()
