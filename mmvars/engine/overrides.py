@@ -32,8 +32,11 @@ SHORTHANDS: dict[str, str] = {
 _WARMUP_SHARE = 10
 """A warm-up that is longer than 1 / this of the run is cut to it."""
 
-_LOGS_PER_RUN = 20
-"""A run is logged this many times at least."""
+_LEAST_INTERVAL = 500
+"""Iterations between two validations or checkpoints of a shortened run, or the whole run."""
+
+_LOGS_PER_RUN, _LEAST_LOG_INTERVAL = 20, 10
+"""A short run is logged this many times, but not more often than every so many iterations."""
 
 
 class _Editor:
@@ -207,12 +210,15 @@ def _set_duration(editor: _Editor, unit: str, given: Mapping[str, Any]) -> None:
     intervals = ['train_cfg.val_interval']
     if editor.get('default_hooks.checkpoint.by_epoch', True) == by_epoch:
         intervals.append('default_hooks.checkpoint.interval')
+    least = 1 if by_epoch else _LEAST_INTERVAL
     for path in intervals:
-        if editor.get(path) is not None:
-            editor.set(path, max(1, round(editor.get(path) * new / old)), key)
+        if (interval := editor.get(path)) is not None:
+            scaled = max(round(interval * new / old), min(least, interval))
+            editor.set(path, min(scaled, new), key)
     log = editor.get('default_hooks.logger.interval')
     if log is not None and not by_epoch:
-        editor.set('default_hooks.logger.interval', min(log, max(1, new // _LOGS_PER_RUN)), key)
+        often = max(new // _LOGS_PER_RUN, _LEAST_LOG_INTERVAL)
+        editor.set('default_hooks.logger.interval', min(log, often, new), key)
 
 
 def _set_schedules(editor: _Editor, schedules: list, old: int, new: int, key: str) -> None:

@@ -113,8 +113,8 @@ def test_max_iters_reaches_schedule_and_intervals(cityscapes, key):
     warmup, poly = cityscapes.param_scheduler
     assert cityscapes.train_cfg.max_iters == 2000
     assert (warmup.begin, warmup.end, poly.begin, poly.end) == (0, 200, 200, 2000)
-    assert cityscapes.train_cfg.val_interval == 200
-    assert cityscapes.default_hooks.checkpoint.interval == 100
+    assert cityscapes.train_cfg.val_interval == 500
+    assert cityscapes.default_hooks.checkpoint.interval == 500
     assert cityscapes.default_hooks.logger.interval == 50
     assert 'max_iters' not in cityscapes
 
@@ -123,6 +123,12 @@ def test_a_warmup_that_fits_keeps_its_length(cityscapes):
     apply_overrides(cityscapes, {'max_iters': 20000})
     warmup, poly = cityscapes.param_scheduler
     assert (warmup.end, poly.begin, poly.end) == (1500, 1500, 20000)
+
+
+def test_intervals_keep_their_share_of_a_long_run(cityscapes):
+    apply_overrides(cityscapes, {'max_iters': 20000})
+    assert cityscapes.train_cfg.val_interval == 2000
+    assert cityscapes.default_hooks.checkpoint.interval == 1000
 
 
 @pytest.mark.parametrize('max_iters', [1, 2, 3, 9])
