@@ -1,4 +1,4 @@
-"""Looking at what a network attends to: maps, recorders and figures. Pure torch (and matplotlib)."""
+"""Looking at what a network attends to: maps, recorders, figures. Pure torch and matplotlib."""
 
 from mmvars.analysis.classes import find_class, short_name
 from mmvars.analysis.figure import Row, draw_figure, figure_to_array, save_figure

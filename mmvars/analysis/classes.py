@@ -37,7 +37,7 @@ def find_class(wanted: str, num_classes: int, names: Sequence[str] | None = None
                              f'{num_classes - 1}')
         return index
     if not names:
-        raise InputError(f'class {wanted!r} cannot be looked up, as the classes have no names here; '
+        raise InputError(f'class {wanted!r} cannot be looked up: the classes have no names here; '
                          f'give its number, 0 to {num_classes - 1}')
     by_name: dict[str, list[int]] = {}
     for index, name in enumerate(names):

@@ -13,8 +13,8 @@ __all__ = ['attention_from_class_token', 'suppress_below', 'token_mask_map', 'to
 def token_norm_map(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """Attention as the thesis draws it: the l2 norm of every patch token (Figures 2.4 to 2.8).
 
-    Tokens of pass 1 give bottom-up attention, those of pass 2 top-down attention. Take them *before*
-    the final layer norm, which makes the norms of all tokens nearly equal.
+    Tokens of pass 1 give bottom-up attention, those of pass 2 top-down attention. Take them
+    *before* the final layer norm, which makes the norms of all tokens nearly equal.
 
     Args:
         tokens: ``(B, N, C)``.
@@ -44,11 +44,12 @@ def attention_from_class_token(probabilities: Tensor, grid: TokenGrid) -> Tensor
     """What the class token looks at: its row of the attention matrix, averaged over the heads.
 
     Args:
-        probabilities: ``(B, heads, N, N)``, rows are queries. ``(B, heads, 1, N)`` is the row alone.
+        probabilities: ``(B, heads, N, N)``, rows are queries. The first row alone,
+            ``(B, heads, 1, N)``, is enough.
         grid: Layout of the N keys.
 
     Returns:
-        ``(B, h, w)``: the share that each patch gets. They sum to one minus the share of the prefix.
+        ``(B, h, w)``: the share that each patch gets. They sum to one less the prefix's share.
 
     Raises:
         InputError: If N does not fit the grid, or the grid has no class token.
@@ -98,8 +99,9 @@ def upsample_map(maps: Tensor, patch_size: int, image_size: tuple[int, int]) -> 
     covered = maps.shape[-2] * patch_size, maps.shape[-1] * patch_size
     height, width = image_size
     if height > covered[0] or width > covered[1]:
-        raise InputError(f'image_size {height}x{width} is larger than the {covered[0]}x{covered[1]} '
-                         f'pixels that a {maps.shape[-2]}x{maps.shape[-1]} grid of patches covers')
+        raise InputError(f'image_size {height}x{width} is larger than the {covered[0]}x'
+                         f'{covered[1]} pixels that a {maps.shape[-2]}x{maps.shape[-1]} grid of '
+                         'patches covers')
     enlarged = F.interpolate(maps.unsqueeze(1), size=covered, mode='bilinear', align_corners=False)
     return enlarged.squeeze(1)[:, :height, :width]
 
@@ -107,5 +109,6 @@ def upsample_map(maps: Tensor, patch_size: int, image_size: tuple[int, int]) -> 
 def _check_tokens(name: str, tokens: Tensor, grid: TokenGrid) -> None:
     expected = grid.num_prefix + grid.num_patches
     if tokens.ndim != 3 or tokens.shape[1] != expected:
-        raise InputError(f'{name} must have shape (B, {expected}, C) for a {grid.height}x{grid.width} '
-                         f'grid with {grid.num_prefix} prefix tokens, got {tuple(tokens.shape)}')
+        raise InputError(f'{name} must have shape (B, {expected}, C) for a {grid.height}x'
+                         f'{grid.width} grid with {grid.num_prefix} prefix tokens, got '
+                         f'{tuple(tokens.shape)}')

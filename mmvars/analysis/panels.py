@@ -26,7 +26,7 @@ class Panel(Protocol):
 
 
 def blend(top: np.ndarray, image: np.ndarray, strength: float, grey: bool = True) -> np.ndarray:
-    """``strength`` parts of the colours ``top (H, W, 3)`` (0..1) over the image ``(H, W, 3)`` uint8.
+    """``strength`` parts of the colours ``top (H, W, 3)``, 0..1, on an image ``(H, W, 3)``, uint8.
 
     The image goes grey first, so that its colours are not mistaken for the map's.
     """

@@ -31,8 +31,8 @@ def resolve_layer(layer: int | None, depth: int) -> int:
     if layer is None:
         return default_layer(depth)
     if not -depth <= layer < depth:
-        raise InputError(f'layer must be a block index from 0 to {depth - 1} (or {-depth} to -1 from '
-                         f'the end), got {layer}')
+        raise InputError(f'layer must be a block index from 0 to {depth - 1} (or {-depth} to -1 '
+                         f'from the end), got {layer}')
     return layer % depth
 
 
@@ -121,7 +121,7 @@ class AttentionRecorder(_Recorder):
 
     @property
     def passes(self) -> tuple[tuple[Tensor, ...], ...]:
-        """``passes[p][i]``: probabilities ``(B, heads, N, N)`` of pass ``p + 1``, layer ``layers[i]``.
+        """``passes[p][i]``: ``(B, heads, N, N)`` of pass ``p + 1`` in layer ``layers[i]``.
 
         One entry for a plain ViT, two for AbSViT, none before the first forward.
         """

@@ -164,8 +164,8 @@ def _number(option: str, word: str) -> float:
     try:
         value = float(word)
     except ValueError:
-        raise InputError(f'{option} must be a number, got {word!r} (give options after the images)') \
-            from None
+        raise InputError(f'{option} must be a number, got {word!r} (options go after the '
+                         'images)') from None
     if not math.isfinite(value) or value < 0:
         raise InputError(f'{option} must be a finite number of at least 0, got {word}')
     return value

@@ -18,11 +18,11 @@ __all__ = ['AttentionVisualizationHook']
 class AttentionVisualizationHook(Hook):
     """Draws bottom-up attention, token mask, top-down attention and prediction of a few images.
 
-    The pictures go to every backend of the visualizer (files, TensorBoard, WandB, ...) under
-    ``attention_<number>_<image>``. They are the first images of the validation (or test) set, the same ones
-    each time, so that training can be followed in them. Each costs one extra forward of one image;
-    validations in between, and all ranks but the first, do nothing. Works in MMSegmentation and
-    MMPretrain; evaluation is not touched.
+    The pictures go to every backend of the visualizer (files, TensorBoard, WandB, ...) as
+    ``attention_<number>_<image>``. They show the first images of the validation (or test) set, the
+    same ones each time, so that training can be followed in them. Each costs one extra forward of
+    one image; validations in between, and all ranks but the first, do nothing. Works in
+    MMSegmentation and MMPretrain; evaluation is not touched.
 
     Args:
         draw: Off by ``--cfg-options custom_hooks.0.draw=False`` without leaving the config.

@@ -90,9 +90,9 @@ def load_sample(path: str, pipeline: Compose, patch_size: int) -> Sample:
     data_sample = packed['data_samples']
     original = data_sample.metainfo.get('ori_shape', packed['inputs'].shape[-2:])[:2]
     if min(original) < patch_size:
-        raise InputError(f'{path!r} is {original[0]}x{original[1]} pixels (height x width), smaller '
-                         f'than one patch of {patch_size}x{patch_size}: there is nothing to tell '
-                         'apart in it')
+        raise InputError(f'{path!r} is {original[0]}x{original[1]} pixels (height x width), '
+                         f'smaller than one patch of {patch_size}x{patch_size}: there is nothing '
+                         'to tell apart in it')
     return Sample(packed['inputs'], data_sample)
 
 

@@ -61,8 +61,8 @@ def _load_heads(model: nn.Module, checkpoint: str) -> None:
     outside = {key: Source(key, value) for key, value in tensors.items()
                if not key.startswith('backbone.')}
     if len(outside) == len(tensors):
-        raise InputError(f'{checkpoint} holds a backbone alone, and predictions need the heads too: '
-                         'give a checkpoint of the whole model')
+        raise InputError(f'{checkpoint} holds a backbone alone, and predictions need the heads '
+                         'too: give a checkpoint of the whole model')
     fitted = fit_tensors(heads, outside, account)
     account.raise_problems('The checkpoint must be one of the model that the config describes.')
     heads.load_state_dict(fitted)

@@ -72,9 +72,9 @@ def _class_prior(wanted: str, model: nn.Module, classes: ClassTable) -> NamedPri
         width = len(table) == len(classes.names)
         index = find_class(wanted, len(table), classes.names if classes.named and width else None)
     elif is_segmentor(model):
-        raise InputError(f'--prior class:{wanted}: a segmentation model has no classifier of tokens, '
-                         'so its classes have no prototypes. Take the row of a classification '
-                         'checkpoint of the same width: --prior file:CHECKPOINT:ROW')
+        raise InputError(f'--prior class:{wanted}: a segmentation model has no classifier of '
+                         'tokens, so its classes have no prototypes. Take the row of a '
+                         'classification checkpoint of the same width: --prior file:CHECKPOINT:ROW')
     else:
         table = getattr(getattr(model.head, 'fc', None), 'weight', None)
         if table is None or table.ndim != 2:
@@ -114,9 +114,9 @@ def _vector_or_classifier(content: object, path: str) -> Tensor:
         tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
         found = [key for key in HEAD_KEYS if key in tensors] or list(tensors)
         if len(found) != 1:
-            raise InputError(f'--prior file: {path!r} holds {len(tensors)} tensors, and not exactly '
-                             f'one of them is a classifier ({", ".join(HEAD_KEYS)}); save the '
-                             'vector alone')
+            raise InputError(f'--prior file: {path!r} holds {len(tensors)} tensors, and not '
+                             f'exactly one of them is a classifier ({", ".join(HEAD_KEYS)}); save '
+                             'the vector alone')
         content = tensors[found[0]]
     if not isinstance(content, Tensor):
         raise InputError(f'--prior file: {path!r} holds a {type(content).__name__}, no tensor')

@@ -58,6 +58,8 @@ def test_no_text_leaves_the_figure_and_no_two_overlap(size, prediction):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
         for other, other_box in boxes[i + 1:]:
             assert not box.overlaps(other_box), f'{text!r} runs into {other!r}'
+        for axes in image_axes(figure):
+            assert not box.overlaps(axes.get_window_extent()), f'{text!r} runs into a picture'
 
 
 def test_a_bright_patch_lights_up_at_its_place_in_the_picture():
@@ -95,7 +97,8 @@ def test_the_colour_bar_says_the_range_that_was_drawn():
 def test_the_legend_lists_the_largest_classes_first_and_says_what_it_leaves_out():
     labels = np.repeat([0, 1, 1, 1, 2, 2], 10).reshape(6, 10)
     panel = LabelMap(labels, image_of((6, 10)), CLASSES, PALETTE)
-    assert [name for name, _ in panel.legend()] == ['sky 50%', 'a class with quite… 33%', 'road 17%']
+    names = [name for name, _ in panel.legend()]
+    assert names == ['sky 50%', 'a class with quite… 33%', 'road 17%']
     many = LabelMap(np.arange(40).reshape(4, 10), image_of((4, 10)),
                     tuple(f'class {i}' for i in range(40)), [[i, i, i] for i in range(40)])
     figure = draw_figure([Row([many])], (4, 10))

@@ -12,7 +12,7 @@ from mmvars.visualization.views import ViewOptions, observe, panels_of
 SIZE = 40, 56  # padded to 48x64 by the network
 
 
-def test_everything_has_the_size_of_the_image_not_of_the_padded_input(task, make_model, make_sample):
+def test_everything_has_the_size_of_the_image_not_of_the_padding(task, make_model, make_sample):
     seen = observe(make_model(task), make_sample(task, SIZE), ViewOptions(class_attention=True))
     assert seen.image.shape == (*SIZE, 3) and seen.image.dtype == np.uint8
     assert [m.shape for m in (*seen.norms, seen.token_mask, *seen.class_attention)] == [SIZE] * 5
