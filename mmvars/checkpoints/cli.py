@@ -22,7 +22,7 @@ examples:
   mmvars convert work_dirs/run/epoch_300.pth back.pth --arch absvit_tiny_patch16 --to release
 
 The mmvars file serves init_cfg=dict(type='Pretrained', checkpoint=...) of an mmvars backbone and
-load_from of a runner (load_from: .pth only, OpenMMLab does not read safetensors). No code of SRC
+load_from of `mmvars train` (other tools of OpenMMLab read .pth only). No code of SRC
 is ever run, DST is written whole or not at all, and any tensor that is not accounted for is an
 error."""
 

@@ -100,9 +100,12 @@ def tensor_fault(value: Any, target: Tensor | None = None) -> str:
         return f'not a plain dense tensor ({value.dtype}, {value.layout}, {value.device})'
     if target is not None and value.is_floating_point() != target.is_floating_point():
         return f'{value.dtype} where {target.dtype} belongs'
-    if value.is_floating_point() and not value.isfinite().all():
-        return (f'{int(value.isnan().sum())} NaN and {int(value.isinf().sum())} infinite of '
-                f'{value.numel()} values')
+    if value.is_floating_point() and value.numel():
+        value = value.float()  # what it will be; a float64 may overflow
+        # The extremes are NaN if any value is, and need no temporary of the tensor's size.
+        if not all(extreme.isfinite() for extreme in value.aminmax()):
+            return (f'{int(value.isnan().sum())} NaN and {int(value.isinf().sum())} infinite of '
+                    f'{value.numel()} values')
     return ''
 
 

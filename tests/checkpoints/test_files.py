@@ -1,0 +1,192 @@
+"""Reading runs nothing, writing destroys nothing."""
+
+import argparse
+import pickle
+import struct
+
+import pytest
+import torch
+from torch import nn, serialization
+
+from mmvars.checkpoints import files
+from mmvars.checkpoints.files import read_checkpoint, write_checkpoint, write_text
+from mmvars.errors import InputError
+
+TENSORS = {'b': torch.arange(6.).reshape(2, 3), 'a': torch.tensor([1, 2])}
+
+
+def _same(found, expected):
+    assert list(found) == list(expected)
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype
+        assert torch.equal(found[key], tensor)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_reads_what_the_release_saves(tmp_path, zipped):
+    path = tmp_path / 'x.pth'
+    content = dict(model=TENSORS, epoch=3, args=argparse.Namespace(lr=.1, name='n'), scaler={})
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    found = read_checkpoint(path)
+    _same(found['model'], TENSORS)
+    assert found['args'] == argparse.Namespace(lr=.1, name='n')
+
+
+@pytest.mark.parametrize('name', ['x.pth', 'x.pt', 'x.bin', 'x.safetensors'])
+def test_writes_what_it_reads(tmp_path, name):
+    path = tmp_path / name
+    write_checkpoint(path, TENSORS)
+    found = read_checkpoint(path)
+    _same({key: found[key] for key in TENSORS}, TENSORS)  # safetensors has its own order
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_content_decides_not_the_suffix(tmp_path):
+    write_checkpoint(tmp_path / 'x.safetensors', TENSORS)
+    (tmp_path / 'x.safetensors').rename(tmp_path / 'x.pth')
+    assert set(read_checkpoint(tmp_path / 'x.pth')) == {'a', 'b'}
+
+
+def test_container_and_meta(tmp_path):
+    write_checkpoint(tmp_path / 'x.pth', TENSORS, 'state_dict', {'arch': 'vit'})
+    found = torch.load(tmp_path / 'x.pth', weights_only=True)
+    assert found['meta'] == {'arch': 'vit'}
+    _same(found['state_dict'], TENSORS)
+
+
+def test_a_view_does_not_drag_its_storage_along(tmp_path):
+    write_checkpoint(tmp_path / 'x.pth', {'row': torch.zeros(1000, 1000)[0]})
+    assert (tmp_path / 'x.pth').stat().st_size < 10_000
+
+
+@pytest.mark.parametrize('way', ['zip', 'old', 'pickle', 'pickle4'])
+def test_a_hostile_pickle_is_refused_by_name_and_not_run(tmp_path, payload, way):
+    path = tmp_path / 'x.pth'
+    content = {'model': TENSORS, 'x': payload}
+    if way.startswith('pickle'):
+        path.write_bytes(pickle.dumps({'x': payload}, protocol=4 if way == 'pickle4' else 2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=way == 'zip')
+    with pytest.raises(InputError, match=r'refused.*\b(posix|nt)\.system'):
+        read_checkpoint(path)
+    assert not payload.trace.exists()
+    payload.__reduce__()[0](payload.__reduce__()[1][0])  # the payload does work
+    assert payload.trace.exists()
+
+
+def test_a_whole_module_is_refused_by_name(tmp_path):
+    torch.save({'model': nn.Linear(2, 2)}, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'torch\.nn\.modules\.linear\.Linear'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_what_the_process_allowed_is_not_allowed_here(tmp_path):
+    torch.save({'model': nn.Linear(2, 2)}, tmp_path / 'x.pth')
+    before = list(serialization.get_safe_globals())
+    serialization.add_safe_globals([nn.Linear, set])
+    try:
+        with pytest.raises(InputError, match='Linear'):
+            read_checkpoint(tmp_path / 'x.pth')
+        assert nn.Linear in serialization.get_safe_globals()
+    finally:
+        serialization.clear_safe_globals()
+        serialization.add_safe_globals(before)
+
+
+def test_the_log_of_a_runner_is_read_without_its_classes(tmp_path):
+    history = pytest.importorskip('mmengine.logging').HistoryBuffer
+    numpy = pytest.importorskip('numpy')
+    log = history()
+    log.update(numpy.float64(1.5))
+    torch.save(dict(state_dict=TENSORS, message_hub={'loss': log}, best=numpy.float64(2)),
+               tmp_path / 'x.pth')
+    found = read_checkpoint(tmp_path / 'x.pth')
+    _same(found['state_dict'], TENSORS)
+    assert type(found['message_hub']['loss']) is not history
+    assert type(found['message_hub']['loss']).__mro__[1].__module__ == files.__name__
+
+
+def _truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(('kind', 'said'), [
+    ('zip', 'truncated or damaged'), ('old', 'truncated or damaged'),
+    ('safetensors', 'damaged or truncated'), ('empty', 'empty'), ('html', 'no checkpoint'),
+    ('noise', 'no checkpoint'), ('folder', 'a folder'), ('missing', 'missing')])
+def test_what_is_no_checkpoint_is_said_so(tmp_path, kind, said):
+    path = tmp_path / ('x.safetensors' if kind == 'safetensors' else 'x.pth')
+    big = {'w': torch.zeros(100)}
+    if kind in ('zip', 'old'):
+        torch.save(big, path, _use_new_zipfile_serialization=kind == 'zip')
+        _truncated(path)
+    elif kind == 'safetensors':
+        write_checkpoint(path, big)
+        _truncated(path)
+    elif kind == 'folder':
+        path.mkdir()
+    elif kind != 'missing':
+        path.write_bytes({'empty': b'', 'html': b'<!DOCTYPE html><html>', 'noise': b'\1\2\3' * 50
+                          }[kind])
+    with pytest.raises(InputError, match=said) as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_address_is_no_file():
+    with pytest.raises(InputError, match='download it first'):
+        read_checkpoint('https://example.org/x.pth')
+
+
+def test_a_safetensors_header_longer_than_the_file(tmp_path):
+    (tmp_path / 'x.safetensors').write_bytes(struct.pack('<Q', 10**6) + b'{}')
+    with pytest.raises(InputError, match='damaged or truncated'):
+        read_checkpoint(tmp_path / 'x.safetensors')
+
+
+def test_an_existing_file_is_kept_unless_asked(tmp_path):
+    path = tmp_path / 'x.pth'
+    path.write_bytes(b'precious')
+    with pytest.raises(InputError, match='exists and is kept.*--overwrite'):
+        write_checkpoint(path, TENSORS)
+    assert path.read_bytes() == b'precious'
+    write_checkpoint(path, TENSORS, overwrite=True)
+    _same(read_checkpoint(path), TENSORS)
+
+
+@pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch, error):
+    path = tmp_path / 'x.pth'
+    path.write_bytes(b'precious')
+
+    def save(content, target):
+        target.write_bytes(b'half')
+        raise error
+
+    monkeypatch.setattr(files.torch, 'save', save)
+    with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_checkpoint(path, TENSORS, overwrite=True)
+    assert path.read_bytes() == b'precious'
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pth']
+
+
+@pytest.mark.parametrize(('name', 'said'), [('x.npz', 'must end in'), ('no/x.pth', 'does not exist')
+                                            ])
+def test_destinations_that_cannot_be(tmp_path, name, said):
+    with pytest.raises(InputError, match=said):
+        write_checkpoint(tmp_path / name, TENSORS)
+
+
+def test_the_source_is_never_the_destination(tmp_path):
+    write_checkpoint(tmp_path / 'x.pth', TENSORS)
+    (tmp_path / 'y.pth').symlink_to(tmp_path / 'x.pth')
+    for name in ('x.pth', 'y.pth'):
+        with pytest.raises(InputError, match='is the source itself'):
+            files.check_destination(tmp_path / name, tmp_path / 'x.pth', overwrite=True)
+
+
+def test_text_is_kept_too(tmp_path):
+    write_text(tmp_path / 'r.json', 'one')
+    with pytest.raises(InputError, match='exists'):
+        write_text(tmp_path / 'r.json', 'two')
+    assert (tmp_path / 'r.json').read_text() == 'one'

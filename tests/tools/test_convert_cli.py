@@ -1,0 +1,121 @@
+"""The command line of the converter."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmvars.cli import run_tool
+from mmvars.networks import VARIANTS
+
+ARCH = ['--arch', 'absvit_base_patch16', '--embed-dim', '48', '--depth', '3']
+
+
+@pytest.fixture
+def script(repo, tmp_path):
+    """Runs tools/convert_checkpoint.py in a process and a folder of its own."""
+
+    def run(*arguments):
+        environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(repo)}
+        environment.pop('MMVARS_DEBUG', None)
+        return subprocess.run([sys.executable, str(repo / 'tools' / 'convert_checkpoint.py'),
+                               *arguments], cwd=tmp_path, env=environment, text=True,
+                              capture_output=True, timeout=300, check=False)
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Runs the same in this process: exit status and what stands on stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MMVARS_DEBUG', raising=False)
+
+    def run(*arguments):
+        try:
+            status = run_tool('convert', list(arguments))
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_help_names_every_arch(script):
+    result = script('--help')
+    assert result.returncode == 0
+    for word in (*VARIANTS, '--for', '--to', '--weights', '--img-size', '--overwrite', '--report'):
+        assert word in result.stdout
+
+
+def test_a_released_checkpoint(script, here, golden, tmp_path):
+    state = golden('absvit_cls')['state_dict']
+    torch.save(dict(model=state, model_ema={k: v + 1 for k, v in state.items()}, epoch=3,
+                    optimizer={'state': {}}, args=argparse.Namespace(lr=1.)), tmp_path / 'a.pth')
+    result = script('a.pth', 'b.pth', *ARCH, '--for', 'segmentation', '--weights', 'ema',
+                    '--img-size', '32x128', '--report', 'r.json')
+    assert result.returncode == 0, result.stderr
+    for line in ("weights: entry 'model_ema' (moving averages), as asked", 'used: 49', 'ignored: 6',
+                 'head.weight', '[optimizer]  (state of training)', 'resampled from 4x4 to 2x8',
+                 'decoders.{0..2}.linear.weight', 'wrote b.pth'):
+        assert line in result.stdout
+    content = torch.load(tmp_path / 'b.pth', weights_only=True)
+    assert torch.equal(content['state_dict']['backbone.network.prior.query'], state['prompt'] + 1)
+    assert len(content['state_dict']) == 50  # with the record of the grid
+    report = json.loads((tmp_path / 'r.json').read_text())
+    assert report['ok'] is True
+    assert len([line for line in report['lines'] if line['status'] == 'used']) == 49
+
+    written = (tmp_path / 'b.pth').read_bytes()
+    status, error = here('a.pth', 'b.pth', *ARCH)
+    assert status == 2
+    assert 'b.pth exists and is kept' in error
+    status, error = here('a.pth', 'c.pth', *ARCH, '--report', 'r.json')
+    assert status == 2
+    assert '--report r.json exists' in error
+    assert not (tmp_path / 'c.pth').exists()
+    assert (tmp_path / 'b.pth').read_bytes() == written
+
+
+def test_what_does_not_fit_fails_without_a_trace(script, golden, tmp_path):
+    torch.save(golden('vit_cls')['state_dict'], tmp_path / 'a.pth')
+    (tmp_path / 'b.pth').write_bytes(b'precious')
+    result = script('a.pth', 'b.pth', '--arch', 'vit_base_patch16', '--overwrite', '--report',
+                    'r.json')
+    assert result.returncode == 2
+    assert 'Traceback' not in result.stderr
+    for part in ('WRONG SHAPE', 'MISSING', 'embed_dim 48'):
+        assert part in result.stderr
+    assert (tmp_path / 'b.pth').read_bytes() == b'precious'
+    assert json.loads((tmp_path / 'r.json').read_text())['ok'] is False
+
+
+def test_a_hostile_file(here, tmp_path):
+    trace = tmp_path / 'executed'
+
+    class Payload:
+
+        def __reduce__(self):
+            return os.system, (f'touch {trace}', )
+
+    torch.save({'model': {'w': torch.ones(1)}, 'x': Payload()}, tmp_path / 'a.pth')
+    status, error = here('a.pth', 'b.pth', '--arch', 'vit_tiny_patch16')
+    assert status == 2
+    assert 'is refused' in error
+    assert '.system' in error
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (['--arch', 'vit_huge'], 'absvit_tiny_patch16'), ([], '--arch'),
+    (['--arch', 'vit_tiny_patch16', '--img-size', '12by3'], 'HEIGHTxWIDTH'),
+    (['--arch', 'vit_tiny_patch16', '--source-grid', '14'], 'HEIGHTxWIDTH'),
+    (['--arch', 'vit_tiny_patch16'], 'a.pth is missing')])
+def test_bad_arguments(here, arguments, said):
+    status, error = here('a.pth', 'b.pth', *arguments)
+    assert status == 2
+    assert said in error
