@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch.distributed as dist
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -129,9 +130,12 @@ def clear_errors() -> Iterator[None]:
 
     These come from mmengine while it builds things: an unknown ``type``, an argument that a class
     does not have. What they say is kept; the traceback remains as the cause (``MMVARS_DEBUG=1``).
+    A process group is closed on the way out.
     """
     try:
         yield
+        if dist.is_initialized():
+            dist.barrier()
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AssertionError, FileNotFoundError) as error:
@@ -139,6 +143,9 @@ def clear_errors() -> Iterator[None]:
         if message is None:
             raise
         raise InputError(message) from error
+    finally:
+        if dist.is_initialized():  # left open, its threads can abort the process at exit
+            dist.destroy_process_group()
 
 
 def _config_message(error: Exception) -> str | None:

@@ -112,20 +112,28 @@ def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> Du
 def _set_pictures(cfg: Config, args: argparse.Namespace, segmentation: bool) -> None:
     if args.show and not args.show_dir and not _has_screen():
         raise InputError('--show needs a screen, and there is none: use --show-dir FOLDER')
-    hooks = cfg.setdefault('default_hooks', {})
+    if args.tta and not segmentation:
+        raise InputError('--tta with --show or --show-dir: pictures of a classifier cannot be drawn '
+                         'from augmented images; leave one of them out')
+    hooks = dict(cfg.get('default_hooks') or {})
+    shown = dict(show=args.show, wait_time=args.wait_time)
     if segmentation:
-        hook = hooks.setdefault('visualization', dict(type='mmseg.SegVisualizationHook'))
-        hook.update(draw=True, show=args.show, wait_time=args.wait_time)
+        hook = hooks.get('visualization') or dict(type='mmseg.SegVisualizationHook')
+        hooks['visualization'] = dict(hook, draw=True, **shown)
         visualizer = cfg.get('visualizer') or dict(type='mmseg.SegLocalVisualizer',
                                                    name='visualizer')
         if args.show_dir:
-            visualizer.update(save_dir=args.show_dir,
+            visualizer = dict(visualizer, save_dir=args.show_dir,
                               vis_backends=[dict(type='LocalVisBackend')])
         cfg.visualizer = visualizer
     else:
-        hook = hooks.setdefault('visualization', dict(type='mmpretrain.VisualizationHook'))
-        hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir,
-                    interval=args.interval)
+        hook = hooks.get('visualization') or dict(type='mmpretrain.VisualizationHook')
+        hooks['visualization'] = dict(hook, enable=True, out_dir=args.show_dir,
+                                      interval=args.interval, **shown)
+        if 'visualizer' not in cfg:
+            cfg.visualizer = dict(type='mmpretrain.UniversalVisualizer',
+                                  vis_backends=[dict(type='LocalVisBackend')])
+    cfg.default_hooks = hooks
 
 
 def _has_screen() -> bool:

@@ -1,0 +1,167 @@
+"""Build, train, resume, interrupt and test through the tools' own entry points, in both hosts."""
+
+import os
+import pickle
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from PIL import Image
+
+from mmvars.engine import TrainingInterrupted
+from mmvars.engine.test import main as run_test
+from mmvars.engine.train import main as run_train
+
+
+@HOOKS.register_module()
+class SignalAt(Hook):
+    """Send this process a signal in the middle of a training step."""
+
+    def __init__(self, iteration: int, signum: int) -> None:
+        self.iteration = iteration
+        self.signum = signum
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == self.iteration:
+            os.kill(os.getpid(), self.signum)
+
+
+def add_signal(signum: int, iteration: int) -> str:
+    return f"custom_hooks=[dict(type='SignalAt', iteration={iteration}, signum={int(signum)})]\n"
+
+
+@pytest.fixture(scope='module')
+def trained(toy, tmp_path_factory) -> dict[str, Path]:
+    """Work dirs of one uninterrupted run in each host."""
+    found = {}
+    for host in ('seg', 'cls'):
+        found[host] = tmp_path_factory.mktemp(host)
+        assert run_train([str(toy / f'{host}.py'), '--work-dir', str(found[host])]) == 0
+    return found
+
+
+@pytest.mark.parametrize('host, parts', [
+    ('seg', {'decode.loss_ce', 'backbone.loss_reconstruction'}),
+    ('cls', {'loss_bottom_up', 'loss_top_down', 'backbone.loss_reconstruction'}),
+])
+def test_training_lowers_the_loss_and_names_its_parts(host, parts, trained, losses) -> None:
+    curve = losses(trained[host])
+    assert sorted(curve) == [1, 2, 3, 4, 5, 6]
+    assert curve[6] < curve[1]
+    log = next(trained[host].glob('*/*.log')).read_text()
+    for part in parts:
+        assert f'{part}: ' in log
+    assert (trained[host] / 'last_checkpoint').read_text().endswith('iter_6.pth')
+
+
+@pytest.mark.parametrize('host', ['seg', 'cls'])
+def test_a_resumed_run_equals_an_uninterrupted_one(host, toy, trained, tmp_path, losses) -> None:
+    shutil.copy(trained[host] / 'iter_3.pth', tmp_path / 'iter_3.pth')
+    run_train([str(toy / f'{host}.py'), '--work-dir', str(tmp_path), '--resume',
+           str(tmp_path / 'iter_3.pth')])
+    resumed, whole = losses(tmp_path), losses(trained[host])
+    assert sorted(resumed) == [4, 5, 6]
+    assert [resumed[i] for i in (4, 5, 6)] == pytest.approx([whole[i] for i in (4, 5, 6)], rel=1e-6)
+    same_weights(tmp_path / 'iter_6.pth', trained[host] / 'iter_6.pth')
+
+
+def same_weights(a: Path, b: Path) -> None:
+    a, b = (torch.load(p, weights_only=False)['state_dict'] for p in (a, b))
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_then_resume_equals_an_uninterrupted_run(signum, status, toy, trained, tmp_path,
+                                                           losses) -> None:
+    config = tmp_path / 'seg.py'
+    config.write_text((toy / 'seg.py').read_text() + add_signal(signum, iteration=3))
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(TrainingInterrupted) as caught:
+        run_train([str(config), '--work-dir', str(tmp_path)])
+    assert caught.value.code == status
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    saved = Path((tmp_path / 'last_checkpoint').read_text())
+    assert saved == tmp_path / 'iter_4.pth'
+    assert saved.is_file() and not list(tmp_path.glob('*.part'))
+
+    run_train([str(toy / 'seg.py'), '--work-dir', str(tmp_path), '--resume'])
+    found, whole = losses(tmp_path), losses(trained['seg'])
+    assert [found[i] for i in range(1, 7)] == pytest.approx([whole[i] for i in range(1, 7)],
+                                                            rel=1e-6)
+    same_weights(tmp_path / 'iter_6.pth', trained['seg'] / 'iter_6.pth')
+
+
+EPOCHS = """
+train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=10)
+default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
+train_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=True)
+param_scheduler = [dict(type='PolyLR', power=1., eta_min=1e-4, by_epoch=True, begin=0, end=2,
+                        convert_to_iter_based=True)]
+"""
+
+
+def test_an_interrupted_epoch_begins_again_with_its_own_rates(toy, tmp_path) -> None:
+    """mmengine starts an epoch from its beginning; the schedule must not run ahead of it."""
+    config = tmp_path / 'cls.py'
+    config.write_text((toy / 'cls.py').read_text() + EPOCHS + add_signal(signal.SIGINT, 8))
+    with pytest.raises(TrainingInterrupted):
+        run_train([str(config), '--work-dir', str(tmp_path)])
+    state = torch.load(tmp_path / 'iter_9.pth', weights_only=False)
+    assert (state['meta']['epoch'], state['meta']['iter']) == (1, 6)
+    assert state['param_schedulers'][0]['last_step'] == 6
+    whole = tmp_path / 'whole'
+    config.write_text((toy / 'cls.py').read_text() + EPOCHS)
+    run_train([str(config), '--work-dir', str(tmp_path), '--resume'])
+    run_train([str(config), '--work-dir', str(whole)])
+    ends = [torch.load(d / 'epoch_2.pth', weights_only=False) for d in (tmp_path, whole)]
+    assert ends[0]['meta']['iter'] == ends[1]['meta']['iter'] == 12
+    rates = [[g['lr'] for g in end['optimizer']['param_groups']] for end in ends]
+    assert rates[0] == pytest.approx(rates[1])
+
+
+def test_segmentation_predictions_and_pictures(toy, trained, tmp_path) -> None:
+    out, shows = tmp_path / 'out', tmp_path / 'shows'
+    run_test([str(toy / 'seg.py'), str(trained['seg'] / 'iter_6.pth'), '--work-dir', str(tmp_path),
+          '--out', str(out), '--show-dir', str(shows)])
+    names = sorted(path.name for path in out.glob('*.png'))
+    assert names == ['0.png', '1.png', '2.png', '3.png']
+    labels = np.asarray(Image.open(out / '0.png'))
+    assert labels.shape == (64, 64)
+    assert labels.min() >= 1  # label 0 of ADE20K's files means "ignored": it is never predicted
+    assert len(list(shows.rglob('*.png'))) == 4
+
+
+@pytest.mark.parametrize('extra', ['', """
+test_pipeline = tta_pipeline
+tta_pipeline[1]['transforms'].pop(2)
+test_evaluator = dict(type='IoUMetric', format_only=True)
+"""], ids=['with labels', 'without labels'])
+def test_augmented_segmentation_tests_write_predictions(extra, toy, trained, tmp_path) -> None:
+    config = tmp_path / 'seg.py'
+    config.write_text((toy / 'seg.py').read_text() + extra)
+    out = tmp_path / 'out'
+    run_test([str(config), str(trained['seg'] / 'iter_6.pth'), '--work-dir', str(tmp_path), '--tta',
+          '--out', str(out)])
+    assert len(list(out.glob('*.png'))) == 4
+    assert np.asarray(Image.open(out / '0.png')).min() >= 1
+
+
+@pytest.mark.parametrize('flags', [[], ['--tta']])
+def test_classification_predictions_and_metrics(flags, toy, trained, tmp_path) -> None:
+    arguments = [str(toy / 'cls.py'), str(trained['cls'] / 'iter_6.pth'), '--work-dir',
+                 str(tmp_path), *flags]
+    shows = [] if flags else ['--show-dir', str(tmp_path / 'shows')]
+    run_test([*arguments, *shows, '--out', str(tmp_path / 'pred.pkl')])
+    with open(tmp_path / 'pred.pkl', 'rb') as file:
+        assert len(pickle.load(file)) == 4
+    if not flags:
+        assert len(list((tmp_path / 'shows').glob('*.png'))) == 4
+        run_test([*arguments, '--out', str(tmp_path / 'metrics.json'), '--out-item', 'metrics'])
+        assert 'accuracy' in (tmp_path / 'metrics.json').read_text()
