@@ -1,4 +1,7 @@
-"""Convert a checkpoint: `python tools/convert_checkpoint.py --help`. The same as `mmvars convert`."""
+"""Convert a checkpoint: `python tools/convert_checkpoint.py --help`.
+
+The same as `mmvars convert`.
+"""
 
 import sys
 

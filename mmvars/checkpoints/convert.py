@@ -114,8 +114,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], arch: str, *, to: str = 'm
     size['num_classes'] = classes
     with torch.device('meta'):
         network = build_network(arch, **size)
-    may_be_new = NEW_PARTS | {part: 'the file has none; initialised as at construction'
-                              for part in allow_new}
+    may_be_new = NEW_PARTS | dict.fromkeys(allow_new, 'the file has none; initialised afresh, as '
+                                           'allowed')
     fitted = fit_tensors(network, sources, account, may_be_new,
                          lambda name: target.from_network(name) or name, source_grid)
     _check_names(network, target, account)

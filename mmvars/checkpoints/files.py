@@ -246,16 +246,17 @@ def _pickles(path: Path) -> Iterator[bytes]:
 
 
 def _looked_up(data: bytes) -> Iterator[str]:
-    position, strings = 0, []
-    while position < len(data):  # the old format is several pickles in a row
+    start, end, strings = 0, 0, []
+    while start < len(data):  # the old format is several pickles in a row
         try:
-            for opcode, argument, offset in pickletools.genops(data[position:]):
+            for opcode, argument, offset in pickletools.genops(data[start:]):
+                end = start + offset + 1
                 if opcode.name in ('GLOBAL', 'INST'):
                     yield argument.replace(' ', '.')
                 elif opcode.name == 'STACK_GLOBAL':
                     yield '.'.join(strings[-2:])
                 elif isinstance(argument, str):
                     strings.append(argument)
-            position += offset + 1
+            start = end
         except Exception:  # noqa: BLE001  garbage after the names is no obstacle to naming them
             return

@@ -43,7 +43,8 @@ def test_choice(content, weights, expected):
 
 
 @pytest.mark.parametrize(('content', 'weights', 'said'), [
-    ({'w': RAW}, 'ema', 'no moving average'), (dict(model={'w': RAW}), 'ema', "entries are 'model'"),
+    ({'w': RAW}, 'ema', 'no moving average'),
+    (dict(model={'w': RAW}), 'ema', "entries are 'model'"),
     ([RAW], 'auto', 'holds a list'), ({}, 'auto', 'not a dict of tensors'),
     (dict(epoch=3), 'auto', "entries are 'epoch'"), (dict(model=3), 'auto', 'is a int'),
     ({'w': RAW}, 'best', 'weights must be one of')])

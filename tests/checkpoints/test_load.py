@@ -129,6 +129,13 @@ def test_new_parts_need_leave(tmp_path, network):
         assert torch.equal(value, before[key] if kept else plain[f'backbone.network.{key}'])
 
 
+def test_a_twin_may_share_the_leave(tmp_path):
+    twin = build_network('vit_base_patch16', num_classes=0, **SIZE)
+    torch.save(_state(twin), tmp_path / 'vit.pth')
+    assert not load_pretrained(twin, tmp_path / 'vit.pth', allow_new=('prior', 'feedback')).of(
+        Status.NEW)
+
+
 def test_leave_for_a_part_is_no_leave_for_half_of_it(tmp_path, network):
     donor = _state(network)
     del donor['feedback.decoders.0.chain.weight']
