@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -40,9 +42,11 @@ def _id(path: Path) -> str:
 
 def _process(path: Path) -> tuple[str, bool]:
     """Configs of one folder and one host share a fresh process."""
-    return path.parent.name, 'upernet' in path.name
+    folder = 'absvit' if path in SHORT_NAMES else path.parent.name
+    return folder, 'upernet' in path.name
 
 
+@cache
 def _load(path: Path) -> Config:
     return Config.fromfile(str(path))
 
@@ -75,18 +79,19 @@ def built(tmp_path_factory) -> dict[Path, dict]:
     elsewhere = tmp_path_factory.mktemp('elsewhere')
     environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     environment |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    facts = {}
-    for _, group in groupby(sorted(LEAVES, key=_process), key=_process):
-        paths = list(group)
-        run = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name('build_configs.py')), *map(str, paths)],
-            cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+    script = str(Path(__file__).with_name('build_configs.py'))
+
+    def build(paths: list[Path]) -> list[dict]:
+        run = subprocess.run([sys.executable, script, *map(str, paths)], cwd=elsewhere,
+                             env=environment, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stderr
-        for line in run.stdout.splitlines():
-            if line.startswith('SWEEP'):
-                entry = json.loads(line.removeprefix('SWEEP'))
-                facts[Path(entry['config'])] = entry
-    return facts
+        return [json.loads(line.removeprefix('SWEEP')) for line in run.stdout.splitlines()
+                if line.startswith('SWEEP')]
+
+    groups = [list(group) for _, group in groupby(sorted(LEAVES, key=_process), key=_process)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return {Path(entry['config']): entry for entries in pool.map(build, groups)
+                for entry in entries}
 
 
 def test_the_sweep_sees_the_configs():
