@@ -53,6 +53,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         'demonstration of controllable attention uses 0.7')
     parser.add_argument('--class-attention', action='store_true',
                         help='also draw what the class token attends to in the last block')
+    parser.add_argument('--difference', action='store_true',
+                        help='also draw what pass 2 added to, or took from, the norms of pass 1')
     parser.add_argument('--strength', type=float, default=0.7, metavar='S',
                         help='share of the map\'s colours in the overlay, 0 to 1 (default 0.7)')
     parser.add_argument('--out-dir', default='attention', metavar='DIR',
@@ -61,7 +63,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='entries of the config to replace')
-    return parser.parse_args(argv)
+    try:
+        return parser.parse_args(argv)
+    except (AssertionError, ValueError) as error:  # mmengine's DictAction
+        parser.error(f'--cfg-options: entries have the form KEY=VALUE ({error})')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     classes = ClassTable.of(num_classes_of(model), *class_metainfo(test_dataset(cfg)))
     options = ViewOptions(layer=resolve_layer(args.layer, network.trunk.depth),
                           threshold=args.threshold, class_attention=args.class_attention,
-                          strength=args.strength)
+                          difference=args.difference, strength=args.strength)
     combinations = _combinations(args.prior, alphas, model, classes)
     targets = _targets(images, args.out_dir)
     failed = 0
@@ -119,7 +124,7 @@ def _figure(model: nn.Module, sample: Sample, options: ViewOptions,
         label = ''
         if network.feedback is not None:
             label = f'prior: {prior.label}\nα = {network.alpha if alpha is None else alpha:g}'
-        rows.append(Row(panels_of(seen, classes, options.strength, prior.class_index), label))
+        rows.append(Row(panels_of(seen, classes, options, prior.class_index), label))
     footer = (f'{name} · token norms after block {options.layer + 1} of {network.trunk.depth} · '
               f'network input {sample.size[0]}x{sample.size[1]} px (height x width)')
     if network.feedback is None:

@@ -100,7 +100,7 @@ class AttentionVisualizationHook(Hook):
         footer = f'{name} · token norms after block {layer + 1} of {network.trunk.depth}'
         if network.feedback is not None:
             footer += f' · α = {network.alpha if self.alpha is None else self.alpha:g}'
-        figure = draw_figure([Row(panels_of(seen, classes))], sample.size, footer)
+        figure = draw_figure([Row(panels_of(seen, classes, self.options))], sample.size, footer)
         stem = os.path.splitext(name)[0]
         runner.visualizer.add_image(f'attention_{number}_{stem}', figure_to_array(figure),
                                     _step(runner))

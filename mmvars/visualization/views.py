@@ -25,12 +25,14 @@ class ViewOptions:
         layer: Block whose tokens are drawn, see :func:`mmvars.analysis.resolve_layer`.
         threshold: Draw nothing under this fraction of a map's range; ``None``: draw all.
         class_attention: Also draw what the class token looks at in the last block.
+        difference: Also draw the norms of pass 2 less those of pass 1.
         strength: Share of the colours in overlays, 0 to 1.
     """
 
     layer: int | None = None
     threshold: float | None = None
     class_attention: bool = False
+    difference: bool = False
     strength: float = 0.7
 
 
@@ -81,8 +83,6 @@ def observe(model: nn.Module, sample: Sample, options: ViewOptions, prior: Tenso
 
     def at_image_size(maps: Tensor) -> np.ndarray:
         maps = upsample_map(maps, network.trunk.patch_embed.patch_size, (height, width))
-        if options.threshold is not None:  # on the visible part: padding has no say in the range
-            maps = suppress_below(maps, options.threshold)
         return maps[0].cpu().numpy()
 
     return Observation(
@@ -95,16 +95,24 @@ def observe(model: nn.Module, sample: Sample, options: ViewOptions, prior: Tenso
         prediction=prediction[:height, :width] if is_segmentor(model) else prediction)
 
 
-def panels_of(seen: Observation, classes: ClassTable, strength: float = 0.7,
+def panels_of(seen: Observation, classes: ClassTable, options: ViewOptions,
               highlight: int | None = None) -> list[Panel]:
     """Input, bottom-up attention, token mask, top-down attention, prediction, in this order.
 
     A plain ViT has no second pass: no mask and no top-down panel. With class attention there is a
-    panel of it after each of the two attention maps.
+    panel of it after each of the two attention maps; the difference comes after these.
 
     Args:
         highlight: The class the prior stands for, marked among the likeliest classes.
     """
+    strength = options.strength
+
+    def shown(values: np.ndarray) -> np.ndarray:
+        # Here, on the visible part, so that padding has no say in the range.
+        if options.threshold is None:
+            return values
+        return suppress_below(torch.from_numpy(values)[None], options.threshold)[0].numpy()
+
     panels: list[Panel] = [Picture(seen.image)]
     for index, norms in enumerate(seen.norms):
         if index == 1:
@@ -112,12 +120,18 @@ def panels_of(seen: Observation, classes: ClassTable, strength: float = 0.7,
             limits = 0., max(float(seen.token_mask.max()), 1e-6)
             panels.append(HeatMap(seen.token_mask, seen.image, 'Token mask',
                                   'cosine of pass-1 tokens with the prior', limits, strength))
-        panels.append(HeatMap(norms, seen.image, PASS_NAMES[index],
+        panels.append(HeatMap(shown(norms), seen.image, PASS_NAMES[index],
                               f'token norms, pass {index + 1}', strength=strength))
         if seen.class_attention:
-            panels.append(HeatMap(seen.class_attention[index], seen.image, 'Class token looks at',
+            panels.append(HeatMap(shown(seen.class_attention[index]), seen.image,
+                                  'Class token looks at',
                                   f'last block, mean of heads, pass {index + 1}',
                                   strength=strength))
+    if options.difference and len(seen.norms) > 1:
+        change = seen.norms[1] - seen.norms[0]
+        reach = max(float(np.abs(change).max()), 1e-6)  # white is "no change"
+        panels.append(HeatMap(change, seen.image, 'Top-down − bottom-up',
+                              'token norms, pass 2 − pass 1', (-reach, reach), strength, 'bwr'))
     note = f'pass {len(seen.norms)}'
     if seen.prediction.ndim == 2:
         panels.append(LabelMap(seen.prediction, seen.image, classes.names, classes.palette,

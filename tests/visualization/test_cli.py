@@ -73,7 +73,7 @@ def test_each_prior_and_scale_is_a_row(draw, photo, tmp_path):
 def test_a_prior_from_a_file_reaches_a_segmentor(draw, photo, tmp_path):
     torch.save(torch.randn(24), tmp_path / 'prior.pt')
     status, _ = draw('segmentation', photo(), '--prior', f'file:{tmp_path / "prior.pt"}', 'query',
-                     '--class-attention', '--threshold', '0.7', '--layer', '-1')
+                     '--class-attention', '--difference', '--threshold', '0.7', '--layer', '-1')
     assert status == 0 and outputs(tmp_path) == ['photo_attention.png']
 
 
@@ -166,6 +166,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(draw, photo, tmp_path):
     status, errors = draw('classification', photo())
     assert status == 2 and 'out' in errors and 'Traceback' not in errors
     assert (tmp_path / 'out').read_text() == 'a file in the way'
+
+
+@pytest.mark.parametrize('option', ['nothing', 'model.backbone.out_indices=[1,2'])
+def test_a_config_option_without_a_value_is_a_usage_error(option, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(['a', 'b', 'c', '--cfg-options', option])
+    assert error.value.code == 2
+    assert '--cfg-options: entries have the form KEY=VALUE' in capsys.readouterr().err
 
 
 def test_bad_input_is_an_input_error_for_python_callers(write_config):

@@ -69,11 +69,14 @@ def test_with_alpha_zero_the_prior_changes_nothing(task, make_model, make_sample
 
 def test_the_threshold_leaves_the_high_part_of_the_visible_map(make_model, make_sample):
     model, sample = make_model('segmentation'), make_sample('segmentation', SIZE)
-    whole = observe(model, sample, ViewOptions()).norms[0]
-    cut = observe(model, sample, ViewOptions(threshold=0.7)).norms[0]
+    options = ViewOptions(threshold=0.7, difference=True)
+    seen = observe(model, sample, options)
+    whole, panels = seen.norms[0], panels_of(seen, ClassTable.of(19), options)
+    cut = panels[1].values
     kept = whole >= whole.min() + 0.7 * np.ptp(whole)
     assert 0 < kept.sum() < kept.size
     np.testing.assert_array_equal(cut, np.where(kept, whole, whole.min()))
+    np.testing.assert_array_equal(panels[4].values, seen.norms[1] - whole)  # nothing cut there
 
 
 def test_nothing_stays_in_the_model_or_the_sample(task, make_model, make_sample):
@@ -91,13 +94,24 @@ def test_nothing_stays_in_the_model_or_the_sample(task, make_model, make_sample)
 def test_the_panels_and_their_order(task, kind, titles, make_model, make_sample):
     model = make_model(task, kind)
     seen = observe(model, make_sample(task, SIZE), ViewOptions())
-    panels = panels_of(seen, ClassTable.of(num_classes_of(model)))
+    panels = panels_of(seen, ClassTable.of(num_classes_of(model)), ViewOptions())
     last = dict(segmentation='Segmentation', classification='Classes')[task]
     assert [panel.title for panel in panels] == titles[:-1] + [last]
     kinds = [Picture] + [HeatMap] * (len(titles) - 2) + \
         [LabelMap if task == 'segmentation' else TopClasses]
     assert [type(panel) for panel in panels] == kinds
     assert panels[-1].note == ('pass 2' if kind == 'AbSViT' else 'pass 1')
+
+
+def test_the_difference_is_drawn_on_a_scale_with_zero_in_the_middle(make_model, make_sample):
+    model, options = make_model('segmentation'), ViewOptions(difference=True)
+    seen = observe(model, make_sample('segmentation', SIZE), options)
+    panel = panels_of(seen, ClassTable.of(19), options)[4]
+    np.testing.assert_array_equal(panel.values, seen.norms[1] - seen.norms[0])
+    assert panel.limits == (-np.abs(panel.values).max(), np.abs(panel.values).max())
+    vit = make_model('segmentation', 'ViT')
+    seen = observe(vit, make_sample('segmentation', SIZE), options)
+    assert len(panels_of(seen, ClassTable.of(19), options)) == 3
 
 
 def test_padding_by_the_data_preprocessor_is_cut_too(make_config, make_sample):
