@@ -120,9 +120,11 @@ def _check_new_key(cfg: Config, parent: Mapping, path: str, key: str, option: st
 
 
 def _unknown(cfg: Config, option: str, key: str, known: set[str], where: str) -> str:
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    near = (difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            or sorted(name for name in known if name.startswith(key)))
+    last = option.rpartition('.')[2]
     same_end = [path for path in _paths('', cfg._cfg_dict)
-                if path == option or path.endswith(f'.{option}')]
+                if path.endswith(f'.{option}') or path.endswith(f'.{last}')]
     hints = []
     if near:
         hints.append(f'did you mean {" or ".join(near)}?')
