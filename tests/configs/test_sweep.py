@@ -229,7 +229,8 @@ def test_segmentation_names_tell_the_truth(path):
     if name['model'] == 'resnet':
         assert cfg.model.backbone.depth == int(name['size'])
         return
-    assert cfg.model.backbone.type == {'absvit': 'mmvars.AbSViT', 'vit': 'mmvars.ViT'}[name['model']]
+    backbone = {'absvit': 'mmvars.AbSViT', 'vit': 'mmvars.ViT'}[name['model']]
+    assert cfg.model.backbone.type == backbone
     assert cfg.model.backbone.arch == ARCH[name['size']]
     transfer = {'topdown': 'top-down', None: 'end2end'}.get(name['transfer'], name['transfer'])
     assert cfg.model.backbone.get('transfer', 'end2end') == transfer

@@ -1,10 +1,12 @@
 """``--cfg-options`` reach everything that a config computed from the value they change."""
 
+import re
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from mmvars.engine.cfg_options import check_options
 from mmvars.engine.overrides import SHORTHANDS, apply_overrides
 from mmvars.errors import InputError
 
@@ -38,6 +40,18 @@ def test_plain_options_are_merged_without_a_note(cityscapes):
     notes = apply_overrides(cityscapes, {'train_dataloader.batch_size': 2})
     assert cityscapes.train_dataloader.batch_size == 2
     assert notes == []
+
+
+def test_the_switches_of_the_readme_exist(cityscapes):
+    """Each option of configs/README.md is accepted as it stands there."""
+    text = (CONFIGS / 'README.md').read_text()
+    options = dict(re.findall(r'[` ]([a-z_]+(?:\.[a-z0-9_]+)+)=(\w+)', text))
+    assert len(options) >= 7
+    check_options(cityscapes, options)
+    apply_overrides(cityscapes, options)
+    assert cityscapes.model.backbone.init_cfg.type == 'Pretrained'
+    assert cityscapes.custom_hooks[0].type == 'mmvars.AttentionVisualizationHook'
+    assert 'draw' in cityscapes.custom_hooks[0]
 
 
 def test_data_root_reaches_every_dataset(cityscapes):

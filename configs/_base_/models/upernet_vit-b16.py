@@ -16,10 +16,9 @@ model = dict(
         arch='base',
         img_size=512,
         out_indices=(2, 5, 8, 11),
-        drop_path_rate=0.1,
-        # To fine-tune (convert the file with `mmvars convert` first):
+        # To fine-tune, add (after `mmvars convert`):
         # init_cfg=dict(type='Pretrained', checkpoint='absvit_base.pth')
-        init_cfg=None),
+        drop_path_rate=0.1),
     decode_head=dict(
         type='mmseg.UPerHead',
         in_channels=[768, 768, 768, 768],
