@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = find_images(args.images, args.out_dir)
     cfg = read_config(args.config, args.cfg_options)
     pipeline = test_pipeline(cfg)
-    model = build_model(cfg, args.checkpoint, _device(args.device))
+    model, meta = build_model(cfg, args.checkpoint, _device(args.device))
     network = network_of(model)
-    classes = ClassTable.of(num_classes_of(model), *class_metainfo(test_dataset(cfg)))
+    classes = ClassTable.of(num_classes_of(model), *class_metainfo(test_dataset(cfg), meta))
     options = ViewOptions(layer=resolve_layer(args.layer, network.trunk.depth),
                           threshold=args.threshold, class_attention=args.class_attention,
                           difference=args.difference, strength=args.strength)

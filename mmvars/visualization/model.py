@@ -31,8 +31,12 @@ def read_config(name: str, options: Mapping | None = None) -> Config:
     return cfg
 
 
-def build_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module:
+def build_model(cfg: Config, checkpoint: str,
+                device: torch.device) -> tuple[nn.Module, Mapping]:
     """Build the config's model and fill it, strictly, from the checkpoint.
+
+    Returns:
+        The model in eval mode, and the ``meta`` of the checkpoint (empty where it has none).
 
     Raises:
         InputError: If the model has no mmvars backbone, or the checkpoint does not fill it.
@@ -42,22 +46,29 @@ def build_model(cfg: Config, checkpoint: str, device: torch.device) -> nn.Module
     network_of(model)
     model = revert_sync_batchnorm(model)
     load_pretrained(model.backbone, checkpoint)
-    _load_heads(model, checkpoint)
-    return model.to(device).eval()
+    meta = _load_heads(model, checkpoint)
+    return model.to(device).eval(), meta
 
 
-def class_metainfo(dataset: Mapping) -> list[Mapping]:
-    """Where a data set's class names and palette stand: in its config, then in its class."""
+def class_metainfo(dataset: Mapping, checkpoint_meta: Mapping) -> list[Mapping]:
+    """Where class names and palette stand: the data set's config, its class, the checkpoint."""
     dataset_class = DATASETS.get(dataset['type'])
-    return [dataset.get('metainfo') or {}, getattr(dataset_class, 'METAINFO', {})]
+    stored = checkpoint_meta.get('dataset_meta')
+    return [dataset.get('metainfo') or {}, getattr(dataset_class, 'METAINFO', {}),
+            stored if isinstance(stored, Mapping) else {}]
 
 
-def _load_heads(model: nn.Module, checkpoint: str) -> None:
-    """Fill all that is not the backbone, as strictly as :func:`load_pretrained` fills that."""
+def _load_heads(model: nn.Module, checkpoint: str) -> Mapping:
+    """Fill all that is not the backbone, as strictly as :func:`load_pretrained` fills that.
+
+    Returns:
+        The ``meta`` of the checkpoint.
+    """
     heads = nn.ModuleDict({name: part for name, part in model.named_children()
                            if name != 'backbone'})
     account = Account(f'{checkpoint} into the heads of {type(model).__name__}')
-    tensors = select_weights(read_checkpoint(checkpoint), 'auto', account)
+    content = read_checkpoint(checkpoint)
+    tensors = select_weights(content, 'auto', account)
     outside = {key: Source(key, value) for key, value in tensors.items()
                if not key.startswith('backbone.')}
     if len(outside) == len(tensors):
@@ -66,3 +77,5 @@ def _load_heads(model: nn.Module, checkpoint: str) -> None:
     fitted = fit_tensors(heads, outside, account)
     account.raise_problems('The checkpoint must be one of the model that the config describes.')
     heads.load_state_dict(fitted)
+    meta = content.get('meta')
+    return meta if isinstance(meta, Mapping) else {}

@@ -82,6 +82,19 @@ def test_images_of_one_name_get_pictures_of_their_own(draw, photo, tmp_path):
     assert outputs(tmp_path) == ['x-2_attention.png', 'x_attention.png']
 
 
+def test_class_names_can_come_from_the_checkpoint(draw, photo, make_config, write_config, tmp_path):
+    cfg = make_config('classification')
+    del cfg.test_dataloader.dataset.metainfo
+    cfg.dump(tmp_path / 'nameless.py')
+    run = dict(config=tmp_path / 'nameless.py', checkpoint=tmp_path / 'named.pth')
+    content = torch.load(write_config('classification')[1], weights_only=True)
+    torch.save(content, run['checkpoint'])
+    assert 'have no names here' in draw('classification', photo(), '--prior', 'class:b', **run)[1]
+    content['meta']['dataset_meta'] = {'classes': list('abcdef')}
+    torch.save(content, run['checkpoint'])
+    assert draw('classification', photo(), '--prior', 'class:b', **run)[0] == 0
+
+
 def test_one_bad_image_does_not_lose_the_others(draw, photo, tmp_path):
     bad, grey, good = photo('bad.png'), photo('grey.png'), photo('good.png')
     with open(bad, 'r+b') as file:

@@ -32,6 +32,8 @@ def make_runner(make_config, tmp_path):
             dict(type='mmpretrain.Accuracy', topk=1)
         loader = dict(batch_size=1 if task == 'segmentation' else 2, num_workers=0,
                       dataset=dataset, sampler=dict(type='DefaultSampler', shuffle=False))
+        if task == 'classification':  # stacked inputs, as in our configs
+            loader['collate_fn'] = dict(type='default_collate')
         number = next(NUMBERS)
         return Runner(cfg.model, work_dir=str(tmp_path / f'work{number}'), val_dataloader=loader,
                       val_cfg=dict(), val_evaluator=evaluator, test_dataloader=loader,
