@@ -73,12 +73,15 @@ def load_config(args: argparse.Namespace) -> tuple[Config, list[str]]:
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: '
                          f'{error}') from error
     options = args.cfg_options or {}
-    check_options(cfg, options)
     try:
+        check_options(cfg, options)
         notes = apply_overrides(cfg, options)
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f'--cfg-options cannot be merged into {path.name}: '
                          f'{_unquoted(error)}') from error
+    except ImportError as error:  # configs that are imported resolve their imports late
+        raise InputError(f'config {path} cannot be read: {type(error).__name__}: '
+                         f'{error}') from error
     if 'model' not in cfg:
         raise InputError(f'config {path} defines no model: give a complete config, not a part of '
                          '_base_')

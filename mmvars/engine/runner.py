@@ -35,6 +35,18 @@ class StrictRunner(Runner):
         self._training = True
         return super().train()
 
+    def dump_config(self) -> None:
+        """Do nothing while the Runner is built: see :meth:`load_or_resume`."""
+
+    def load_or_resume(self) -> None:
+        """Load what was asked for, and then write the config into the work dir.
+
+        mmengine writes it when the Runner is built. Here it waits until models, data sets and
+        checkpoint have proved usable, since it replaces the file of an earlier run.
+        """
+        super().load_or_resume()
+        super().dump_config()
+
     def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu',
                         strict: bool | None = None, **kwargs) -> dict:
         """Load ``filename`` into the model.

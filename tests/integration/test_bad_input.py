@@ -1,0 +1,159 @@
+"""Bad input of the two tools: one message, exit status 2, and a work dir as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmvars.cli import run_tool
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """Weights that fit no model here."""
+    path = tmp_path / 'other.pth'
+    torch.save(dict(state_dict={'backbone.x': torch.ones(1)}, meta={}), path)
+    return path
+
+
+@pytest.fixture
+def work_dir(tmp_path) -> Path:
+    """A work dir with results in it."""
+    folder = tmp_path / 'work'
+    folder.mkdir()
+    (folder / 'iter_9.pth').write_bytes(b'precious')
+    (folder / 'seg.py').write_text('# the config of an older run')
+    return folder
+
+
+def refused(capsys, tool: str, *arguments, work_dir: Path) -> str:
+    before = {p: p.read_bytes() for p in work_dir.rglob('*') if p.is_file()}
+    argv = [*map(str, arguments), '--work-dir', str(work_dir)]
+    assert run_tool(tool, argv) == 2
+    message = capsys.readouterr().err
+    assert 'Traceback' not in message
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+    return message.split('mmvars: ', 1)[1]
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+@pytest.mark.parametrize('text, words', [
+    (None, 'does not exist'), ('x = (', 'cannot be read: SyntaxError'),
+    ('x = 1', 'defines no model'), ('_base_ = "./gone.py"', 'cannot be read'),
+    ('import a_module_that_is_not_there', 'cannot be read: ModuleNotFoundError'),
+])
+def test_configs(tool, text, words, tmp_path, work_dir, checkpoint, capsys) -> None:
+    config = tmp_path / 'mine.py'
+    if text is not None:
+        config.write_text(text)
+    extra = [checkpoint] if tool == 'test' else []
+    assert words in refused(capsys, tool, config, *extra, work_dir=work_dir)
+
+
+@pytest.mark.parametrize('options, words', [
+    (['train_cfg.max_iter=3'], 'did you mean max_iters'),
+    (['model.decode_head.type=FNCHead'], "type 'FNCHead' is not known"),
+    (['model.backbone.type=mmvars.AbSVit'], "type 'mmvars.AbSVit' is not known"),
+    (['train_dataloader.dataset.pipeline.0.type=Load'], "type 'Load' is not known"),
+    (['model.backbone.drop_pth=0.1'], "unexpected keyword argument 'drop_pth'"),
+    (['model.backbone.arch=huge'], 'arch must be one of'),
+    (['model.backbone.out_indices=0,7'], 'out_indices must be'),
+    (['data_root=/no/such/folder'], '/no/such/folder'),
+    (['load_from=gone.pth'], "load_from 'gone.pth' does not exist"),
+    (['optim_wrapper.paramwise_cfg.layer_decay_rate=3'], 'layer_decay_rate must be'),
+])
+def test_training_options(options, words, toy, work_dir, capsys) -> None:
+    message = refused(capsys, 'train', toy / 'seg.py', '--cfg-options', *options, work_dir=work_dir)
+    assert words in message
+
+
+def test_options_must_be_pairs(toy, capsys) -> None:
+    for bad in ('max_iters', 'data_root=[a,(b'):
+        with pytest.raises(SystemExit) as caught:
+            run_tool('train', [str(toy / 'seg.py'), '--cfg-options', bad])
+        assert caught.value.code == 2
+    assert "'max_iters' is not of the form KEY=VALUE" in capsys.readouterr().err
+
+
+def test_load_from_that_fills_nothing(toy, work_dir, checkpoint, capsys) -> None:
+    (work_dir / 'seg.py').unlink()
+    message = refused(capsys, 'train', toy / 'seg.py', '--cfg-options', f'load_from={checkpoint}',
+                      work_dir=work_dir)
+    assert "fills no tensor of the backbone (its keys are like 'backbone.x'" in message
+    assert 'mmvars convert' in message
+
+
+def test_resume_with_nothing_to_resume(toy, work_dir, capsys) -> None:
+    message = refused(capsys, 'train', toy / 'seg.py', '--resume', work_dir=work_dir)
+    assert 'nothing to resume' in message and str(work_dir) in message
+    message = refused(capsys, 'train', toy / 'seg.py', '--resume', 'gone.pth', work_dir=work_dir)
+    assert "'gone.pth' does not exist" in message
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'deleted.pth'))
+    message = refused(capsys, 'train', toy / 'seg.py', '--resume', work_dir=work_dir)
+    assert 'deleted.pth' in message
+
+
+def test_resume_from_weights_alone(toy, tmp_path, work_dir, capsys) -> None:
+    (work_dir / 'seg.py').unlink()
+    assert run_tool('train', [str(toy / 'seg.py'), '--work-dir', str(tmp_path / 'a'), '--no-validate',
+                              '--cfg-options', 'train_cfg.max_iters=1']) == 0
+    state = torch.load(tmp_path / 'a' / 'iter_1.pth', weights_only=False) if (
+        tmp_path / 'a' / 'iter_1.pth').is_file() else None
+    assert state is not None
+    weights = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=state['state_dict'], meta=state['meta']), weights)
+    capsys.readouterr()
+    message = refused(capsys, 'train', toy / 'seg.py', '--resume', weights, work_dir=work_dir)
+    assert 'holds weights only' in message and 'load_from' in message
+
+
+@pytest.mark.parametrize('host', ['seg', 'cls'])
+def test_a_checkpoint_of_another_model(host, toy, work_dir, checkpoint, capsys) -> None:
+    message = refused(capsys, 'test', toy / f'{host}.py', checkpoint, work_dir=work_dir)
+    assert 'does not fit the model' in message
+    assert 'unexpected key in source state_dict: backbone.x' in message
+    assert 'backbone.network.trunk.cls_token' in message  # all that is missing, by name
+    assert 'mmvars convert' in message
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['gone.pth'], 'does not exist'),
+    (['HERE', '--out', 'x.txt', '--out-item', 'metrics'], 'metrics are written to'),
+    (['HERE', '--out-item', 'pred'], 'give --out too'),
+    (['HERE', '--show'], '--show needs a screen'),
+    (['HERE', '--cfg-options', 'data_root=/no/such/folder'], '/no/such/folder'),
+])
+def test_test_arguments(arguments, words, toy, work_dir, checkpoint, capsys, monkeypatch) -> None:
+    monkeypatch.delenv('DISPLAY', raising=False)
+    monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
+    arguments = [str(checkpoint) if a == 'HERE' else a for a in arguments]
+    assert words in refused(capsys, 'test', toy / 'seg.py', *arguments, work_dir=work_dir)
+
+
+def test_out_that_cannot_be_written(toy, work_dir, checkpoint, tmp_path, capsys) -> None:
+    file = tmp_path / 'file'
+    file.write_text('mine')
+    message = refused(capsys, 'test', toy / 'seg.py', checkpoint, '--out', file, work_dir=work_dir)
+    assert 'is a file: give a folder' in message
+    message = refused(capsys, 'test', toy / 'cls.py', checkpoint, '--out', 'x.json',
+                      work_dir=work_dir)
+    assert '.pkl' in message
+    assert file.read_text() == 'mine'
+
+
+def test_augmentation_that_no_one_described(toy, work_dir, checkpoint, tmp_path, capsys) -> None:
+    config = tmp_path / 'seg.py'
+    config.write_text((toy / 'seg.py').read_text() + 'tta_pipeline = None\n')
+    message = refused(capsys, 'test', config, checkpoint, '--tta', work_dir=work_dir)
+    assert '--tta needs tta_pipeline' in message
+
+
+def test_flags_that_the_config_does_not_support(toy, work_dir, tmp_path, capsys) -> None:
+    message = refused(capsys, 'train', toy / 'seg.py', '--auto-scale-lr', work_dir=work_dir)
+    assert 'base_batch_size' in message
+    config = tmp_path / 'seg.py'
+    config.write_text((toy / 'seg.py').read_text() + "optim_wrapper['type'] = 'Apex'\n")
+    assert 'has Apex' in refused(capsys, 'train', config, '--amp', work_dir=work_dir)
+    message = refused(capsys, 'train', toy / 'seg.py', '--launcher', 'pytorch', work_dir=work_dir)
+    assert 'torchrun' in message
