@@ -170,6 +170,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch, e
     assert [p.name for p in tmp_path.iterdir()] == ['x.pth']
 
 
+def test_the_new_file_takes_the_old_ones_place_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / 'x.pth'
+    path.write_bytes(b'precious')
+
+    def refuse(temporary, target):
+        assert read_checkpoint(temporary).keys() == TENSORS.keys()  # complete by now
+        raise PermissionError(13, 'no')
+
+    monkeypatch.setattr(files.os, 'replace', refuse)
+    with pytest.raises(InputError, match='cannot be written'):
+        write_checkpoint(path, TENSORS, overwrite=True)
+    assert path.read_bytes() == b'precious'
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pth']
+
+
 @pytest.mark.parametrize(('name', 'said'), [('x.npz', 'must end in'), ('no/x.pth', 'does not exist')
                                             ])
 def test_destinations_that_cannot_be(tmp_path, name, said):
