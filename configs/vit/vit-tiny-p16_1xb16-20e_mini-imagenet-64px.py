@@ -5,7 +5,5 @@ _base_ = [
 ]
 custom_hooks = [_base_.custom_hooks[0], _base_.custom_hooks[2]]  # no EMA: too few iterations
 model = dict(
-    data_preprocessor=dict(num_classes=_base_.num_classes),
     backbone=dict(arch='tiny', img_size=_base_.crop_size),
-    head=dict(
-        in_channels=192, num_classes=_base_.num_classes, loss=dict(num_classes=_base_.num_classes)))
+    head=dict(in_channels=192))

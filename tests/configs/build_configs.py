@@ -9,7 +9,6 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -52,11 +51,9 @@ def channels_of(backbone: torch.nn.Module) -> list[int]:
 
 
 def class_count(dataset: Config) -> int:
-    """Classes of a data set, from its class, or from its folders."""
+    """Classes that a data set's class declares."""
     while 'datasets' in dataset:
         dataset = dataset.datasets[0]
-    if dataset.type == 'mmpretrain.CustomDataset':
-        return sum(p.is_dir() for p in Path(dataset.data_root, dataset.data_prefix).iterdir())
     return len(DATASETS.get(dataset.type).METAINFO['classes'])
 
 

@@ -32,7 +32,7 @@ ARCH = {'ti16': 'tiny', 's16': 'small', 'b16': 'base'}
 DATASETS = {
     'ade20k': 'mmseg.ADE20KDataset', 'cityscapes': 'mmseg.CityscapesDataset',
     'voc12': 'mmseg.PascalVOCDataset', 'voc12aug': 'ConcatDataset', 'in1k': 'mmpretrain.ImageNet',
-    'mini-imagenet': 'mmpretrain.CustomDataset'
+    'mini-imagenet': 'mmpretrain.ImageNet'
 }
 
 
