@@ -195,6 +195,16 @@ def test_bad_input_is_an_input_error_for_python_callers(write_config):
         main([str(config), str(checkpoint), 'nothing.png'])
 
 
+def test_sliding_windows_are_replaced_by_one_forward_and_this_is_said(write_config, photo, tmp_path,
+                                                                      capsys):
+    config, checkpoint = write_config('segmentation')
+    assert main([str(config), str(checkpoint), photo(), '--out-dir', str(tmp_path / 'out'),
+                 '--device', 'cpu', '--cfg-options', 'model.test_cfg.mode=slide',
+                 'model.test_cfg.crop_size=(32,32)', 'model.test_cfg.stride=(16,16)']) == 0
+    assert 'tests with sliding windows' in capsys.readouterr().out
+    assert outputs(tmp_path) == ['photo_attention.png']
+
+
 @pytest.fixture
 def shim(repo, tmp_path):
     def run(*arguments):
