@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = ViewOptions(layer=resolve_layer(args.layer, network.trunk.depth),
                           threshold=args.threshold, class_attention=args.class_attention,
                           difference=args.difference, strength=args.strength)
-    if cfg.model.get('test_cfg', {}).get('mode') == 'slide':
+    if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
         print('the config tests with sliding windows; here each image is one forward, so that maps '
               'and segmentation belong together')
     combinations = _combinations(args.prior, alphas, model, classes)

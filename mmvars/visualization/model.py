@@ -41,8 +41,11 @@ def build_model(cfg: Config, checkpoint: str,
     Raises:
         InputError: If the model has no mmvars backbone, or the checkpoint does not fill it.
     """
+    config = dict(cfg.model)
+    if 'data_preprocessor' in cfg:  # the Runner's rule for one that stands outside of the model
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
     with clear_errors():
-        model = MODELS.build(cfg.model)
+        model = MODELS.build(config)
     network_of(model)
     model = revert_sync_batchnorm(model)
     load_pretrained(model.backbone, checkpoint)

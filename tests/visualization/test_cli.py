@@ -95,6 +95,18 @@ def test_class_names_can_come_from_the_checkpoint(draw, photo, make_config, writ
     assert draw('classification', photo(), '--prior', 'class:b', **run)[0] == 0
 
 
+def test_a_data_preprocessor_outside_of_the_model_is_used(draw, photo, make_config, tmp_path):
+    drawn = []
+    for outside in (False, True):
+        cfg = make_config('classification')
+        if outside:
+            cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+        cfg.dump(tmp_path / 'moved.py')
+        assert draw('classification', photo(), config=tmp_path / 'moved.py')[0] == 0
+        drawn.append((tmp_path / 'out' / 'photo_attention.png').read_bytes())
+    assert drawn[0] == drawn[1]
+
+
 def test_one_bad_image_does_not_lose_the_others(draw, photo, tmp_path):
     bad, grey, good = photo('bad.png'), photo('grey.png'), photo('good.png')
     with open(bad, 'r+b') as file:
