@@ -43,8 +43,8 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
     if problems:
         lines = [f'{problem} (set by {", ".join(keys)})' for problem, keys in problems.items()]
         key = next(iter(problems.values()))[0]
-        lines.append('Put the data there, or say where they are with --cfg-options '
-                     f'{key}.data_root=PATH, for each data set named here.')
+        lines.append('Put the data there, or say where they are with --cfg-options data_root=PATH '
+                     f'(for one data set alone: {key}.data_root=PATH).')
         raise InputError('\n'.join(lines))
 
 
@@ -70,24 +70,26 @@ def _problem(cfg: Mapping) -> str | None:
         return None
     name = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
     if root and not os.path.isdir(root):
-        return f'The data root {root!r} of {name} is no folder'
-    folders = [os.path.join(root, path) for path in prefixes if path]
-    for folder in folders:
+        return f'The data root {root!r} of {name} does not exist or is no folder'
+    for folder in (os.path.join(root, path) for path in prefixes if path):
         if not os.path.isdir(folder):
             return f'The folder {folder!r} of {name} does not exist'
     ann_file = os.path.join(root, cfg.get('ann_file') or '')
     if cfg.get('ann_file') and not os.path.exists(ann_file):
         return f'The list of files {ann_file!r} of {name} does not exist'
-    for folder in folders or [root]:
+    # Only now, since some classes assert in their constructor, without a word, that paths exist.
+    dataset = DATASETS.build(dict(cfg, pipeline=[], lazy_init=True))
+    return _problem_inside(dataset, name) if isinstance(dataset, BaseDataset) else None
+
+
+def _problem_inside(dataset: BaseDataset, name: str) -> str | None:
+    """Look below the paths that the data set made out of its arguments."""
+    for folder in dataset.data_prefix.values():
+        if folder and not os.path.isdir(folder):
+            return f'The folder {folder!r} of {name} does not exist'
         if folder and not any(files for _, _, files in os.walk(folder, followlinks=True)):
             return f'The folder {folder!r} of {name} holds no file'
-    return _problem_of_pairs(cfg, name)
-
-
-def _problem_of_pairs(cfg: Mapping, name: str) -> str | None:
-    """Segmentation: is there an image, and does each one exist and have its labels?"""
-    dataset = DATASETS.build(dict(cfg, pipeline=[], lazy_init=True))
-    if not isinstance(dataset, BaseDataset) or not hasattr(dataset, 'seg_map_suffix'):
+    if not hasattr(dataset, 'seg_map_suffix'):
         return None
     samples = dataset.load_data_list()
     if not samples:

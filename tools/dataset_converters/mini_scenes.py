@@ -141,7 +141,8 @@ class Scene:
     def _sky(self, height: int, width: int) -> np.ndarray:
         """A gradient with a few soft clouds, by formula."""
         rng = Random(self.number)
-        top, low = rng.choice([((90, 140, 215), (185, 210, 240)), ((150, 160, 175), (205, 208, 212)),
+        top, low = rng.choice([((90, 140, 215), (185, 210, 240)),
+                               ((150, 160, 175), (205, 208, 212)),
                                ((95, 110, 170), (240, 200, 165))])
         v, u = np.mgrid[:height, :width] / height
         share = np.clip(v / .6, 0, 1)[..., None]

@@ -1,0 +1,117 @@
+"""check_data_roots: silent on good data, one message with every path on bad ones."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmvars.data import mini_root
+from mmvars.datasets import check_data_roots
+from mmvars.errors import InputError
+
+pytest.importorskip('mmseg')
+
+
+def _ade(root, split='training') -> dict:
+    return dict(type='ADE20KDataset', data_root=str(root), pipeline=[dict(type='NoSuchTransform')],
+                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'))
+
+
+def _voc(root, ann_file='ImageSets/Segmentation/train.txt') -> dict:
+    return dict(type='mmseg.PascalVOCDataset', data_root=str(root), ann_file=ann_file,
+                data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
+
+
+def _cfg(train, val=None, scope='mmseg') -> Config:
+    return Config(dict(default_scope=scope, train_dataloader=dict(dataset=train),
+                       val_dataloader=None if val is None else dict(dataset=val)))
+
+
+def _message(cfg) -> str:
+    with pytest.raises(InputError) as error:
+        check_data_roots(cfg)
+    return str(error.value)
+
+
+@pytest.fixture
+def ade(tmp_path) -> Path:
+    return Path(shutil.copytree(mini_root('ade20k'), tmp_path / 'ade'))
+
+
+def test_good_roots_pass_without_building_pipelines():
+    check_data_roots(_cfg(_ade(mini_root('ade20k')), _voc(mini_root('voc12'))))
+    check_data_roots(Config(dict(model=dict())))
+
+
+def test_missing_root_is_named_once_with_all_its_options(tmp_path):
+    root = tmp_path / 'nowhere'
+    message = _message(_cfg(_ade(root), _ade(root, 'validation')))
+    assert message.count(str(root)) == 1 and 'ADE20KDataset' in message
+    assert 'train_dataloader.dataset, val_dataloader.dataset' in message
+    assert '--cfg-options data_root=PATH' in message
+    assert 'train_dataloader.dataset.data_root=PATH' in message
+
+
+def test_only_the_loaders_asked_for(tmp_path):
+    cfg = _cfg(_ade(mini_root('ade20k')), _ade(tmp_path / 'nowhere'))
+    check_data_roots(cfg, ['train_dataloader'])
+    with pytest.raises(InputError, match='val_dataloader'):
+        check_data_roots(cfg, ['val_dataloader'])
+
+
+@pytest.mark.parametrize('wrap, key', [
+    (lambda d: dict(type='RepeatDataset', times=2, dataset=d), 'dataset.dataset'),
+    (lambda d: dict(type='ConcatDataset', datasets=[_ade(mini_root('ade20k')), d]),
+     'dataset.datasets.1'),
+])
+def test_wrapped_data_sets_are_found(tmp_path, wrap, key):
+    message = _message(_cfg(wrap(_ade(tmp_path / 'nowhere'))))
+    assert f'train_dataloader.{key}' in message and f'{tmp_path / "nowhere"}' in message
+
+
+def test_missing_folder_and_list(ade, tmp_path):
+    shutil.rmtree(ade / 'annotations')
+    assert f"'{ade}/annotations/training'" in _message(_cfg(_ade(ade)))
+    voc = _voc(mini_root('voc12'), 'ImageSets/Segmentation/test.txt')
+    assert 'ImageSets/Segmentation/test.txt' in _message(_cfg(voc))
+
+
+def test_empty_folder(ade):
+    for path in (ade / 'images' / 'training').iterdir():
+        path.unlink()
+    message = _message(_cfg(_ade(ade)))
+    assert f"'{ade}/images/training'" in message and 'holds no file' in message
+
+
+def test_images_of_another_suffix(ade):
+    for path in (ade / 'images' / 'training').iterdir():
+        path.rename(path.with_suffix('.bmp'))
+    assert 'holds no file *.jpg' in _message(_cfg(_ade(ade)))
+
+
+def test_lost_labels_are_counted(ade):
+    lost = sorted((ade / 'annotations' / 'training').iterdir())[3:5]
+    for path in lost:
+        path.unlink()
+    message = _message(_cfg(_ade(ade)))
+    assert f'2 of 48 samples of ADE20KDataset lack labels, first {str(lost[0])!r}' in message
+
+
+def test_lost_image_of_a_list(tmp_path):
+    root = Path(shutil.copytree(mini_root('voc12'), tmp_path / 'voc'))
+    (root / 'JPEGImages' / '2012_000007.jpg').unlink()
+    assert '1 of 48 samples' in _message(_cfg(_voc(root)))
+
+
+def test_classification(tmp_path):
+    pytest.importorskip('mmpretrain')
+    good = dict(type='ImageNet', data_root=mini_root('imagenet'), split='val')
+    check_data_roots(_cfg(good, scope='mmpretrain'))
+    custom = dict(type='CustomDataset', data_root=str(tmp_path), data_prefix='train')
+    (tmp_path / 'train' / 'n03063599').mkdir(parents=True)
+    assert 'holds no file' in _message(_cfg(custom, scope='mmpretrain'))
+    (tmp_path / 'train').rename(tmp_path / 'val')
+    assert f"'{tmp_path}/train'" in _message(_cfg(custom, scope='mmpretrain'))
+    split = dict(type='ImageNet', data_root=str(tmp_path), split='train')
+    assert f"'{tmp_path}/train'" in _message(_cfg(split, scope='mmpretrain'))
