@@ -68,8 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         _set_pictures(cfg, args, segmentation)
     if args.tta:
         _set_tta(cfg, segmentation)
-    check_data_roots(cfg)
     with clear_errors():
+        check_data_roots(cfg)
         runner = build_runner(cfg, notes)
         metrics = _run(runner, dump)
     if args.out and args.out_item == 'metrics':

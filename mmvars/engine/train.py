@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         _use_auto_scale_lr(cfg)
     _set_resume(cfg, args.resume)
     _add_interrupt_hook(cfg)
-    check_data_roots(cfg)
     with clear_errors():
+        check_data_roots(cfg)
         runner = build_runner(cfg, notes)
         _catch_signals_early(runner)
         runner.train()

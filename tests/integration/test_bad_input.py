@@ -56,6 +56,7 @@ def test_configs(tool, text, words, tmp_path, work_dir, checkpoint, capsys) -> N
     (['model.decode_head.type=FNCHead'], "type 'FNCHead' is not known"),
     (['model.backbone.type=mmvars.AbSVit'], "type 'mmvars.AbSVit' is not known"),
     (['train_dataloader.dataset.pipeline.0.type=Load'], "type 'Load' is not known"),
+    (['train_dataloader.dataset.type=ADEDataset'], "type 'ADEDataset' is not known"),
     (['model.backbone.drop_pth=0.1'], "unexpected keyword argument 'drop_pth'"),
     (['model.backbone.arch=huge'], 'arch must be one of'),
     (['model.backbone.out_indices=0,7'], 'out_indices must be'),

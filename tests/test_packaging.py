@@ -1,0 +1,86 @@
+"""The wheel and the source distribution carry what `pip install` alone must bring."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mmvars import __version__
+
+pytest.importorskip('setuptools')
+
+SKIPPED = shutil.ignore_patterns('.*', '__pycache__', 'build', 'dist', '*.egg-info', 'work_dirs',
+                                 'tests', 'quickstart_output')
+
+
+@pytest.fixture(scope='module')
+def built(tmp_path_factory) -> Path:
+    """Folder with both distributions, built from a copy of the sources."""
+    repo = Path(__file__).resolve().parents[1]
+    copy = tmp_path_factory.mktemp('build') / 'mmvars'
+    shutil.copytree(repo, copy, ignore=SKIPPED)
+    done = subprocess.run([sys.executable, 'setup.py', '-q', 'sdist', 'bdist_wheel'], cwd=copy,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return copy / 'dist'
+
+
+@pytest.fixture(scope='module')
+def wheel(built) -> zipfile.ZipFile:
+    return zipfile.ZipFile(built / f'mmvars-{__version__}-py3-none-any.whl')
+
+
+def test_configs_and_tools_are_in_the_wheel(wheel, repo) -> None:
+    names = set(wheel.namelist())
+    for folder, least in (('configs', 40), ('tools', 8)):
+        files = [p.relative_to(repo) for p in (repo / folder).rglob('*')
+                 if p.suffix in {'.py', '.yml', '.sh'} and '__pycache__' not in p.parts]
+        assert len(files) >= least
+        missing = [f for f in files if f'mmvars/.mim/{f.as_posix()}' not in names]
+        assert not missing
+
+
+def test_the_mini_data_set_is_in_the_wheel(wheel, repo) -> None:
+    names = set(wheel.namelist())
+    data = repo / 'mmvars' / 'data' / 'mini'
+    files = [p.relative_to(repo).as_posix() for p in data.rglob('*') if p.is_file()]
+    assert len(files) >= 64 * 2 * 3  # images and labels of 64 scenes in three layouts
+    assert not [f for f in files if f not in names]
+
+
+def test_the_model_index_leads_to_metafiles(wheel) -> None:
+    names = set(wheel.namelist())
+    index = wheel.read('mmvars/.mim/model-index.yml').decode()
+    metafiles = re.findall(r'-\s+(\S+\.yml)', index)
+    assert metafiles
+    for path in metafiles:
+        assert f'mmvars/.mim/{path}' in names
+
+
+def test_nothing_else_is_in_the_wheel(wheel) -> None:
+    roots = {name.split('/')[0] for name in wheel.namelist()}
+    assert roots == {'mmvars', f'mmvars-{__version__}.dist-info'}
+    assert not [name for name in wheel.namelist() if '__pycache__' in name]
+
+
+def test_the_metadata_asks_for_no_more_than_needed(wheel) -> None:
+    text = wheel.read(f'mmvars-{__version__}.dist-info/METADATA').decode()
+    required = re.findall(r'^Requires-Dist: ([\w-]+)([^;\n]*)$', text, re.MULTILINE)
+    assert {name for name, _ in required} == {'torch', 'timm', 'safetensors', 'numpy', 'pillow'}
+    assert not [pin for _, pin in required if '==' in pin or '<' in pin]
+    for extra in ('onedl', 'openmmlab'):
+        assert len(re.findall(rf'extra == "{extra}"', text)) == 5  # four packages and torchvision
+    scripts = wheel.read(f'mmvars-{__version__}.dist-info/entry_points.txt').decode()
+    assert 'mmvars = mmvars.cli:main' in scripts
+
+
+def test_the_source_distribution_can_build_the_same(built) -> None:
+    with tarfile.open(built / f'mmvars-{__version__}.tar.gz') as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert {'setup.py', 'LICENSE', 'configs/model-index.yml', 'tools/train.py',
+            'tools/constraints.txt', 'mmvars/cli.py'} <= names
