@@ -10,7 +10,7 @@ from mmvars.data import mini_root
 from mmvars.datasets import check_data_roots
 from mmvars.errors import InputError
 
-pytest.importorskip('mmseg')
+pytest.importorskip('mmseg.datasets')
 
 
 def _ade(root, split='training') -> dict:
