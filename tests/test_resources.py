@@ -1,7 +1,5 @@
 """Finding the shipped configs from anywhere."""
 
-from pathlib import Path
-
 import pytest
 
 from mmvars import resources

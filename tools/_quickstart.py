@@ -81,9 +81,10 @@ def run(command: list, log: Path) -> int:
                       flush=True)
     if on_terminal:
         print()
-    if process.wait():
+    status = process.wait()
+    if status:
         sys.stderr.write(''.join(tail))
-    return process.returncode
+    return status
 
 
 def progress(line: str) -> str | None:
@@ -124,4 +125,7 @@ def summarise(log: str, labels: Iterator[np.ndarray]) -> str:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # the tool that ran got it too, and ends by itself
+        sys.exit('\nstopped by Ctrl-C')

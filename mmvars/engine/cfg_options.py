@@ -124,7 +124,7 @@ def _unknown(cfg: Config, option: str, key: str, known: set[str], where: str) ->
             or sorted(name for name in known if name.startswith(key)))
     last = option.rpartition('.')[2]
     same_end = [path for path in _paths('', cfg._cfg_dict)
-                if path.endswith(f'.{option}') or path.endswith(f'.{last}')]
+                if path.endswith((f'.{option}', f'.{last}'))]
     hints = []
     if near:
         hints.append(f'did you mean {" or ".join(near)}?')

@@ -167,6 +167,10 @@ def _config_message(error: Exception) -> str | None:
         return f'config: {text}'
     if 'must contain the key "type"' in text:
         return f'config: an entry has no type: {text.splitlines()[0][:300]}'
+    if 'different number of parameter groups' in text or "doesn't match the size of" in text:
+        return (f'--resume: the optimiser of the checkpoint is not that of this config ({text}): '
+                'resume with the config of that run, or start from its weights with '
+                '--cfg-options load_from=...')
     if isinstance(error, FileNotFoundError):
         return f'file not found: {error.filename or text}'
     return None

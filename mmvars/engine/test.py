@@ -113,8 +113,8 @@ def _set_pictures(cfg: Config, args: argparse.Namespace, segmentation: bool) -> 
     if args.show and not args.show_dir and not _has_screen():
         raise InputError('--show needs a screen, and there is none: use --show-dir FOLDER')
     if args.tta and not segmentation:
-        raise InputError('--tta with --show or --show-dir: pictures of a classifier cannot be drawn '
-                         'from augmented images; leave one of them out')
+        raise InputError('--tta with --show or --show-dir: pictures of a classifier cannot be '
+                         'drawn from augmented images; leave one of them out')
     hooks = dict(cfg.get('default_hooks') or {})
     shown = dict(show=args.show, wait_time=args.wait_time)
     if segmentation:

@@ -102,6 +102,9 @@ def _set_resume(cfg: Config, resume: str | None) -> None:
             raise InputError(f'--resume: there is nothing to resume in {cfg.work_dir!r} (no '
                              'last_checkpoint): check --work-dir, name a checkpoint, or leave '
                              '--resume out to start a new run')
+        here = os.path.join(cfg.work_dir, os.path.basename(path))
+        if not os.path.exists(path) and os.path.exists(here):
+            path = here  # the work dir was moved after last_checkpoint was written
     check_checkpoint_file(path, '--resume checkpoint')
     cfg.resume = True
     cfg.load_from = path

@@ -97,16 +97,27 @@ def test_resume_with_nothing_to_resume(toy, work_dir, capsys) -> None:
 
 def test_resume_from_weights_alone(toy, tmp_path, work_dir, capsys) -> None:
     (work_dir / 'seg.py').unlink()
-    assert run_tool('train', [str(toy / 'seg.py'), '--work-dir', str(tmp_path / 'a'), '--no-validate',
-                              '--cfg-options', 'train_cfg.max_iters=1']) == 0
-    state = torch.load(tmp_path / 'a' / 'iter_1.pth', weights_only=False) if (
-        tmp_path / 'a' / 'iter_1.pth').is_file() else None
-    assert state is not None
+    short = ['--work-dir', str(tmp_path / 'a'), '--no-validate', '--cfg-options', 'max_iters=1']
+    assert run_tool('train', [str(toy / 'seg.py'), *short]) == 0
+    state = torch.load(tmp_path / 'a' / 'iter_1.pth', weights_only=False)
     weights = tmp_path / 'weights.pth'
     torch.save(dict(state_dict=state['state_dict'], meta=state['meta']), weights)
     capsys.readouterr()
     message = refused(capsys, 'train', toy / 'seg.py', '--resume', weights, work_dir=work_dir)
     assert 'holds weights only' in message and 'load_from' in message
+
+
+def test_resume_with_other_parameter_groups(toy, tmp_path, work_dir, capsys) -> None:
+    (work_dir / 'seg.py').unlink()
+    short = ['--work-dir', str(tmp_path / 'a'), '--no-validate', '--cfg-options', 'max_iters=1']
+    assert run_tool('train', [str(toy / 'seg.py'), *short]) == 0
+    config = tmp_path / 'other.py'
+    config.write_text((toy / 'seg.py').read_text()
+                      + 'optim_wrapper = dict(optimizer=optim_wrapper["optimizer"])\n')
+    capsys.readouterr()
+    message = refused(capsys, 'train', config, '--resume', tmp_path / 'a' / 'iter_1.pth',
+                      work_dir=work_dir)
+    assert 'optimiser' in message and 'load_from' in message
 
 
 @pytest.mark.parametrize('host', ['seg', 'cls'])

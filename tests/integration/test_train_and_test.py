@@ -91,11 +91,13 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(signum, status, toy, 
     assert saved == tmp_path / 'iter_4.pth'
     assert saved.is_file() and not list(tmp_path.glob('*.part'))
 
-    run_train([str(toy / 'seg.py'), '--work-dir', str(tmp_path), '--resume'])
-    found, whole = losses(tmp_path), losses(trained['seg'])
+    moved = tmp_path.with_name(f'{tmp_path.name}-moved')
+    tmp_path.rename(moved)
+    run_train([str(toy / 'seg.py'), '--work-dir', str(moved), '--resume'])
+    found, whole = losses(moved), losses(trained['seg'])
     assert [found[i] for i in range(1, 7)] == pytest.approx([whole[i] for i in range(1, 7)],
                                                             rel=1e-6)
-    same_weights(tmp_path / 'iter_6.pth', trained['seg'] / 'iter_6.pth')
+    same_weights(moved / 'iter_6.pth', trained['seg'] / 'iter_6.pth')
 
 
 EPOCHS = """
