@@ -6,4 +6,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/_setup_env.sh
 setup_env
+# Threads that wait without spinning: else a second busy program makes training many times slower.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 exec "$python" tools/_quickstart.py "$@"
