@@ -1,7 +1,7 @@
 """A data set of 16 tiny random scenes and configs that train on it within seconds."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -137,10 +137,17 @@ def losses():
 
 
 @pytest.fixture(autouse=True)
-def _fresh_globals() -> Iterator[None]:
-    """mmengine keeps loggers, hubs and loaders in globals; runs in one process must not share."""
+def forget_runs() -> Iterator[Callable[[], None]]:
+    """mmengine keeps loggers, hubs and loaders in globals; runs in one process must not share.
+
+    Called after each test; a test with several runs calls it between them.
+    """
     schemes = dict(CheckpointLoader._schemes)
-    yield
-    CheckpointLoader._schemes = schemes
-    for owner in (MMLogger, MessageHub, Visualizer, DefaultScope):
-        owner._instance_dict.clear()
+
+    def forget() -> None:
+        CheckpointLoader._schemes = dict(schemes)
+        for owner in (MMLogger, MessageHub, Visualizer, DefaultScope):
+            owner._instance_dict.clear()
+
+    yield forget
+    forget()

@@ -79,7 +79,7 @@ def same_weights(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupt_then_resume_equals_an_uninterrupted_run(signum, status, toy, trained, tmp_path,
-                                                           losses) -> None:
+                                                           losses, forget_runs) -> None:
     config = tmp_path / 'seg.py'
     config.write_text((toy / 'seg.py').read_text() + add_signal(signum, iteration=3))
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -93,6 +93,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(signum, status, toy, 
 
     moved = tmp_path.with_name(f'{tmp_path.name}-moved')
     tmp_path.rename(moved)
+    forget_runs()
     run_train([str(toy / 'seg.py'), '--work-dir', str(moved), '--resume'])
     found, whole = losses(moved), losses(trained['seg'])
     assert [found[i] for i in range(1, 7)] == pytest.approx([whole[i] for i in range(1, 7)],
@@ -109,7 +110,7 @@ param_scheduler = [dict(type='PolyLR', power=1., eta_min=1e-4, by_epoch=True, be
 """
 
 
-def test_an_interrupted_epoch_begins_again_with_its_own_rates(toy, tmp_path) -> None:
+def test_an_interrupted_epoch_begins_again_with_its_own_rates(toy, tmp_path, forget_runs) -> None:
     """mmengine starts an epoch from its beginning; the schedule must not run ahead of it."""
     config = tmp_path / 'cls.py'
     config.write_text((toy / 'cls.py').read_text() + EPOCHS + add_signal(signal.SIGINT, 8))
@@ -119,8 +120,10 @@ def test_an_interrupted_epoch_begins_again_with_its_own_rates(toy, tmp_path) -> 
     assert (state['meta']['epoch'], state['meta']['iter']) == (1, 6)
     assert state['param_schedulers'][0]['last_step'] == 6
     whole = tmp_path / 'whole'
+    forget_runs()
     config.write_text((toy / 'cls.py').read_text() + EPOCHS)
     run_train([str(config), '--work-dir', str(tmp_path), '--resume'])
+    forget_runs()
     run_train([str(config), '--work-dir', str(whole)])
     ends = [torch.load(d / 'epoch_2.pth', weights_only=False) for d in (tmp_path, whole)]
     assert ends[0]['meta']['iter'] == ends[1]['meta']['iter'] == 12
