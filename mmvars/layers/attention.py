@@ -35,7 +35,8 @@ class SelfAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
-            raise InputError(f'embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})')
+            raise InputError(f'embed_dim ({embed_dim}) must be divisible by num_heads '
+                             f'({num_heads})')
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)

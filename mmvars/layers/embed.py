@@ -41,8 +41,9 @@ class PatchEmbed(nn.Module):
                              f'{tuple(images.shape)}')
         height, width = images.shape[-2:]
         if min(height, width) < patch:
-            raise InputError(f'images are {height}x{width} pixels (height x width), smaller than one '
-                             f'patch of {patch}x{patch}; resize them or use a smaller patch_size')
+            raise InputError(f'images are {height}x{width} pixels (height x width), smaller than '
+                             f'one patch of {patch}x{patch}; resize them or use a smaller '
+                             f'patch_size')
         pad_bottom, pad_right = -height % patch, -width % patch
         if pad_bottom or pad_right:
             images = F.pad(images, (0, pad_right, 0, pad_bottom))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -126,7 +127,7 @@ class ViT(BaseModule):
         """Load the ``Pretrained`` file if there is one; fresh weights are set at construction."""
         super().init_weights()
         if self._pretrained is not None:
-            load_pretrained(self, **self._pretrained)
+            print_log(load_pretrained(self, **self._pretrained).summary(), logger='current')
 
     def train(self, mode: bool = True) -> 'ViT':
         super().train(mode)

@@ -26,7 +26,8 @@ class ImageClassifier(_ImageClassifier):
         super().__init__(*args, **kwargs)
         if not hasattr(self.backbone, 'forward_train'):
             raise InputError(f'mmvars.ImageClassifier needs an mmvars backbone, got '
-                             f'{type(self.backbone).__name__}; use type="mmpretrain.ImageClassifier"')
+                             f'{type(self.backbone).__name__}; use '
+                             f'type="mmpretrain.ImageClassifier"')
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
         """Losses of both passes and of the backbone for ``inputs (B, C, H, W)``."""

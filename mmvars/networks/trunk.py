@@ -62,7 +62,7 @@ class Trunk(nn.Module):
         return len(self.blocks)
 
     def embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
-        """Tokens ``(B, N, C)`` with positions, and their grid, of ``images (B, in_chans, H, W)``."""
+        """Tokens ``(B, N, C)`` with positions, and their grid, of images ``(B, c, H, W)``."""
         raise NotImplementedError
 
     def pool(self, output: TrunkOutput) -> Tensor:

@@ -37,7 +37,7 @@ def test_zero_signal_adds_the_value_bias_once_more():
     attn = SelfAttention(24, 3).double()
     x = torch.randn(1, 7, 24, dtype=torch.double)
     torch.nn.init.normal_(attn.qkv.bias)
-    # Rows of the attention matrix sum to one, so a constant added to every value comes out as it is.
+    # Rows of the attention matrix sum to one: a constant added to every value comes out as it is.
     expected = attn(x, GRID) + attn.qkv.bias[48:] @ attn.proj.weight.T
     torch.testing.assert_close(attn(x, GRID, torch.zeros_like(x)), expected)
 

@@ -102,7 +102,8 @@ def test_mmpretrain_asks_the_backbone_for_depths(tiny_arch):
 
 def test_foreign_backbones_are_refused():
     with pytest.raises(InputError, match='needs an mmvars backbone, got ResNet'):
-        MODELS.build(dict(type='mmvars.EncoderDecoder', backbone=dict(type='mmseg.ResNet', depth=18),
+        MODELS.build(dict(type='mmvars.EncoderDecoder',
+                          backbone=dict(type='mmseg.ResNet', depth=18),
                           decode_head=dict(type='mmseg.FCNHead', in_channels=512, channels=8,
                                            num_classes=3, norm_cfg=dict(type='BN'))))
     with pytest.raises(InputError, match='needs an mmvars backbone, got ResNet'):

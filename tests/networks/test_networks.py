@@ -151,7 +151,8 @@ class TestPrior:
         with pytest.raises(InputError, match='names class'):
             network(images, prior=torch.tensor(5))
         with pytest.raises(InputError, match='needs a classifier'):
-            build_network('absvit_tiny_patch16', num_classes=0, prior='class_prototype', **tiny_size)
+            build_network('absvit_tiny_patch16', num_classes=0, prior='class_prototype',
+                          **tiny_size)
         with pytest.raises(InputError, match='num_classes must be at least 1'):
             ClassPrototype(8, 0)
 
