@@ -85,7 +85,7 @@ setup(
     python_requires='>=3.10',
     packages=find_packages(include=['mmvars', 'mmvars.*']),
     package_data={'mmvars': ['data/**/*']},
-    install_requires=['torch>=2.0', 'timm>=1.0', 'safetensors', 'numpy', 'pillow'],
+    install_requires=['torch>=2.4', 'timm>=1.0', 'safetensors', 'numpy', 'pillow', 'matplotlib'],
     extras_require={
         # Both name all four packages: none of them lists the others as a hard requirement.
         'onedl': ['torchvision', *ONEDL],

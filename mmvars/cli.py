@@ -23,8 +23,8 @@ COMMANDS = {
     'doctor': ('mmvars.doctor:main', 'say what is wrong with this environment, and the remedy'),
 }
 # Packages whose absence is a matter of installation, not a bug in mmvars.
-_STACK = {'torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'PIL', 'mmengine', 'mmcv',
-          'mmseg', 'mmpretrain'}
+_STACK = {'torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'PIL', 'matplotlib',
+          'mmengine', 'mmcv', 'mmseg', 'mmpretrain'}
 
 
 def run_tool(tool: str | Callable[..., int | None], argv: list[str] | None = None) -> int:
@@ -65,7 +65,8 @@ def _message(error: Exception) -> str:
                 '`mmvars doctor` says what else is missing')
     if isinstance(error, OSError):
         return f'{error.filename}: {error.strerror}'
-    return str(error)
+    # A DataLoader's worker sends its whole traceback as the message; the user needs its last line.
+    return str(error).rpartition(f'{InputError.__module__}.{InputError.__name__}: ')[2].strip()
 
 
 def _complain(message: str, status: int) -> int:

@@ -3,6 +3,7 @@
 import importlib
 
 import pytest
+import torch
 
 from mmvars import __version__, cli
 from mmvars.errors import InputError
@@ -44,6 +45,23 @@ def test_what_the_user_can_mend_is_one_line(error, status, words, capsys) -> Non
     message = capsys.readouterr().err
     assert words in message
     assert message.count('\n') == 1
+
+
+class _Broken(torch.utils.data.Dataset):
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index):
+        raise InputError('a.jpg is truncated; fetch it again')
+
+
+def test_what_a_dataloader_worker_refuses_is_one_line_too(capsys) -> None:
+    def tool(argv):
+        list(torch.utils.data.DataLoader(_Broken(), num_workers=1))
+
+    assert cli.run_tool(tool, []) == 2
+    assert capsys.readouterr().err == 'mmvars: a.jpg is truncated; fetch it again\n'
 
 
 @pytest.mark.parametrize('error', [ValueError('a bug'), KeyError('a'), OSError('no file named'),

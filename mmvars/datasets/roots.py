@@ -78,8 +78,15 @@ def _problem(cfg: Mapping) -> str | None:
     if cfg.get('ann_file') and not os.path.exists(ann_file):
         return f'The list of files {ann_file!r} of {name} does not exist'
     # Only now, since some classes assert in their constructor, without a word, that paths exist.
-    dataset = DATASETS.build(dict(cfg, pipeline=[], lazy_init=True))
-    return _problem_inside(dataset, name) if isinstance(dataset, BaseDataset) else None
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        cls = registry.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    if not (isinstance(cls, type) and issubclass(cls, BaseDataset)):
+        return None  # a class that we know nothing of, or none: the Runner says so
+    try:
+        dataset = DATASETS.build(dict(cfg, pipeline=[], lazy_init=True))
+    except TypeError:
+        return None  # a user's class with other arguments; what lies below its paths is its own
+    return _problem_inside(dataset, name)
 
 
 def _problem_inside(dataset: BaseDataset, name: str) -> str | None:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 
 from mmvars.data import mini_root
 from mmvars.datasets import check_data_roots
 from mmvars.errors import InputError
+from mmvars.registry import DATASETS
 
 pytest.importorskip('mmseg.datasets')
 
@@ -115,3 +117,26 @@ def test_classification(tmp_path):
     assert f"'{tmp_path}/train'" in _message(_cfg(custom, scope='mmpretrain'))
     split = dict(type='ImageNet', data_root=str(tmp_path), split='train')
     assert f"'{tmp_path}/train'" in _message(_cfg(split, scope='mmpretrain'))
+
+
+def test_a_class_of_the_users_own_may_have_any_arguments(tmp_path):
+    """Its constructor is not known, so nothing below its paths is looked at; its root is."""
+
+    @DATASETS.register_module(force=True)
+    class _OwnDataset(BaseDataset):
+
+        def __init__(self, data_root):
+            self.data_root = data_root
+
+    @DATASETS.register_module(force=True)
+    class _PlainDataset:
+
+        def __init__(self, data_root):
+            raise AssertionError('must not be built')
+
+    for name in ('_OwnDataset', '_PlainDataset'):
+        dataset = dict(type=f'mmvars.{name}', data_root=str(tmp_path))
+        check_data_roots(Config(dict(train_dataloader=dict(dataset=dataset))))
+        dataset['data_root'] = str(tmp_path / 'none')
+        with pytest.raises(InputError, match='does not exist'):
+            check_data_roots(Config(dict(train_dataloader=dict(dataset=dataset))))

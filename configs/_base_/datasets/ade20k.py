@@ -3,9 +3,10 @@ data_root = 'data/ade/ADEChallengeData2016'
 num_classes = 150
 crop_size = (512, 512)
 img_scale = (2048, 512)
+# The data set may hold grey photographs, so they are let through; all else is refused.
 # mmseg's inference looks for the bare names LoadImageFromFile and LoadAnnotations.
 train_pipeline = [
-    dict(type='mmvars.LoadImageFromFile'),
+    dict(type='mmvars.LoadImageFromFile', allow=('grey', )),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='mmvars.CheckLabels', num_classes=num_classes),
     dict(type='RandomResize', scale=img_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
@@ -15,7 +16,7 @@ train_pipeline = [
     dict(type='mmseg.PackSegInputs')
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile', _scope_='mmvars'),
+    dict(type='LoadImageFromFile', _scope_='mmvars', allow=('grey', )),
     dict(type='Resize', scale=img_scale, keep_ratio=True),
     # After Resize: predictions are compared at the size of the label file.
     dict(type='LoadAnnotations', reduce_zero_label=True),
@@ -23,7 +24,7 @@ test_pipeline = [
     dict(type='mmseg.PackSegInputs')
 ]
 tta_pipeline = [
-    dict(type='LoadImageFromFile', _scope_='mmvars'),
+    dict(type='LoadImageFromFile', _scope_='mmvars', allow=('grey', )),
     dict(
         type='TestTimeAug',
         transforms=[
