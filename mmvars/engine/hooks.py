@@ -5,6 +5,8 @@ import signal
 import sys
 import time
 from copy import deepcopy
+from multiprocessing.util import register_after_fork
+from threading import Thread
 from types import FrameType
 
 import torch
@@ -62,16 +64,27 @@ class SaveOnInterruptHook(Hook):
     def install(self) -> None:
         """Take over the signals. Done before training; the tools do it before data workers start.
 
-        Workers that are forked later inherit the handler, which does nothing in them: Ctrl-C in a
-        terminal reaches them too, and they must outlive the last step.
+        Workers that are forked later do not heed them: a terminal, slurm and torchrun send them to
+        all processes of the group, and workers must outlive the last step.
         """
         if self._previous:
             return
         self._process = os.getpid()
         try:
             self._previous = {s: signal.signal(s, self._on_signal) for s in _SIGNALS}
+            register_after_fork(self, SaveOnInterruptHook._shield_worker)
         except ValueError:  # not the main thread: whoever started it handles signals
             self._previous = {}
+
+    def _shield_worker(self) -> None:
+        """In a data worker: end on a SIGTERM of the parent, and of nobody else.
+
+        The inherited handler ignores SIGINT there, but torch's workers replace that of SIGTERM by
+        one that dies whoever sent it, which fails the step that is to be finished.
+        """
+        if self._previous and hasattr(signal, 'sigwaitinfo'):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            Thread(target=_wait_for_parent, daemon=True).start()
 
     def uninstall(self) -> None:
         """Give the signals back."""
@@ -151,6 +164,12 @@ class SaveOnInterruptHook(Hook):
         for scheduler, saved in zip(runner.param_schedulers or [],
                                     self._epoch_start['schedulers'], strict=True):
             scheduler.load_state_dict(saved)
+
+
+def _wait_for_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _agree(signum: int) -> int:

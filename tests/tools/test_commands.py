@@ -76,8 +76,9 @@ def test_bad_input_is_one_line_and_status_2(repo, tmp_path) -> None:
     assert done.stderr.count('\n') == 1
 
 
-def test_ctrl_c_saves_and_leaves_with_130(repo, tmp_path) -> None:
-    """Sent to the whole process group, data workers included, as a terminal does."""
+@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_group_saves_and_leaves(signum, status, repo, tmp_path) -> None:
+    """Data workers get it too, as from a terminal (SIGINT), or slurm and torchrun (SIGTERM)."""
     (tmp_path / 'fake_set.py').write_text(FAKE_SET)
     (tmp_path / 'tiny.py').write_text(TEXT)
     log = tmp_path / 'out.txt'
@@ -88,8 +89,8 @@ def test_ctrl_c_saves_and_leaves_with_130(repo, tmp_path) -> None:
             start_new_session=True)
     try:
         wait_for(log, 'Iter(train) [     5/', process)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        os.killpg(process.pid, signum)
+        assert process.wait(timeout=60) == status
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
