@@ -71,7 +71,8 @@ def test_nothing_else_is_in_the_wheel(wheel) -> None:
 def test_the_metadata_asks_for_no_more_than_needed(wheel) -> None:
     text = wheel.read(f'mmvars-{__version__}.dist-info/METADATA').decode()
     required = re.findall(r'^Requires-Dist: ([\w-]+)([^;\n]*)$', text, re.MULTILINE)
-    assert {name for name, _ in required} == {'torch', 'timm', 'safetensors', 'numpy', 'pillow'}
+    assert {name for name, _ in required} == {'torch', 'timm', 'safetensors', 'numpy', 'pillow',
+                                              'matplotlib'}
     assert not [pin for _, pin in required if '==' in pin or '<' in pin]
     for extra in ('onedl', 'openmmlab'):
         assert len(re.findall(rf'extra == "{extra}"', text)) == 5  # four packages and torchvision
