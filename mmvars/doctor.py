@@ -22,7 +22,7 @@ ONEDL = {'onedl-mmengine': 'mmengine', 'onedl-mmcv': 'mmcv',
          'onedl-mmsegmentation': 'mmsegmentation', 'onedl-mmpretrain': 'mmpretrain'}
 """Maintained distribution -> the official one that installs the same files."""
 
-PACKAGES = ('torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'pillow',
+PACKAGES = ('torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'pillow', 'matplotlib',
             *ONEDL, *ONEDL.values(), 'mmcv-lite', 'mmcv-full', 'setuptools', 'openmim')
 
 BACKBONE = """
@@ -129,8 +129,8 @@ def _stack_missing(env: Environment) -> Iterable[Finding]:
 
 
 def _own_requirements(env: Environment) -> Iterable[Finding]:
-    missing = [n for n in ('torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'pillow')
-               if not env.has(n)]
+    missing = [n for n in ('torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'pillow',
+                           'matplotlib') if not env.has(n)]
     if missing:
         yield Finding(f'not installed: {", ".join(missing)}', f'pip install {" ".join(missing)}')
 
@@ -197,7 +197,7 @@ def _numpy_one(env: Environment) -> Iterable[Finding]:
 
 
 def _versions_of_ours(env: Environment) -> Iterable[Finding]:
-    for name, bound in (('torch', (2, 0)), ('timm', (1, 0))):
+    for name, bound in (('torch', (2, 4)), ('timm', (1, 0))):
         if env.older(name, *bound):
             wanted = '.'.join(map(str, bound))
             yield Finding(f'{name} {env.versions[name]} is too old for mmvars',

@@ -7,8 +7,9 @@ from mmvars.doctor import Environment, diagnose
 
 GOOD = {
     'torch': '2.14.1', 'torchvision': '0.29.1', 'timm': '1.0.31', 'safetensors': '0.8.0',
-    'numpy': '2.4.6', 'pillow': '13.0.0', 'onedl-mmengine': '0.10.12', 'onedl-mmcv': '2.3.6',
-    'onedl-mmsegmentation': '1.4.2', 'onedl-mmpretrain': '1.3.6', 'setuptools': '84.2.1'
+    'numpy': '2.4.6', 'pillow': '13.0.0', 'matplotlib': '3.11.2', 'onedl-mmengine': '0.10.12',
+    'onedl-mmcv': '2.3.6', 'onedl-mmsegmentation': '1.4.2', 'onedl-mmpretrain': '1.3.6',
+    'setuptools': '84.2.1'
 }
 OFFICIAL = {k: v for k, v in GOOD.items() if not k.startswith('onedl')} | {
     'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmsegmentation': '1.2.2', 'mmpretrain': '1.2.0',
@@ -46,6 +47,8 @@ INCOMPATIBLE = ('Traceback\nAssertionError: MMCV==2.2.0 is used but incompatible
     (env(without=('timm', 'safetensors')), 'not installed: timm, safetensors',
      'pip install timm safetensors'),
     (env(timm='0.4.12'), 'timm 0.4.12 is too old', 'timm>=1.0'),
+    (env(OFFICIAL, {}, torch='2.3.1'), 'torch 2.3.1 is too old', 'torch>=2.4'),
+    (env(without=('matplotlib', )), 'not installed: matplotlib', 'pip install matplotlib'),
     (env(OFFICIAL, NO_OPS | {'mmseg': NO_OPS['mmcv.ops']}), 'compiled ops do not load',
      'mmvars[onedl]'),
     (env(OFFICIAL, {'mmseg': INCOMPATIBLE}, mmcv='2.2.0'), 'MMCV==2.2.0 is used but incompatible',
