@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import mmengine
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.runner import Runner
 
@@ -72,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         check_data_roots(cfg)
         runner = build_runner(cfg, notes)
         metrics = _run(runner, dump)
-    if args.out and args.out_item == 'metrics':
-        mmengine.dump(metrics, args.out)
+        if args.out_item == 'metrics' and is_main_process():
+            mmengine.dump(metrics, args.out)
     return 0
 
 
