@@ -1,4 +1,7 @@
-"""Two processes over gloo compute what one process computes with the same global batch."""
+"""Two processes over gloo compute what one process computes with the same global batch.
+
+The two use gradient checkpointing, the one does not: neither may change anything.
+"""
 
 import json
 import os
@@ -45,6 +48,7 @@ EXTRA = """
 custom_imports = dict(imports=['recorder'])
 custom_hooks = [dict(type='Recorder', file={file!r})]
 train_dataloader['batch_size'] = {batch}
+model['backbone']['with_cp'] = {checkpointing}
 """
 
 
@@ -53,7 +57,8 @@ def run(toy: Path, folder: Path, host: str, processes: int) -> tuple[dict, str]:
     record = folder / f'{processes}.json'
     config = folder / f'{host}{processes}.py'
     config.write_text((toy / f'{host}.py').read_text()
-                      + EXTRA.format(file=str(record), batch=4 // processes))
+                      + EXTRA.format(file=str(record), batch=4 // processes,
+                                      checkpointing=processes > 1))
     command = ['-m', 'mmvars.cli', 'train', str(config), '--work-dir', str(folder / 'work'),
                '--no-validate']
     if processes > 1:
