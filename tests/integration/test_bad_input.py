@@ -1,11 +1,19 @@
 """Bad input of the two tools: one message, exit status 2, and a work dir as it was."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mmvars.cli import run_tool
+
+STRICT = """
+pipeline[0] = dict(type='mmvars.LoadImageFromFile')
+pipeline.insert(2, dict(type='mmvars.CheckLabels', num_classes=150))
+train_dataloader['num_workers'] = 1
+"""
 
 
 @pytest.fixture
@@ -169,3 +177,32 @@ def test_flags_that_the_config_does_not_support(toy, work_dir, tmp_path, capsys)
     assert 'has Apex' in refused(capsys, 'train', config, '--amp', work_dir=work_dir)
     message = refused(capsys, 'train', toy / 'seg.py', '--launcher', 'pytorch', work_dir=work_dir)
     assert 'torchrun' in message
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:700])
+
+
+def _grey(path: Path) -> None:
+    Image.new('L', (64, 64)).save(path)
+
+
+def _foreign_labels(path: Path) -> None:
+    Image.new('L', (64, 64), 200).save(path)
+
+
+@pytest.mark.parametrize('folder, damage, words', [
+    ('images', _cut, 'is truncated or damaged'), ('images', _grey, 'holds a grey image'),
+    ('annotations', _foreign_labels, 'hold the values 199'),
+])
+def test_bad_data_in_a_worker(folder, damage, words, toy, tmp_path, work_dir, capsys) -> None:
+    (work_dir / 'seg.py').unlink()
+    shutil.copytree(toy / 'ade', tmp_path / 'ade')
+    for path in (tmp_path / 'ade' / folder / 'training').iterdir():
+        damage(path)
+    config = tmp_path / 'seg.py'
+    config.write_text((toy / 'seg.py').read_text() + STRICT)
+    message = refused(capsys, 'train', config, '--cfg-options', f'data_root={tmp_path / "ade"}',
+                      work_dir=work_dir)
+    assert words in message and str(tmp_path / 'ade' / folder) in message
+    assert message.count('\n') == 1
