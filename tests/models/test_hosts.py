@@ -12,6 +12,7 @@ mmpretrain = pytest.importorskip('mmpretrain.structures')
 
 
 def segmentor(arch: dict, backbone: str = 'mmvars.AbSViT', **arguments):
+    pytest.importorskip('mmseg.models', exc_type=ImportError)  # needs mmcv's ops in one stack
     head = dict(type='mmseg.FCNHead', in_channels=48, channels=8, num_classes=3, num_convs=1,
                 norm_cfg=dict(type='BN'), in_index=1)
     return MODELS.build(dict(
@@ -101,6 +102,7 @@ def test_mmpretrain_asks_the_backbone_for_depths(tiny_arch):
 
 
 def test_foreign_backbones_are_refused():
+    pytest.importorskip('mmseg.models', exc_type=ImportError)
     with pytest.raises(InputError, match='needs an mmvars backbone, got ResNet'):
         MODELS.build(dict(type='mmvars.EncoderDecoder',
                           backbone=dict(type='mmseg.ResNet', depth=18),
