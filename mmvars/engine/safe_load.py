@@ -116,13 +116,27 @@ _history_method.__module__, _history_method.__qualname__ = 'builtins', 'getattr'
 _history_method.__name__ = 'getattr'
 
 
+def _numpy_functions() -> list[Callable]:
+    """What rebuilds arrays and scalars, under the names that files of numpy 1 and numpy 2 use."""
+    return [_named(value.__reduce__()[0], module) for value in (np.zeros(1), np.float64(0))
+            for module in ('numpy.core.multiarray', 'numpy._core.multiarray')]
+
+
+def _named(function: Callable, module: str) -> Callable:
+    def call(*args: Any) -> Any:
+        return function(*args)
+
+    call.__module__, call.__qualname__ = module, function.__name__
+    call.__name__ = function.__name__
+    return call
+
+
 def _allowed_classes() -> Any:
     """Context in which torch's restricted unpickler takes what the log history is made of."""
-    core = np._core if hasattr(np, '_core') else np.core
     number_types = (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)
     allowed: list[Callable] = [
-        HistoryBuffer, _history_method, core.multiarray._reconstruct, core.multiarray.scalar,
-        np.ndarray, np.dtype, *(type(np.dtype(t)) for t in number_types)
+        HistoryBuffer, _history_method, *_numpy_functions(), np.ndarray, np.dtype,
+        *(type(np.dtype(t)) for t in number_types)
     ]
     if hasattr(torch.serialization, 'safe_globals'):  # torch >= 2.5
         return torch.serialization.safe_globals(allowed)

@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
@@ -35,6 +36,20 @@ def test_a_training_state_comes_back_whole(save) -> None:
     assert (found['meta'], found['optimizer']) == (state['meta'], state['optimizer'])
     buffer = found['message_hub']['log_scalars']['train/loss']
     assert buffer.statistics('max') == 4 and buffer.current() == 4
+
+
+@pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])
+def test_states_of_numpy_1_and_numpy_2_are_read(module, tmp_path) -> None:
+    """A run may be resumed in an environment with the other numpy."""
+    path = tmp_path / 'x.pth'
+    torch.save(dict(state_dict={}, meta=dict(best=np.float64(.5)), history=history()), path,
+               _use_new_zipfile_serialization=False)  # not a zip file: names can be replaced in it
+    own = np.float64(0).__reduce__()[0].__module__.encode()
+    content = path.read_bytes()
+    assert own in content
+    path.write_bytes(content.replace(own, module.encode()))
+    found = load_from_local(str(path))
+    assert found['meta']['best'] == .5 and found['history'].current() == 4
 
 
 def test_safetensors_are_weights(tmp_path) -> None:
