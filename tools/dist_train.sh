@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train in several processes on this machine, one for each GPU (or CPU processes without GPUs).
 #   bash tools/dist_train.sh CONFIG PROCESSES [arguments of train.py]
+# PYTHON names the interpreter (after the quickstart: PYTHON=.venv/bin/python).
 # Several machines: set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
 # Ctrl-C saves a checkpoint; torchrun then prints a traceback of its own and exits with status 1.
 set -euo pipefail
@@ -11,6 +12,6 @@ fi
 config=$1
 processes=$2
 shift 2
-exec torchrun --nnodes="${NNODES:-1}" --node-rank="${NODE_RANK:-0}" \
+exec "${PYTHON:-python}" -m torch.distributed.run --nnodes="${NNODES:-1}" --node-rank="${NODE_RANK:-0}" \
     --master-addr="${MASTER_ADDR:-127.0.0.1}" --master-port="${PORT:-29500}" \
     --nproc-per-node="$processes" "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"

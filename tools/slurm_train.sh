@@ -2,7 +2,7 @@
 # Train under slurm, one task for each GPU. Slurm's SIGTERM before the time limit saves a
 # checkpoint; submit again with --resume to go on.
 #   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of train.py]
-# GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS may be set in the environment.
+# GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS and PYTHON may be set in the environment.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: bash $0 PARTITION JOB_NAME CONFIG [arguments of train.py]" >&2
@@ -18,4 +18,4 @@ per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 exec srun --partition="$partition" --job-name="$job_name" --gres="gpu:$per_node" \
     --ntasks="$gpus" --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" \
     --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    python -u "$(dirname "$0")/train.py" "$config" --launcher slurm "$@"
+    "${PYTHON:-python}" -u "$(dirname "$0")/train.py" "$config" --launcher slurm "$@"

@@ -68,6 +68,8 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
         checkpoint = dict(state_dict=read_checkpoint(filename))
     else:
         checkpoint = _load_restricted(filename, map_location)
+        if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
+            checkpoint = dict(state_dict=checkpoint)  # mmengine's EMA hook looks for the entry
     meta = checkpoint.get('meta')
     if isinstance(meta, dict) and meta.pop('config', None) is not None:
         print_log(f"{filename}: meta['config'] was removed, since resuming would execute it",

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         check_data_roots(cfg)
         runner = build_runner(cfg, notes)
         metrics = _run(runner, dump)
-        if args.out_item == 'metrics' and is_main_process():
+        if args.out and args.out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, args.out)
     return 0
 
@@ -97,8 +97,9 @@ def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> Du
                              'file')
         return None
     if segmentation:
-        if os.path.isfile(args.out):
-            raise InputError(f'--out {args.out!r} is a file: give a folder for the label maps')
+        if os.path.isfile(args.out) or os.path.splitext(args.out)[1] in ('.pkl', '.json'):
+            raise InputError(f'--out {args.out!r} is a file: give a folder for the label maps (the '
+                             'metrics alone go to a file with --out-item metrics)')
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [
             cfg.test_evaluator]
         for evaluator in evaluators:

@@ -19,7 +19,7 @@ class ImageClassifier(_ImageClassifier):
     those of pass 2.
 
     Raises:
-        InputError: If the backbone is none of mmvars.
+        InputError: If the backbone is none of mmvars, or its last output is not the last block's.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -28,6 +28,11 @@ class ImageClassifier(_ImageClassifier):
             raise InputError(f'mmvars.ImageClassifier needs an mmvars backbone, got '
                              f'{type(self.backbone).__name__}; use '
                              f'type="mmpretrain.ImageClassifier"')
+        last = self.backbone.num_layers - 1
+        if self.backbone.out_indices[-1] != last:
+            raise InputError(f'mmvars.ImageClassifier reads the last block in both passes, so '
+                             f'out_indices must end with {last} (or -1), got '
+                             f'{self.backbone.out_indices}')
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
         """Losses of both passes and of the backbone for ``inputs (B, C, H, W)``."""

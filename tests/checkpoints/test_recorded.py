@@ -76,7 +76,7 @@ def test_recorded_outputs(golden, small, name):
                     _close(feature, outputs[f'feat{suffix}.{index}'])
 
 
-@pytest.mark.parametrize('name', ['absvit_seg', 'vit_bottom_up_seg'])
+@pytest.mark.parametrize('name', ['absvit_seg', 'absvit_seg_prompt', 'vit_bottom_up_seg'])
 @pytest.mark.parametrize('grid', [(6, 6), (6, 4)])
 def test_recorded_positions(golden, small, name, grid):
     record = golden(name)

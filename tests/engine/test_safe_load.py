@@ -52,6 +52,11 @@ def test_states_of_numpy_1_and_numpy_2_are_read(module, tmp_path) -> None:
     assert found['meta']['best'] == .5 and found['history'].current() == 4
 
 
+def test_a_flat_file_gets_the_entry_that_hooks_look_for(tmp_path) -> None:
+    torch.save({'a': torch.ones(2)}, tmp_path / 'x.pth')
+    assert list(load_from_local(str(tmp_path / 'x.pth'))) == ['state_dict']
+
+
 def test_safetensors_are_weights(tmp_path) -> None:
     save_file({'a': torch.ones(2)}, tmp_path / 'x.safetensors')
     found = load_from_local(str(tmp_path / 'x.safetensors'))

@@ -156,6 +156,9 @@ def test_out_that_cannot_be_written(toy, work_dir, checkpoint, tmp_path, capsys)
     file.write_text('mine')
     message = refused(capsys, 'test', toy / 'seg.py', checkpoint, '--out', file, work_dir=work_dir)
     assert 'is a file: give a folder' in message
+    message = refused(capsys, 'test', toy / 'seg.py', checkpoint, '--out', 'x.pkl',
+                      work_dir=work_dir)
+    assert 'is a file: give a folder' in message
     message = refused(capsys, 'test', toy / 'cls.py', checkpoint, '--out', 'x.json',
                       work_dir=work_dir)
     assert '.pkl' in message

@@ -101,6 +101,12 @@ def test_mmpretrain_asks_the_backbone_for_depths(tiny_arch):
     assert model.get_layer_depth('backbone.network.trunk.blocks.1.norm1.weight') == (2, 5)
 
 
+def test_a_classifier_reads_the_last_block(tiny_arch):
+    with pytest.raises(InputError, match=r'out_indices must end with 2 .* got \(0, 1\)'):
+        classifier(tiny_arch, out_indices=(0, 1))
+    classifier(tiny_arch, out_indices=(0, 2))
+
+
 def test_foreign_backbones_are_refused():
     pytest.importorskip('mmseg.models', exc_type=ImportError)
     with pytest.raises(InputError, match='needs an mmvars backbone, got ResNet'):

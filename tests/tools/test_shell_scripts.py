@@ -57,9 +57,11 @@ def test_launchers_print_their_usage(script, repo) -> None:
      '--nproc-per-node=2 tools/test.py cfg.py x.pth --launcher pytorch --tta'),
 ])
 def test_launchers_pass_their_arguments_on(script, arguments, expected, repo, tmp_path) -> None:
-    fake(tmp_path, 'torchrun', 'echo "$@"')
-    done = bash(f'tools/{script}', *arguments, cwd=repo, PATH=f'{tmp_path}:{os.environ["PATH"]}')
-    assert done.stdout.strip().endswith(expected), done
+    python = fake(tmp_path, 'python', 'echo "$@"')
+    for found in (dict(PATH=f'{tmp_path}:{os.environ["PATH"]}'), dict(PYTHON=python)):
+        done = bash(f'tools/{script}', *arguments, cwd=repo, **found)
+        assert done.stdout.startswith('-m torch.distributed.run --nnodes=1'), done
+        assert done.stdout.strip().endswith(expected), done
 
 
 def test_slurm_asks_for_a_task_a_gpu(repo, tmp_path) -> None:
