@@ -60,9 +60,11 @@ def _for_the_user(error: Exception) -> bool:
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, ImportError):
+    if isinstance(error, ModuleNotFoundError) and error.name in _STACK:
         return (f'{error}. Install the OpenMMLab stack with `pip install "mmvars[onedl]"`; '
                 '`mmvars doctor` says what else is missing')
+    if isinstance(error, ImportError):  # installed but broken: installing more could mix stacks
+        return f'{error}: an installed package does not work; `mmvars doctor` names the remedy'
     if isinstance(error, OSError):
         return f'{error.filename}: {error.strerror}'
     # A DataLoader's worker sends its whole traceback as the message; the user needs its last line.

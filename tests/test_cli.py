@@ -47,6 +47,17 @@ def test_what_the_user_can_mend_is_one_line(error, status, words, capsys) -> Non
     assert message.count('\n') == 1
 
 
+@pytest.mark.parametrize('error', [
+    ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext'),
+    ImportError("cannot import name 'Config' from 'mmcv'", name='mmcv')])
+def test_a_package_that_is_broken_is_not_one_to_install(error, capsys) -> None:
+    """Installing one stack over a broken other one would mix the two."""
+    assert cli.run_tool(_raiser(error), []) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f'mmvars: {error}')
+    assert 'mmvars doctor' in message and 'pip install' not in message
+
+
 class _Broken(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
