@@ -1,6 +1,10 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and the check that raises it most."""
 
-__all__ = ['InputError']
+import math
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ['InputError', 'check_number']
 
 
 class InputError(ValueError):
@@ -10,3 +14,28 @@ class InputError(ValueError):
     tools print the message alone and exit with status 2; everything else is a bug and keeps its
     traceback. It is a ``ValueError``, so library users need not know this class.
     """
+
+
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf,
+                 whole: bool = False) -> None:
+    """Refuse a value that is no number, or one out of range.
+
+    Args:
+        name: Of the argument, for the message.
+        value: What was given.
+        low: Least value allowed.
+        high: Greatest value allowed.
+        whole: Whether it must be an integer.
+
+    Raises:
+        InputError: If it is not finite, of another type, or out of ``[low, high]``.
+    """
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and low <= value <= high:
+        return
+    limits = ''
+    if low > -math.inf and high < math.inf:
+        limits = f' in [{low:g}, {high:g}]'
+    elif low > -math.inf:
+        limits = f' of at least {low:g}'
+    raise InputError(f'{name} must be a {"whole " if whole else ""}number{limits}, got {value!r}')

@@ -28,6 +28,8 @@ def size_arguments(arch: str | dict) -> dict:
         if arch not in ARCHITECTURES:
             raise InputError(f'arch must be one of {sorted(ARCHITECTURES)} or a dict, got {arch!r}')
         return SIZES[ARCHITECTURES[arch]]
+    if not isinstance(arch, dict):
+        raise InputError(f'arch must be one of {sorted(ARCHITECTURES)} or a dict, got {arch!r}')
     return _translate('arch', arch, _ARCH_KEYS, required=('embed_dims', 'num_layers', 'num_heads'))
 
 

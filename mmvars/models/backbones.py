@@ -1,6 +1,5 @@
 """ViT and AbSViT as OpenMMLab backbones: OpenMMLab's names outside, ours inside."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmvars.checkpoints import load_pretrained
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_number
 from mmvars.models.arguments import (ARCHITECTURES, prompt_arguments, size_arguments,
                                      split_init_cfg)
 from mmvars.networks import TopDownOutput, TrunkOutput, build_network
@@ -105,9 +104,7 @@ class ViT(BaseModule):
         self.final_norm = final_norm
         self.frozen_stages = frozen_stages
         self.transfer = transfer
-        if not -1 <= frozen_stages <= self.num_layers:
-            raise InputError(f'frozen_stages must be in [-1, {self.num_layers}], got '
-                             f'{frozen_stages}')
+        check_number('frozen_stages', frozen_stages, -1, self.num_layers, whole=True)
         self._freeze()
 
     @property
@@ -157,7 +154,7 @@ class ViT(BaseModule):
         return {}
 
     def _checked_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        given = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+        given = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices, )
         depth = self.num_layers
         indices = tuple(i + depth if isinstance(i, int) and i < 0 else i for i in given)
         if (not indices or any(not isinstance(i, int) or not 0 <= i < depth for i in indices)
@@ -244,9 +241,8 @@ class AbSViT(ViT):
 
     def __init__(self, *args, prior: str | dict = 'learned_query', alpha: float = 1.,
                  reconstruction_loss_weight: float = 0., **kwargs) -> None:
-        if not (math.isfinite(reconstruction_loss_weight) and reconstruction_loss_weight >= 0):
-            raise InputError(f'reconstruction_loss_weight must be 0 or more, got '
-                             f'{reconstruction_loss_weight}')
+        check_number('alpha', alpha)
+        check_number('reconstruction_loss_weight', reconstruction_loss_weight, 0)
         self._parts = dict(prior=prior, alpha=alpha)
         super().__init__(*args, **kwargs)
         self.reconstruction_loss_weight = reconstruction_loss_weight

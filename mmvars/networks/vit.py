@@ -6,7 +6,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_number
 from mmvars.layers import (Block, PatchEmbed, SelfAttention, TokenGrid, grid_of_image, mlp,
                            resample_positions, square_grid)
 from mmvars.networks.trunk import Trunk, TrunkOutput
@@ -54,12 +54,17 @@ class VisionTransformer(Trunk):
                  grad_checkpointing: bool = False) -> None:
         if global_pool not in POOLINGS:
             raise InputError(f'global_pool must be one of {POOLINGS}, got {global_pool!r}')
-        if depth < 1:
-            raise InputError(f'depth must be at least 1, got {depth}')
-        if not 0 <= drop_path_rate < 1:
-            raise InputError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
-        if num_prompt_tokens < 0:
-            raise InputError(f'num_prompt_tokens must be 0 or more, got {num_prompt_tokens}')
+        for name, number in dict(patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim,
+                                 depth=depth, num_heads=num_heads).items():
+            check_number(name, number, 1, whole=True)
+        for name, number in dict(num_classes=num_classes,
+                                 num_prompt_tokens=num_prompt_tokens).items():
+            check_number(name, number, 0, whole=True)
+        check_number('mlp_ratio', mlp_ratio, 0)
+        check_number('prompt_dropout', prompt_dropout, 0, 1)
+        check_number('drop_path_rate', drop_path_rate, 0, 1)
+        if drop_path_rate == 1:
+            raise InputError('drop_path_rate must be below 1, or nothing is left of a block')
         blocks = nn.ModuleList(
             Block(norm1=nn.LayerNorm(embed_dim, eps=_NORM_EPS),
                   attn=SelfAttention(embed_dim, num_heads, qkv_bias=qkv_bias),
