@@ -8,7 +8,7 @@ from pathlib import Path
 from mmvars.checkpoints.account import Account, CheckpointError
 from mmvars.checkpoints.containers import WEIGHTS
 from mmvars.checkpoints.convert import TASKS, convert_checkpoint
-from mmvars.checkpoints.files import write_text
+from mmvars.checkpoints.files import check_destination, write_text
 from mmvars.checkpoints.formats import TARGETS
 from mmvars.errors import InputError
 from mmvars.networks import VARIANTS
@@ -42,9 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = vars(parse_args(argv))
     report, overwrite = args.pop('report'), args['overwrite']
-    if report is not None and report.exists() and not overwrite:
-        raise InputError(f'--report {report} exists and is kept as it is; choose another name, or '
-                         f'say --overwrite')
+    if report is not None:
+        if report.resolve() == args['destination'].resolve():
+            raise InputError(f'--report {report} is DST itself; give the report another name')
+        check_destination(report, args['source'], overwrite, suffixes=())
     options = {name: value for name, value in args.items() if value is not None}
     try:
         account = convert_checkpoint(**options)

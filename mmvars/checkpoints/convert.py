@@ -15,7 +15,7 @@ from mmvars.checkpoints.fit import Grid, Source, fit_tensors
 from mmvars.checkpoints.formats import RELEASE, RELEASE_SEGMENTOR, TARGETS
 from mmvars.checkpoints.naming import is_head, name_tensors, without_head
 from mmvars.checkpoints.rules import Format, reason_for
-from mmvars.checkpoints.sizes import NEW_PARTS, size_advice, size_of_source
+from mmvars.checkpoints.sizes import NEW_PARTS, refuse_unknown_parts, size_advice, size_of_source
 from mmvars.errors import InputError
 from mmvars.networks import VARIANTS, TopDown, build_network
 
@@ -114,6 +114,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], arch: str, *, to: str = 'm
     size['num_classes'] = classes
     with torch.device('meta'):
         network = build_network(arch, **size)
+    refuse_unknown_parts(allow_new, network)
     may_be_new = NEW_PARTS | dict.fromkeys(allow_new, 'the file has none; initialised afresh, as '
                                            'allowed')
     fitted = fit_tensors(network, sources, account, may_be_new,

@@ -9,7 +9,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def read_checkpoint(path: str | Path) -> Any:
         InputError: If the file is missing, truncated, no checkpoint, or wants to build anything
             else, which is then named.
     """
-    if '://' in str(path):
+    if re.match(r'\w{2,}:/', str(path)):  # a Path has made one slash of two
         raise InputError(f'{path} is an address, not a file; download it first and give its path')
     path = Path(path)
     if not path.is_file():
@@ -100,22 +100,30 @@ def read_checkpoint(path: str | Path) -> Any:
         raise InputError(_why_unreadable(path, error)) from None
 
 
-def check_destination(path: str | Path, source: str | Path | None = None,
-                      overwrite: bool = False) -> Path:
+def check_destination(path: str | Path, source: str | Path | None = None, overwrite: bool = False,
+                      suffixes: Sequence[str] = SUFFIXES) -> Path:
     """Refuse a destination that cannot or must not be written, before any work is done.
 
+    Args:
+        path: File that will be written.
+        source: File that is read, and must survive even ``overwrite``.
+        overwrite: Whether an existing file may be replaced.
+        suffixes: Endings to choose from; empty for any.
+
     Raises:
-        InputError: If ``path`` exists and ``overwrite`` is false, is ``source`` itself, or has no
-            known suffix.
+        InputError: If ``path`` exists and ``overwrite`` is false, is ``source`` itself, has no
+            known suffix, or stands in a folder that does not exist or may not be written.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise InputError(f'{path} must end in one of {", ".join(SUFFIXES)}')
-    if source is not None and path.exists() and path.samefile(source):
+    if suffixes and path.suffix not in suffixes:
+        raise InputError(f'{path} must end in one of {", ".join(suffixes)}')
+    if source is not None and os.path.exists(source) and path.exists() and path.samefile(source):
         raise InputError(f'{path} is the source itself; write to another file')
     _refuse_existing(path, overwrite)
     if not path.parent.is_dir():
         raise InputError(f'the folder {path.parent} does not exist; make it first')
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f'the folder {path.parent} may not be written; choose another')
     return path
 
 
@@ -168,8 +176,9 @@ def _whole_or_nothing(path: Path, overwrite: bool) -> Iterator[Path]:
             os.fsync(file.fileno())
         _refuse_existing(path, overwrite)
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f'{path} cannot be written: {error}') from None
+    except (OSError, RuntimeError, SafetensorError) as error:  # the latter two from the writers
+        reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
+        raise InputError(f'{path} cannot be written: {reason}') from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -14,7 +14,7 @@ from mmvars.checkpoints.files import read_checkpoint
 from mmvars.checkpoints.fit import fit_tensors
 from mmvars.checkpoints.formats import MMVARS
 from mmvars.checkpoints.naming import name_tensors, without_head
-from mmvars.checkpoints.sizes import NEW_PARTS
+from mmvars.checkpoints.sizes import refuse_unknown_parts
 from mmvars.errors import InputError
 from mmvars.networks import TopDown
 
@@ -54,12 +54,7 @@ def load_pretrained(module: nn.Module, path: str | Path, prefix: str | None = No
     if not isinstance(network, TopDown):
         raise TypeError(f'module must be a TopDown network or a backbone of mmvars, got '
                         f'{type(module).__name__}')
-    # A plain ViT may share the init_cfg of its AbSViT twin, so the twin's parts are no mistake.
-    known = [*network.state_dict(), *NEW_PARTS]
-    strangers = [part for part in allow_new if not any(name.startswith(part) for name in known)]
-    if strangers:
-        raise InputError(f'allow_new names parts that no network has: {strangers}; there are '
-                         f'{sorted({name.split(".")[0] for name in known})}')
+    refuse_unknown_parts(allow_new, network)
     account = Account(f'{path} into {type(module).__name__}')
     state_dict = select_weights(read_checkpoint(path), 'auto', account)
     state_dict = _of_backbone(state_dict, prefix, account)

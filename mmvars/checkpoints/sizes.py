@@ -1,7 +1,7 @@
 """The size of the network that a file was made for."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 from mmvars.checkpoints.fit import POSITION_GRID, POSITIONS, Grid, Source, positions_grid
 from mmvars.checkpoints.naming import is_head
 from mmvars.errors import InputError
-from mmvars.networks import SIZES, VARIANTS, build_network
+from mmvars.networks import SIZES, VARIANTS, TopDown, build_network
 
-__all__ = ['NEW_PARTS', 'size_advice', 'size_of_source']
+__all__ = ['NEW_PARTS', 'refuse_unknown_parts', 'size_advice', 'size_of_source']
 
 _FRESH = 'the file has none; initialised as for training from scratch: '
 NEW_PARTS = {
@@ -22,6 +22,20 @@ NEW_PARTS = {
     'trunk.deep_prompt_embeddings': _FRESH + 'uniform, Glorot bound of a patch embedding',
 }
 """Parts that a pretraining may lack: those of an AbSViT in a plain ViT, and prompts."""
+
+
+def refuse_unknown_parts(allow_new: Sequence[str], network: TopDown) -> None:
+    """Refuse prefixes that no network has: a typing error there would allow nothing, unseen.
+
+    Raises:
+        InputError: With the prefixes, and the parts there are.
+    """
+    # A plain ViT may share the init_cfg of its AbSViT twin, so the twin's parts are no mistake.
+    known = [*network.state_dict(), *NEW_PARTS, 'trunk.head.weight', 'trunk.head.bias']
+    strangers = [part for part in allow_new if not any(name.startswith(part) for name in known)]
+    if strangers:
+        raise InputError(f'allow_new names parts that no network has: {strangers}; there are '
+                         f'{sorted({name.split(".")[0] for name in known})}')
 
 
 def size_of_source(arch: str, sources: Mapping[str, Source],

@@ -76,7 +76,7 @@ def test_a_released_checkpoint(script, here, golden, tmp_path):
     assert 'b.pth exists and is kept' in error
     status, error = here('a.pth', 'c.pth', *ARCH, '--report', 'r.json')
     assert status == 2
-    assert '--report r.json exists' in error
+    assert 'r.json exists and is kept' in error
     assert not (tmp_path / 'c.pth').exists()
     assert (tmp_path / 'b.pth').read_bytes() == written
 
@@ -114,8 +114,43 @@ def test_a_hostile_file(here, tmp_path):
     (['--arch', 'vit_huge'], 'absvit_tiny_patch16'), ([], '--arch'),
     (['--arch', 'vit_tiny_patch16', '--img-size', '12by3'], 'HEIGHTxWIDTH'),
     (['--arch', 'vit_tiny_patch16', '--source-grid', '14'], 'HEIGHTxWIDTH'),
+    (['--arch', 'vit_tiny_patch16', '--report', 'gone/r.json'], 'gone does not exist'),
+    (['--arch', 'vit_tiny_patch16', '--report', 'b.pth'], 'b.pth is DST itself'),
     (['--arch', 'vit_tiny_patch16'], 'a.pth is missing')])
 def test_bad_arguments(here, arguments, said):
     status, error = here('a.pth', 'b.pth', *arguments)
     assert status == 2
     assert said in error
+
+
+def test_a_report_never_replaces_a_checkpoint(here, golden, tmp_path):
+    torch.save(golden('absvit_cls')['state_dict'], tmp_path / 'a.pth')
+    source = (tmp_path / 'a.pth').read_bytes()
+    status, error = here('a.pth', 'b.pth', *ARCH, '--report', 'a.pth', '--overwrite')
+    assert status == 2
+    assert 'a.pth is the source itself' in error
+    status, error = here('a.pth', 'b.pth', *ARCH, '--report', 'b.pth', '--overwrite')
+    assert status == 2
+    assert (tmp_path / 'a.pth').read_bytes() == source
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+
+
+@pytest.mark.parametrize(('arguments', 'said'), [
+    (['--patch-size', '0'], 'patch_size must be'), (['--in-chans', '0'], 'in_chans must be'),
+    (['--allow-new', 'trunk.haed'], "no network has: ['trunk.haed']")])
+def test_arguments_that_no_network_takes(here, golden, tmp_path, arguments, said):
+    torch.save(golden('absvit_cls')['state_dict'], tmp_path / 'a.pth')
+    status, error = here('a.pth', 'b.pth', *ARCH, *arguments)
+    assert status == 2
+    assert said in error
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_addresses_and_folders_that_cannot_be_used(here, golden, tmp_path):
+    torch.save(golden('absvit_cls')['state_dict'], tmp_path / 'a.pth')
+    status, error = here('https://example.org/a.pth', 'b.pth', *ARCH)
+    assert status == 2
+    assert 'is an address' in error
+    status, error = here('a.pth', '/proc/b.pth', *ARCH)  # not even root may write there
+    assert status == 2
+    assert error.startswith('mmvars: ') and '/proc' in error
