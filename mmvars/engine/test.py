@@ -121,7 +121,8 @@ def _set_pictures(cfg: Config, args: argparse.Namespace, segmentation: bool) -> 
     shown = dict(show=args.show, wait_time=args.wait_time)
     if segmentation:
         hook = hooks.get('visualization') or dict(type='mmseg.SegVisualizationHook')
-        hooks['visualization'] = dict(hook, draw=True, **shown)
+        # Every image: the interval is for validation, yet the official mmseg heeds it in tests too.
+        hooks['visualization'] = dict(hook, draw=True, interval=1, **shown)
         visualizer = cfg.get('visualizer') or dict(type='mmseg.SegLocalVisualizer',
                                                    name='visualizer')
         if args.show_dir:
