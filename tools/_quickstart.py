@@ -13,8 +13,8 @@ from PIL import Image
 from mmvars.data import mini_root
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = 'configs/absvit/absvit-ti16_upernet_1xb8-400iter_mini-ade20k-128x128.py'
-ITERATIONS = 200
+CONFIG = 'configs/absvit/absvit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256.py'
+ITERATIONS = 160
 IGNORED = 255
 PROGRESS = re.compile(r'Iter\((train|val|test)\) +\[ *(\d+)/(\d+)\](?:.*?eta: (\S+))?'
                       r'(?:.*?loss: (\S+))?(?:.*?(mIoU: \S+))?')
@@ -26,8 +26,8 @@ def main() -> int:
     log = out / 'log.txt'
     started = time.monotonic()
     checkpoint = out / 'training' / f'iter_{ITERATIONS}.pth'
-    validation = Path(mini_root('ade20k')) / 'images' / 'validation'
-    images = sorted(map(str, validation.glob('*.jpg')))[:6]
+    root = Path(mini_root('cityscapes'))
+    images = sorted(map(str, (root / 'leftImg8bit' / 'val').glob('*/*.png')))[:6]
     steps = [
         (f'Training AbSViT-Ti + UperNet + FCN for {ITERATIONS} iterations', 'train.py', CONFIG,
          '--work-dir', out / 'training', '--cfg-options', f'max_iters={ITERATIONS}',
@@ -43,13 +43,13 @@ def main() -> int:
         if status:
             print(f'\n{tool} failed with status {status}; its output is in {log}', file=sys.stderr)
             return status
-    summary = summarise(log.read_text(), labels_of(Path(mini_root('ade20k'))))
+    summary = summarise(log.read_text(), labels_of(root))
     (out / 'results.txt').write_text(summary)
     print(f'\n{summary}\nThis took {(time.monotonic() - started) / 60:.1f} minutes. In {out}:\n'
           '  results.txt   the table above\n'
           '  attention/    input, bottom-up attention, token mask, top-down attention, prediction\n'
           '  pictures/     labels and predictions over the images\n'
-          '  predictions/  predicted label maps, as ADE20K numbers its classes\n'
+          '  predictions/  predicted label maps, as Cityscapes numbers its training classes\n'
           '  training/     checkpoints and logs\n'
           'The scenes are synthetic and few: this shows that all works, not how well.')
     return 0
@@ -101,8 +101,8 @@ def progress(line: str) -> str | None:
 
 def labels_of(root: Path) -> Iterator[np.ndarray]:
     """Label maps of the validation scenes as the metric sees them: classes from 0, 255 ignored."""
-    for path in sorted((root / 'annotations' / 'validation').glob('*.png')):
-        yield np.asarray(Image.open(path)) - np.uint8(1)  # 0 (none of the classes) becomes 255
+    for path in sorted((root / 'gtFine' / 'val').glob('*/*_labelTrainIds.png')):
+        yield np.asarray(Image.open(path))
 
 
 def constant_level(labels: Iterator[np.ndarray]) -> float:
