@@ -1,4 +1,4 @@
-"""Find typing errors in ``--cfg-options`` before anything is built.
+"""Find typing errors in ``--cfg-options``, keys and values, before anything is built.
 
 mmengine adds every key that it does not find, so ``train_cfg.max_iter=10`` silently trains the full
 schedule. Here a new key is accepted only where something will read it or complain about it:
@@ -36,7 +36,7 @@ TOP_LEVEL = frozenset({
 
 OPEN = {
     'custom_keys': None,  # None: any key
-    'data_prefix': None,
+    'data_prefix': {'depth_map_path', 'img_path', 'img_path2', 'seg_map_path'},
     'metainfo': None,
     'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
     'mp_cfg': {'mp_start_method', 'opencv_num_threads', 'omp_num_threads', 'mkl_num_threads'},
@@ -58,6 +58,9 @@ OPEN = {
 }
 """Dicts without ``type`` whose keys are optional: last part or full path -> the keys they take."""
 
+EITHER = frozenset({'arch', 'data_prefix', 'loss_scale', 'prior'})
+"""Arguments that take a word as well as a number or a dict."""
+
 _ALMOST = 0.85  # difflib ratio from which a new key beside an existing one is a typing error
 
 
@@ -69,7 +72,8 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
         options: As mmengine's ``DictAction`` gives them: dotted key -> value.
 
     Raises:
-        InputError: With all wrong keys at once, each with the nearest known ones.
+        InputError: With all wrong keys at once, each with the nearest known ones, and all values
+            of a type that cannot stand there.
     """
     problems = [text for key, value in options.items()
                 if (text := _problem(cfg, key, value)) is not None]
@@ -96,7 +100,32 @@ def _problem(cfg: Config, option: str, value: Any) -> str | None:
             return None  # an optional part that is switched on
         else:
             return f'{option!r}: {path} is {node!r}, which has no entries'
-    return None
+    return _wrong_type(option, node, value)
+
+
+def _wrong_type(option: str, old: Any, new: Any) -> str | None:
+    """Refuse words for numbers, and single values for sections: nothing could use them.
+
+    Only what is certain: many arguments take more than one type.
+    """
+    key = option.rpartition('.')[2]
+    if isinstance(old, str) and key in ('data_root', 'type') and not isinstance(
+            new, str | None):
+        kind = 'text'
+    elif isinstance(old, bool) and isinstance(new, str):
+        kind = 'True or False'
+    elif isinstance(old, int | float) and isinstance(new, str | dict) and key not in EITHER:
+        kind = 'a number'
+    elif isinstance(old, dict) and isinstance(new, int | float | str) and not (
+            isinstance(new, str) and key in EITHER):
+        kind = f'its entries, as in {option}.KEY=VALUE'
+    elif isinstance(old, list | tuple) and any(isinstance(item, dict) for item in old) \
+            and isinstance(new, int | float | str):
+        kind = f'its entries by number, as in {option}.0.KEY=VALUE'
+    else:
+        return None
+    shown = 'a section' if isinstance(old, dict | list | tuple) else repr(old)
+    return f'{option!r}: the config has {shown} there; give {kind}, not {new!r}'
 
 
 def _check_new_key(cfg: Config, parent: Mapping, path: str, key: str, option: str,

@@ -41,7 +41,40 @@ def cfg() -> Config:
     'env_cfg.dist_cfg.timeout', 'model.neck.type', 'val_cfg.fp16',
 ])
 def test_real_keys_are_accepted(cfg, option) -> None:
-    check_options(cfg, {option: 1})
+    options = {option: _like(cfg, option)}
+    check_options(cfg, options)
+
+
+def _like(cfg, option):
+    try:
+        value = cfg
+        for key in option.split('.'):
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        return value
+    except (KeyError, TypeError):  # absent, or below a part that is switched off
+        return 1
+
+
+@pytest.mark.parametrize('option, value', [
+    ('train_cfg.max_iters', 'abc'), ('train_cfg.max_iters', {'a': 1}),
+    ('env_cfg.cudnn_benchmark', 'yes'), ('model', 'abc'), ('train_dataloader', 5),
+    ('model.backbone', 'abc'), ('model.backbone.type', 5),
+    ('train_dataloader.dataset.pipeline', 'abc'), ('train_dataloader.dataset.data_root', 5),
+])
+def test_values_that_cannot_stand_there_are_refused(cfg, option, value) -> None:
+    cfg.train_dataloader.dataset.data_root = 'here'
+    with pytest.raises(InputError, match=f"'{option}': the config has .*; give .*, not "):
+        check_options(cfg, {option: value})
+
+
+@pytest.mark.parametrize('option, value', [
+    ('model.backbone.arch', dict(embed_dims=48)), ('model.backbone.drop_path_rate', 0),
+    ('train_dataloader.dataset.data_prefix', 'images'), ('train_dataloader', None),
+    ('train_dataloader.dataset.pipeline', [dict(type='LoadImageFromFile')]),
+    ('val_cfg', None), ('env_cfg.cudnn_benchmark', False),
+])
+def test_values_of_another_kind_that_can_be_used(cfg, option, value) -> None:
+    check_options(cfg, {option: value})
 
 
 def test_a_hook_may_be_added(cfg) -> None:
@@ -66,6 +99,7 @@ def test_a_hook_may_be_added(cfg) -> None:
     ('model.test_cfg.crop', 'did you mean crop_size'),
     ('env_cfg.cudnn', 'did you mean cudnn_benchmark'),
     ('xyzzy', 'known there: '),
+    ('train_dataloader.dataset.data_prefix.img', 'did you mean img_path'),
 ])
 def test_a_typing_error_brings_what_was_meant(cfg, option, hint) -> None:
     with pytest.raises(InputError) as caught:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from mmvars.engine.cfg_options import check_options
 from mmvars.engine.overrides import SHORTHANDS, apply_overrides
@@ -47,6 +47,7 @@ def test_the_switches_of_the_readme_exist(cityscapes):
     text = (CONFIGS / 'README.md').read_text()
     options = dict(re.findall(r'[` ]([a-z_]+(?:\.[a-z0-9_]+)+)=(\w+)', text))
     assert len(options) >= 7
+    options = {key: DictAction._parse_iterable(value) for key, value in options.items()}
     check_options(cityscapes, options)
     apply_overrides(cityscapes, options)
     assert cityscapes.model.backbone.init_cfg.type == 'Pretrained'
