@@ -20,7 +20,8 @@ from torch import Tensor, serialization
 
 from mmvars.errors import InputError
 
-__all__ = ['check_destination', 'read_checkpoint', 'write_checkpoint', 'write_text']
+__all__ = ['check_destination', 'read_checkpoint', 'why_unreadable', 'write_checkpoint',
+           'write_text']
 
 SAFETENSORS_SUFFIX = '.safetensors'
 SUFFIXES = ('.pth', '.pt', '.bin', SAFETENSORS_SUFFIX)
@@ -97,7 +98,7 @@ def read_checkpoint(path: str | Path) -> Any:
             IndexError, AttributeError, AssertionError, struct.error, UnicodeDecodeError,
             zipfile.BadZipFile) as error:
         # The unpickler was stopped, or fed garbage; what it says depends on where that happened.
-        raise InputError(_why_unreadable(path, error)) from None
+        raise InputError(why_unreadable(path, error)) from None
 
 
 def check_destination(path: str | Path, source: str | Path | None = None, overwrite: bool = False,
@@ -212,7 +213,9 @@ def _is_safetensors(path: Path) -> bool:
                                                  struct.unpack('<Q', start[:8])[0] < 2**27)
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
+def why_unreadable(path: str | Path, error: Exception) -> str:
+    """What is wrong with a file that the safe unpickler stopped at, and the remedy."""
+    path = Path(path)
     if 'TorchScript' in str(error):
         return (f'checkpoint {path} is a TorchScript archive, which holds a program; save the '
                 f'state dict of its model instead')

@@ -18,7 +18,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
-from mmvars.checkpoints.files import read_checkpoint
+from mmvars.checkpoints.files import read_checkpoint, why_unreadable
 from mmvars.errors import InputError
 
 __all__ = ['check_checkpoint_file', 'load_from_local']
@@ -74,7 +74,11 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
     if isinstance(meta, dict) and meta.pop('config', None) is not None:
         print_log(f"{filename}: meta['config'] was removed, since resuming would execute it",
                   logger='current')
-    _refuse_nans(checkpoint.get('state_dict', checkpoint), filename)
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise InputError(f'checkpoint {filename!r} holds no state dict (names and tensors), but '
+                         f'a {type(state).__name__}; save the state dict of the model')
+    _refuse_nans(state, filename)
     return checkpoint
 
 
@@ -82,13 +86,15 @@ def _load_restricted(filename: str, map_location: Any) -> dict:
     try:
         with _allowed_classes():
             checkpoint = torch.load(filename, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
+    except OSError as error:
+        raise InputError(f'checkpoint {filename!r} cannot be read: {error.strerror}') from None
+    except Exception as error:  # the unpickler, fed garbage, can fail in any way
+        wanted = _wanted(error) if isinstance(error, UnpicklingError) else None
+        if wanted is None:
+            raise InputError(why_unreadable(filename, error)) from None
         raise InputError(f'checkpoint {filename!r} was refused: it wants more than tensors, '
-                         f'numbers and the log history ({_wanted(error)}). Files of other programs '
-                         'go through `mmvars convert` first') from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f'checkpoint {filename!r} cannot be read ({_first_line(error)}): it is '
-                         'truncated or no checkpoint; copy or download it again') from None
+                         f'numbers and the log history ({wanted}). Nothing was run. Files of other '
+                         'programs go through `mmvars convert` first') from None
     if not isinstance(checkpoint, dict):
         raise InputError(f'checkpoint {filename!r} holds a {type(checkpoint).__name__}, not a dict')
     return checkpoint
@@ -154,12 +160,7 @@ def _added_globals(allowed: list[Callable]) -> Any:
     yield
 
 
-def _wanted(error: UnpicklingError) -> str:
+def _wanted(error: UnpicklingError) -> str | None:
     """What a refused file asked for, out of torch's long message."""
     found = re.search(r'(?:GLOBAL|Unsupported class) (\S+)|(attribute \S+ of \S+)', str(error))
-    return (found[1] or found[2]) if found else _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return (found[1] or found[2]) if found else None
