@@ -35,7 +35,10 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
     problems = {}
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for loader in loaders:
-            wrapped = (cfg.get(loader) or {}).get('dataset')
+            section = cfg.get(loader) or {}
+            if not isinstance(section, Mapping):
+                raise InputError(f'{loader} must be a dict with a dataset, got {section!r}')
+            wrapped = section.get('dataset')
             for key, dataset in _datasets(wrapped, f'{loader}.dataset'):
                 problem = _problem(dataset)
                 if problem is not None:
@@ -66,7 +69,11 @@ def _problem(cfg: Mapping) -> str | None:
     root = cfg.get('data_root') or ''
     prefix = cfg.get('data_prefix') or {}
     prefixes = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
-    if any('://' in path for path in [root, *prefixes, cfg.get('ann_file') or '']):
+    paths = [root, *prefixes, cfg.get('ann_file') or '']
+    strange = [path for path in paths if not isinstance(path, str | os.PathLike | None)]
+    if strange:
+        return f'data_root, data_prefix and ann_file must be paths, got {strange[0]!r}'
+    if any('://' in str(path) for path in paths):
         return None
     name = cfg['type'] if isinstance(cfg['type'], str) else cfg['type'].__name__
     if root and not os.path.isdir(root):

@@ -140,3 +140,14 @@ def test_a_class_of_the_users_own_may_have_any_arguments(tmp_path):
         dataset['data_root'] = str(tmp_path / 'none')
         with pytest.raises(InputError, match='does not exist'):
             check_data_roots(Config(dict(train_dataloader=dict(dataset=dataset))))
+
+
+@pytest.mark.parametrize('change', [dict(data_root=5), dict(data_prefix=5),
+                                    dict(data_prefix=dict(img_path=5))])
+def test_what_is_no_path_is_named(change, ade) -> None:
+    assert 'must be paths, got 5' in _message(_cfg(_ade(ade) | change))
+
+
+def test_a_loader_that_is_no_dict_is_named() -> None:
+    with pytest.raises(InputError, match='train_dataloader must be a dict with a dataset, got 5'):
+        check_data_roots(Config(dict(train_dataloader=5)))
