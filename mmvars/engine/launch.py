@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from mmengine.runner import Runner
 
 from mmvars.engine.cfg_options import check_options
 from mmvars.engine.cpu import adapt_to_cpu
+from mmvars.engine.failures import explain, unquoted
 from mmvars.engine.overrides import apply_overrides
 from mmvars.engine.runner import StrictRunner, use_safe_loading
 from mmvars.errors import InputError
@@ -21,6 +21,8 @@ from mmvars.resources import config_path
 
 __all__ = ['add_common_arguments', 'build_runner', 'clear_errors', 'is_segmentation', 'load_config',
            'set_work_dir']
+
+_LOG_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL', 'NOTSET')
 
 
 class _Options(DictAction):
@@ -69,7 +71,7 @@ def load_config(args: argparse.Namespace) -> tuple[Config, list[str]]:
         cfg = Config.fromfile(str(path))
     except InputError:
         raise
-    except Exception as error:  # a text config is Python: it can fail in any way
+    except (Exception, SystemExit) as error:  # a text config is Python: it can fail in any way
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: '
                          f'{error}') from error
     options = args.cfg_options or {}
@@ -78,11 +80,14 @@ def load_config(args: argparse.Namespace) -> tuple[Config, list[str]]:
         notes = apply_overrides(cfg, options)
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f'--cfg-options cannot be merged into {path.name}: '
-                         f'{_unquoted(error)}') from error
+                         f'{unquoted(error)}') from error
     except ImportError as error:  # configs that are imported resolve their imports late
         raise InputError(f'config {path} cannot be read: {type(error).__name__}: '
                          f'{error}') from error
-    if 'model' not in cfg:
+    if cfg.get('log_level', 'INFO') not in _LOG_LEVELS:
+        raise InputError(f'log_level must be one of {", ".join(_LOG_LEVELS)}, got '
+                         f'{cfg.log_level!r}')
+    if not isinstance(cfg.get('model'), dict):
         raise InputError(f'config {path} defines no model: give a complete config, not a part of '
                          '_base_')
     cfg.launcher = args.launcher
@@ -131,9 +136,8 @@ def build_runner(cfg: Config, notes: list[str]) -> Runner:
 def clear_errors() -> Iterator[None]:
     """Turn failures that a config causes into :class:`InputError`; leave all others alone.
 
-    These come from mmengine while it builds things: an unknown ``type``, an argument that a class
-    does not have. What they say is kept; the traceback remains as the cause (``MMVARS_DEBUG=1``).
-    A process group is closed on the way out.
+    Which those are, :mod:`mmvars.engine.failures` says. The traceback remains as the cause
+    (``MMVARS_DEBUG=1``). A process group is closed on the way out.
     """
     try:
         yield
@@ -141,40 +145,11 @@ def clear_errors() -> Iterator[None]:
             dist.barrier()
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, AssertionError, FileNotFoundError) as error:
-        message = _config_message(error)
+    except Exception as error:
+        message = explain(error)
         if message is None:
             raise
         raise InputError(message) from error
     finally:
         if dist.is_initialized():  # left open, its threads can abort the process at exit
             dist.destroy_process_group()
-
-
-def _config_message(error: Exception) -> str | None:
-    cause = error
-    while cause is not None:  # mmengine re-raises some errors of nested parts around the first
-        if isinstance(cause, InputError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = _unquoted(error)
-    unknown = re.search(r'(\S+) is not in the (\S+) registry', text)
-    if unknown:
-        return (f'config: type {unknown[1]!r} is not known ({unknown[2]}). Check its spelling, and '
-                f'its prefix (mmvars., mmseg., mmpretrain., ...); a class of your own needs '
-                f"custom_imports=dict(imports=['your.module'])")
-    if 'unexpected keyword argument' in text or 'required positional argument' in text:
-        return f'config: {text}'
-    if 'must contain the key "type"' in text:
-        return f'config: an entry has no type: {text.splitlines()[0][:300]}'
-    if 'different number of parameter groups' in text or "doesn't match the size of" in text:
-        return (f'--resume: the optimiser of the checkpoint is not that of this config ({text}): '
-                'resume with the config of that run, or start from its weights with '
-                '--cfg-options load_from=...')
-    if isinstance(error, FileNotFoundError):
-        return f'file not found: {error.filename or text}'
-    return None
-
-
-def _unquoted(error: Exception) -> str:
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

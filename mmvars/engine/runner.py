@@ -74,7 +74,8 @@ class StrictRunner(Runner):
                              'released or timm file goes through `mmvars convert` first') from None
         if fine_tuning:
             self._need_some_backbone(checkpoint, filename)
-        elif self._resume and not {'meta', 'optimizer'} <= checkpoint.keys():
+        elif self._resume and not ('optimizer' in checkpoint and {'epoch', 'iter'}
+                                   <= dict(checkpoint.get('meta') or {}).keys()):
             raise InputError(f'checkpoint {filename!r} holds weights only, no training state to '
                              'resume from: use --cfg-options load_from=... to start from it')
         return checkpoint

@@ -14,7 +14,7 @@ from mmvars.datasets import check_data_roots
 from mmvars.engine.launch import (add_common_arguments, build_runner, clear_errors, is_segmentation,
                                   load_config, set_work_dir)
 from mmvars.engine.safe_load import check_checkpoint_file
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_number
 
 __all__ = ['main']
 
@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         InputError: On arguments, a config or files that cannot be used.
     """
     args = _parser().parse_args(argv)
+    check_number('--interval', args.interval, 1, whole=True)
     cfg, notes = load_config(args)
     if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
         raise InputError(f'config {args.config!r} has no test_dataloader and test_cfg')

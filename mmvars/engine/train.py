@@ -5,6 +5,7 @@ import os
 from copy import deepcopy
 
 from mmengine.config import Config
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmvars.datasets import check_data_roots
@@ -12,7 +13,7 @@ from mmvars.engine.hooks import SaveOnInterruptHook
 from mmvars.engine.launch import (add_common_arguments, build_runner, clear_errors, load_config,
                                   set_work_dir)
 from mmvars.engine.safe_load import check_checkpoint_file
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_number
 
 __all__ = ['main']
 
@@ -53,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
         raise InputError(f'config {args.config!r} has no train_dataloader and train_cfg: it is for '
                          'testing only')
+    for key in ('max_iters', 'max_epochs', 'val_interval'):
+        if key in cfg.train_cfg:
+            check_number(f'train_cfg.{key}', cfg.train_cfg[key], 1, whole=True)
     set_work_dir(cfg, args)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
@@ -65,9 +69,22 @@ def main(argv: list[str] | None = None) -> int:
     with clear_errors():
         check_data_roots(cfg)
         runner = build_runner(cfg, notes)
+        _check_optimizer(cfg)
         _catch_signals_early(runner)
         runner.train()
     return 0
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """Look the optimiser up: mmengine takes one that it does not find for a class named None."""
+    optimizer = cfg.optim_wrapper.get('optimizer')
+    kind = optimizer.get('type') if isinstance(optimizer, dict) else None
+    if not isinstance(kind, str):
+        return
+    with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+        if registry.get(kind) is None:
+            raise InputError(f'config: optim_wrapper.optimizer.type {kind!r} is not known: check '
+                             'its spelling, as in torch.optim')
 
 
 def _use_amp(cfg: Config) -> None:

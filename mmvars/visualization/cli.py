@@ -12,6 +12,7 @@ from mmengine.config import DictAction
 from torch import nn
 
 from mmvars.analysis import Row, draw_figure, resolve_layer, save_figure
+from mmvars.engine.launch import clear_errors
 from mmvars.errors import InputError
 from mmvars.visualization.host import ClassTable, Sample, network_of, num_classes_of
 from mmvars.visualization.images import find_images, load_sample, test_dataset, test_pipeline
@@ -102,8 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for number, (image, target) in enumerate(zip(images, targets, strict=True), 1):
         try:
-            sample = load_sample(image, pipeline, network.trunk.patch_embed.patch_size)
-            figure = _figure(model, sample, options, combinations, classes, os.path.basename(image))
+            with clear_errors():
+                sample = load_sample(image, pipeline, network.trunk.patch_embed.patch_size)
+                figure = _figure(model, sample, options, combinations, classes,
+                                 os.path.basename(image))
         except InputError as error:
             failed += 1
             print(f'[{number}/{len(images)}] not drawn: {error}', file=sys.stderr)

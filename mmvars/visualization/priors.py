@@ -135,6 +135,8 @@ def _checked(vector: Tensor, width: int, spec: str) -> Tensor:
     if vector.shape != (width, ):
         raise InputError(f'--prior {spec}: the vector has shape {tuple(vector.shape)}, but the '
                          f'tokens of this model have width {width}')
+    if vector.is_complex():
+        raise InputError(f'--prior {spec}: the vector holds complex numbers; give real ones')
     vector = vector.float()
     if not torch.isfinite(vector).all() or not vector.any():
         raise InputError(f'--prior {spec}: the vector is zero or not finite, so no token can be '

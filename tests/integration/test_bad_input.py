@@ -50,6 +50,7 @@ def refused(capsys, tool: str, *arguments, work_dir: Path) -> str:
     (None, 'does not exist'), ('x = (', 'cannot be read: SyntaxError'),
     ('x = 1', 'defines no model'), ('_base_ = "./gone.py"', 'cannot be read'),
     ('import a_module_that_is_not_there', 'cannot be read: ModuleNotFoundError'),
+    ('raise SystemExit(3)', 'cannot be read: SystemExit'), ('model = 5', 'defines no model'),
 ])
 def test_configs(tool, text, words, tmp_path, work_dir, checkpoint, capsys) -> None:
     config = tmp_path / 'mine.py'
@@ -71,10 +72,38 @@ def test_configs(tool, text, words, tmp_path, work_dir, checkpoint, capsys) -> N
     (['data_root=/no/such/folder'], '/no/such/folder'),
     (['load_from=gone.pth'], "load_from 'gone.pth' does not exist"),
     (['optim_wrapper.paramwise_cfg.layer_decay_rate=3'], 'layer_decay_rate must be'),
+    (['optim_wrapper.optimizer.type=Adamm'], "optimizer.type 'Adamm' is not known"),
+    (['optim_wrapper.optimizer.lr=-1'], 'AdamW cannot be built: ValueError: Invalid learning rate'),
+    (['train_dataloader.batch_size=0'], 'got batch_size=0'),
+    (['train_dataloader.batch_size=two'], "'train_dataloader.batch_size': the config has 2"),
+    (['train_dataloader.sampler.type=Infinite'], "type 'Infinite' is not known (mmseg::data sam"),
+    (['param_scheduler.0.type=Poly'], "type 'Poly' is not known (mmseg::parameter scheduler)"),
+    (['train_cfg.val_interval=0'], 'train_cfg.val_interval must be a whole number of at least 1'),
+    (['val_dataloader=None'], 'val_dataloader, val_cfg, and val_evaluator go together'),
+    (['log_level=LOUD'], 'log_level must be one of DEBUG'),
+    (['model.backbone.alpha=much'], 'alpha must be a number'),
 ])
 def test_training_options(options, words, toy, work_dir, capsys) -> None:
     message = refused(capsys, 'train', toy / 'seg.py', '--cfg-options', *options, work_dir=work_dir)
     assert words in message
+
+
+@pytest.mark.parametrize('host, options, words', [
+    ('seg', ['model.backbone.out_type=cls_token'], 'model.decode_head.convs.0.conv fails on its'),
+    ('seg', ['model.backbone.out_indices=[0]'], 'model.decode_head fails on its first input'),
+    ('seg', ['model.decode_head.in_channels=64'], 'to have 64 channels, but got 48'),
+    ('seg', ['model.decode_head.num_classes=3'], 'a label is 6, which is none of the classes'),
+    ('cls', ['model.backbone.out_type=featmap'], 'model.head.fc fails on its first input'),
+    ('cls', ['model.head.num_classes=1'], 'a label is 1, which is none of the classes'),
+])
+def test_parts_that_do_not_fit_show_in_the_first_step(host, options, words, toy, tmp_path,
+                                                      capsys) -> None:
+    folder = tmp_path / 'new'
+    folder.mkdir()
+    message = refused(capsys, 'train', toy / f'{host}.py', '--cfg-options', *options,
+                      work_dir=folder)
+    assert words in message
+    assert not list(folder.rglob('*.pth'))
 
 
 def test_options_must_be_pairs(toy, capsys) -> None:
@@ -115,6 +144,19 @@ def test_resume_from_weights_alone(toy, tmp_path, work_dir, capsys) -> None:
     assert 'holds weights only' in message and 'load_from' in message
 
 
+def test_resume_from_a_state_that_does_not_say_where_it_stood(toy, tmp_path, work_dir,
+                                                              capsys) -> None:
+    (work_dir / 'seg.py').unlink()
+    short = ['--work-dir', str(tmp_path / 'a'), '--no-validate', '--cfg-options', 'max_iters=1']
+    assert run_tool('train', [str(toy / 'seg.py'), *short]) == 0
+    state = torch.load(tmp_path / 'a' / 'iter_1.pth', weights_only=False)
+    torch.save(dict(state, meta={}), tmp_path / 'state.pth')
+    capsys.readouterr()
+    message = refused(capsys, 'train', toy / 'seg.py', '--resume', tmp_path / 'state.pth',
+                      work_dir=work_dir)
+    assert 'no training state' in message and 'load_from' in message
+
+
 def test_resume_with_other_parameter_groups(toy, tmp_path, work_dir, capsys) -> None:
     (work_dir / 'seg.py').unlink()
     short = ['--work-dir', str(tmp_path / 'a'), '--no-validate', '--cfg-options', 'max_iters=1']
@@ -142,6 +184,7 @@ def test_a_checkpoint_of_another_model(host, toy, work_dir, checkpoint, capsys) 
     (['HERE', '--out', 'x.txt', '--out-item', 'metrics'], 'metrics are written to'),
     (['HERE', '--out-item', 'pred'], 'give --out too'),
     (['HERE', '--show'], '--show needs a screen'),
+    (['HERE', '--interval', '0'], '--interval must be a whole number of at least 1'),
     (['HERE', '--cfg-options', 'data_root=/no/such/folder'], '/no/such/folder'),
 ])
 def test_test_arguments(arguments, words, toy, work_dir, checkpoint, capsys, monkeypatch) -> None:

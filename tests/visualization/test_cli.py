@@ -132,6 +132,7 @@ def test_one_bad_image_does_not_lose_the_others(draw, photo, tmp_path):
     (['--strength', '-0.5'], '--strength must be between 0 and 1'),
     (['--device', 'toaster'], "--device 'toaster' cannot be used here"),
     (['--cfg-options', 'model.backbone.ach=tiny'], 'model.backbone.ach'),
+    (['--cfg-options', 'model.backbone.out_type=featmap'], 'do not fit one another'),
     (['nothing.png'], "image 'nothing.png' does not exist"),
 ])
 def test_a_mistake_is_one_line_and_draws_nothing(draw, photo, tmp_path, arguments, message):

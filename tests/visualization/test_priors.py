@@ -74,6 +74,7 @@ def test_vectors_and_rows_come_from_files(make_model, tmp_path):
     ('file:{}/short.pt', r'has shape \(23,\), but the tokens of this model have width 24'),
     ('file:{}/zero.pt', 'zero or not finite'),
     ('file:{}/nan.npy', 'zero or not finite'),
+    ('file:{}/complex.npy', 'holds complex numbers'),
     ('file:{}/many.pth', 'holds 2 tensors, and not exactly one of them is a classifier'),
     ('file:{}/text.pt', 'text.pt'),
     ('file:{}/object.npy', 'cannot be read as a .npy tensor'),
@@ -83,6 +84,7 @@ def test_bad_words_are_explained(classifier, tmp_path, word, message):
     torch.save(torch.randn(23), tmp_path / 'short.pt')
     torch.save(torch.zeros(24), tmp_path / 'zero.pt')
     np.save(tmp_path / 'nan.npy', np.full(24, np.nan))
+    np.save(tmp_path / 'complex.npy', np.full(24, 1j))
     torch.save({'a': torch.ones(24), 'b': torch.ones(24)}, tmp_path / 'many.pth')
     (tmp_path / 'text.pt').write_text('this is no tensor')
     np.save(tmp_path / 'object.npy', np.array([{}], dtype=object), allow_pickle=True)
