@@ -13,12 +13,12 @@ Everywhere else an unknown key is an error that names the nearest known ones.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
 
-from mmvars.engine.overrides import SHORTHANDS
+from mmvars.engine.overrides import SHORTHANDS, walk_entries
 from mmvars.errors import InputError
 
 __all__ = ['OPEN', 'TOP_LEVEL', 'check_options']
@@ -152,7 +152,7 @@ def _unknown(cfg: Config, option: str, key: str, known: set[str], where: str) ->
     near = (difflib.get_close_matches(key, known, n=3, cutoff=0.6)
             or sorted(name for name in known if name.startswith(key)))
     last = option.rpartition('.')[2]
-    same_end = [path for path in _paths('', cfg._cfg_dict)
+    same_end = [path for path, _ in walk_entries(cfg._cfg_dict)
                 if path.endswith((f'.{option}', f'.{last}'))]
     hints = []
     if near:
@@ -162,12 +162,3 @@ def _unknown(cfg: Config, option: str, key: str, known: set[str], where: str) ->
     if not hints:
         hints.append(f'known there: {", ".join(sorted(known)[:12])}')
     return f'{option!r}: {where} has no {key!r}; {"; ".join(hints)}'
-
-
-def _paths(path: str, node: Any) -> Iterator[str]:
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        below = f'{path}.{key}' if path else str(key)
-        yield below
-        if isinstance(value, dict | list | tuple):
-            yield from _paths(below, value)

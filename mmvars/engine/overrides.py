@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from mmvars.errors import InputError
 
-__all__ = ['SHORTHANDS', 'apply_overrides']
+__all__ = ['SHORTHANDS', 'apply_overrides', 'walk_entries']
 
 SHORTHANDS: dict[str, str] = {
     'data_root': 'folder of the data set, for training, validation and test',
@@ -74,8 +74,8 @@ class _Editor:
     def dicts(self) -> Iterator[tuple[str, dict]]:
         """Every dict below the top level once, with its dotted path."""
         seen = set()
-        for path, node in _walk('', self.cfg._cfg_dict):
-            if id(node) not in seen:
+        for path, node in walk_entries(self.cfg._cfg_dict):
+            if isinstance(node, dict) and id(node) not in seen:
                 seen.add(id(node))
                 yield path, node
 
@@ -267,11 +267,14 @@ def _pair(name: str, value: Any, order: str) -> tuple[int, int]:
     return tuple(pair)
 
 
-def _walk(path: str, node: Any) -> Iterator[tuple[str, dict]]:
+def walk_entries(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Every entry below a dict or list of a config, with its dotted path; parents first.
+
+    Entries may be replaced while walking.
+    """
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for key, value in list(items):
         below = f'{path}.{key}' if path else str(key)
-        if isinstance(value, dict):
-            yield below, value
+        yield below, value
         if isinstance(value, (dict, list, tuple)):
-            yield from _walk(below, value)
+            yield from walk_entries(value, below)

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmvars.analysis import Row, draw_figure, figure_to_array, resolve_layer
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_number
 from mmvars.registry import HOOKS
 from mmvars.visualization.host import ClassTable, Sample, network_of, num_classes_of, unwrap
 from mmvars.visualization.views import ViewOptions, observe, panels_of
@@ -43,8 +43,7 @@ class AttentionVisualizationHook(Hook):
                  alpha: float | None = None, layer: int | None = None,
                  class_attention: bool = False) -> None:
         for name, value in (('interval', interval), ('num_images', num_images)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f'{name} must be a whole number of at least 1, got {value!r}')
+            check_number(name, value, 1, whole=True)
         self.draw = draw
         self.interval = interval
         self.num_images = num_images
