@@ -1,10 +1,11 @@
 """The one exception that means "the user can fix this", and the check that raises it most."""
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ['InputError', 'check_number']
+__all__ = ['InputError', 'check_choice', 'check_number']
 
 
 class InputError(ValueError):
@@ -14,6 +15,16 @@ class InputError(ValueError):
     tools print the message alone and exit with status 2; everything else is a bug and keeps its
     traceback. It is a ``ValueError``, so library users need not know this class.
     """
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        InputError: Naming them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f'{name} must be one of {", ".join(choices)}; got {value!r}')
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf,

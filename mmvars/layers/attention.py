@@ -1,13 +1,16 @@
-"""Multi-head self-attention with a top-down term on the value path."""
+"""Multi-head self-attention with a top-down term on the value path; RVT's masked form."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.errors import InputError
+from mmvars.layers.grid_tied import Grid, GridTied
+from mmvars.layers.position import square_grid
+from mmvars.layers.projections import head_width, join_heads, split_heads, with_value
 from mmvars.layers.tokens import TokenGrid
 
-__all__ = ['SelfAttention']
+__all__ = ['MaskedAttention', 'SelfAttention']
 
 
 class SelfAttention(nn.Module):
@@ -24,6 +27,8 @@ class SelfAttention(nn.Module):
     Args:
         embed_dim: Channels C.
         num_heads: Heads h; the head dimension is D = C / h.
+        grid: Unused; part of the constructor that all mixers share.
+        num_prefix: Unused, likewise.
         qkv_bias: Whether the joint projection has a bias.
 
     Raises:
@@ -32,42 +37,88 @@ class SelfAttention(nn.Module):
 
     takes_top_down = True
 
-    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, grid: Grid | None = None,
+                 num_prefix: int = 0, qkv_bias: bool = True) -> None:
         super().__init__()
-        if num_heads < 1 or embed_dim % num_heads:
-            raise InputError(f'embed_dim ({embed_dim}) must be divisible by num_heads '
-                             f'({num_heads})')
+        del grid, num_prefix
+        head_width(embed_dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
         """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``."""
-        del grid  # attention is free of positions; the argument is part of the mixer contract
-        q, k, v = self._query_key_value(x, top_down)
-        out = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v))
-        return self.proj(out.transpose(1, 2).flatten(2))
+        q, k, v = (split_heads(part, self.num_heads)
+                   for part in with_value(self.qkv, x, top_down))
+        return self.proj(join_heads(self._mix(q, k, v, grid)))
 
-    def attention_probabilities(self, x: Tensor) -> Tensor:
+    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None) -> Tensor:
         """``softmax(q k' / sqrt(D))`` of shape ``(B, h, N, N)`` for ``x (B, N, C)``.
 
         The fused forward never forms this matrix; call this where a picture of it is wanted.
         """
-        q, k, _ = self._query_key_value(x, None)
-        q, k = self._heads(q), self._heads(k)
-        return (q @ k.transpose(-2, -1) * q.shape[-1]**-0.5).softmax(dim=-1)
+        del grid
+        q, k, _ = (split_heads(part, self.num_heads) for part in with_value(self.qkv, x, None))
+        return self._logits(q, k).softmax(dim=-1)
 
-    def _query_key_value(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if top_down is None:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-            return q, k, v
-        # Wv x + bv + Wv t + bv = Wv (x + t) + 2 bv: the signal costs no projection of its own.
-        num_qk = 2 * x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        bias_qk = None if bias is None else bias[:num_qk]
-        bias_v = None if bias is None else 2 * bias[num_qk:]
-        q, k = F.linear(x, weight[:num_qk], bias_qk).chunk(2, dim=-1)
-        return q, k, F.linear(x + top_down, weight[num_qk:], bias_v)
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
+        del grid  # attention is free of positions
+        return F.scaled_dot_product_attention(q, k, v)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x, 2, (self.num_heads, -1)).transpose(1, 2)
+    @staticmethod
+    def _logits(q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.transpose(-2, -1) * q.shape[-1]**-0.5
+
+
+class MaskedAttention(SelfAttention, GridTied):
+    """RVT's position-aware attention: ``softmax(sigmoid(mask) * q k' / sqrt(D)) v``.
+
+    ``attention_mask (h, N, N)`` belongs to a grid of N patches; at other grids it is interpolated
+    over both, bicubic, corners unaligned. It starts at zero, so the logits start halved: the
+    released code leaves it uninitialised.
+
+    The product stands inside the softmax, so there is no fused form: memory grows with N^2.
+
+    Args:
+        embed_dim, num_heads, qkv_bias: As in :class:`SelfAttention`.
+        grid: ``(h, w)`` the mask is made for.
+        num_prefix: Must be 0: a class token has no position.
+
+    Raises:
+        InputError: As in :class:`SelfAttention`, or if there are prefix tokens.
+    """
+
+    grid_tied = ('attention_mask', )
+
+    def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
+                 qkv_bias: bool = True) -> None:
+        super().__init__(embed_dim, num_heads, qkv_bias=qkv_bias)
+        if num_prefix:
+            raise InputError(f'masked_attention is a mask between patches and takes no class or '
+                             f'prompt tokens, got {num_prefix}; use it in the RVT trunk')
+        self.tie_to_grid(grid)
+        patches = self.grid[0] * self.grid[1]
+        self.attention_mask = nn.Parameter(torch.zeros(num_heads, patches, patches))
+
+    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None) -> Tensor:
+        q, k, _ = (split_heads(part, self.num_heads) for part in with_value(self.qkv, x, None))
+        return self._masked(q, k, self.grid if grid is None else grid)
+
+    def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
+        if tuple(from_grid) == tuple(to_grid):
+            return tensor
+        for _ in range(2):  # the keys' axis, then the queries'
+            maps = tensor.unflatten(-1, from_grid)
+            maps = F.interpolate(maps, size=to_grid, mode='bicubic', align_corners=False)
+            tensor = maps.flatten(-2).transpose(-2, -1)
+        return tensor
+
+    def stored_grid(self, name: str, tensor: Tensor) -> Grid:
+        return square_grid(tensor.shape[-1], name)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
+        return self._masked(q, k, grid) @ v
+
+    def _masked(self, q: Tensor, k: Tensor, grid: TokenGrid | Grid) -> Tensor:
+        mask = self.at_grid('attention_mask', grid).sigmoid()
+        return (self._logits(q, k) * mask).softmax(dim=-1)

@@ -1,16 +1,13 @@
-"""The pre-norm residual block and its channel mixer."""
+"""The pre-norm residual block, and GFNet's with a single residual."""
 
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
+from mmvars.layers.mlp import CHANNEL_MIXERS
+from mmvars.layers.norm import TokenBatchNorm
 from mmvars.layers.tokens import TokenGrid
 
-__all__ = ['Block', 'mlp']
-
-
-def mlp(embed_dim: int, mlp_ratio: float) -> nn.Module:
-    """timm's two-layer perceptron with the exact (erf) GELU; keys ``fc1`` and ``fc2``."""
-    return Mlp(embed_dim, hidden_features=int(embed_dim * mlp_ratio), act_layer=nn.GELU)
+__all__ = ['Block', 'SingleResidualBlock', 'make_block']
 
 
 class Block(nn.Module):
@@ -20,7 +17,8 @@ class Block(nn.Module):
     normalisation, as in the released models: normalising it gives a different function.
 
     Args:
-        norm1, attn, norm2, mlp: The parts; ``attn`` follows :class:`~mmvars.layers.TokenMixer`.
+        norm1, attn, norm2, mlp: The parts; ``attn`` follows :class:`~mmvars.layers.TokenMixer`,
+            ``mlp`` takes tokens and grid.
         drop_path_rate: Probability that a residual branch is dropped, per sample and branch.
     """
 
@@ -36,4 +34,36 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
         """Map ``x (B, N, C)`` to ``(B, N, C)``; ``top_down`` is ``(B, N, C)`` or ``None``."""
         x = x + self.drop_path(self.attn(self.norm1(x), grid, top_down))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x), grid))
+
+
+class SingleResidualBlock(Block):
+    """GFNet's block: ``z + dp(mlp(norm2 attn(norm1 z, t)))``, one skip around both mixers."""
+
+    def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """Map ``x (B, N, C)`` to ``(B, N, C)``; ``top_down`` is ``(B, N, C)`` or ``None``."""
+        mixed = self.attn(self.norm1(x), grid, top_down)
+        return x + self.drop_path(self.mlp(self.norm2(mixed), grid))
+
+
+def make_block(attn: nn.Module, embed_dim: int, mlp_ratio: float, mlp: str = 'linear',
+               drop_path_rate: float = 0., single_residual: bool = False,
+               norm_eps: float = 1e-6) -> Block:
+    """A block around a mixer, with the norms that go with it.
+
+    Args:
+        attn: The mixer. One that ``replaces_block_norms`` (the released VARS-S) gets no norm before
+            it and a batch norm before the channel mixer; all others get layer norms.
+        embed_dim: Channels C.
+        mlp_ratio: Hidden width of the channel mixer over C.
+        mlp: One of ``CHANNEL_MIXERS``.
+        drop_path_rate: See :class:`Block`.
+        single_residual: Make a :class:`SingleResidualBlock`.
+        norm_eps: Of the layer norms.
+    """
+    if getattr(attn, 'replaces_block_norms', False):
+        norm1, norm2 = nn.Identity(), TokenBatchNorm(embed_dim)
+    else:
+        norm1, norm2 = (nn.LayerNorm(embed_dim, eps=norm_eps) for _ in range(2))
+    block = SingleResidualBlock if single_residual else Block
+    return block(norm1, attn, norm2, CHANNEL_MIXERS[mlp](embed_dim, mlp_ratio), drop_path_rate)

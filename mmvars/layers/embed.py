@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from mmvars.errors import InputError
 
-__all__ = ['PatchEmbed']
+__all__ = ['STEMS', 'ConvStem', 'PatchEmbed']
 
 
 class PatchEmbed(nn.Module):
@@ -23,7 +23,8 @@ class PatchEmbed(nn.Module):
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.in_chans = in_chans
+        self.proj = self._projection(embed_dim)
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed ``(B, in_chans, H, W)``.
@@ -36,8 +37,8 @@ class PatchEmbed(nn.Module):
             InputError: If the input is no image batch or is smaller than a patch.
         """
         patch = self.patch_size
-        if images.ndim != 4 or images.shape[1] != self.proj.in_channels:
-            raise InputError(f'images must have shape (B, {self.proj.in_channels}, H, W), got '
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise InputError(f'images must have shape (B, {self.in_chans}, H, W), got '
                              f'{tuple(images.shape)}')
         height, width = images.shape[-2:]
         if min(height, width) < patch:
@@ -49,3 +50,31 @@ class PatchEmbed(nn.Module):
             images = F.pad(images, (0, pad_right, 0, pad_bottom))
         maps = self.proj(images)
         return maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1])
+
+    def _projection(self, embed_dim: int) -> nn.Module:
+        return nn.Conv2d(self.in_chans, embed_dim, self.patch_size, stride=self.patch_size)
+
+
+class ConvStem(PatchEmbed):
+    """RVT's overlapping stem of stride 16, which the modified baselines (DeiT*) also have.
+
+    7x7 convolution of stride 2 to 32 channels, batch norm, 3x3 max pooling of stride 2, 4x4
+    convolution of stride 4; no activation. Pads and counts patches as :class:`PatchEmbed`.
+
+    Raises:
+        InputError: If ``patch_size`` is not 16.
+    """
+
+    def _projection(self, embed_dim: int) -> nn.Module:
+        if self.patch_size != 16:
+            raise InputError(f'the convolutional stem has stride 16, so patch_size must be 16, got '
+                             f'{self.patch_size}')
+        return nn.Sequential(
+            nn.Conv2d(self.in_chans, 32, 7, stride=2, padding=2),
+            nn.BatchNorm2d(32),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.Conv2d(32, embed_dim, 4, stride=4))
+
+
+STEMS: dict[str, type[PatchEmbed]] = {'patch': PatchEmbed, 'conv': ConvStem}
+"""Name -> class, each ``(patch_size, in_chans, embed_dim)``."""

@@ -1,6 +1,7 @@
 """Trunk: embed -> blocks -> tokens, with the top-down signal as an argument."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -26,40 +27,62 @@ class TrunkOutput(NamedTuple):
         tokens: ``(B, N, C)`` after the final norm (un-normalised where the trunk has none).
         grid: Layout of the tokens.
         intermediates: ``(B, N, C)`` after each block of ``out_indices``; not normalised.
+        grids: Layout of each of the intermediates.
         traces: One :class:`BlockTrace` a block where asked for, else empty.
     """
 
     tokens: Tensor
     grid: TokenGrid
     intermediates: tuple[Tensor, ...] = ()
+    grids: tuple[TokenGrid, ...] = ()
     traces: tuple[BlockTrace, ...] = ()
 
 
 class Trunk(nn.Module):
     """The loop over the blocks, common to all hosts.
 
-    A host fills ``blocks`` and ``norm`` and implements :meth:`embed` and :meth:`pool`; it may
-    replace tokens before a block in :meth:`before_block`.
+    A host sets ``blocks`` and implements :meth:`embed` and :meth:`pool`; it may replace tokens, and
+    change their grid, before a block in :meth:`before_block`.
 
     Args:
-        blocks: The blocks, in order.
         norm: What follows the last block.
         grad_checkpointing: Recompute each block in the backward pass instead of keeping its
             activations (non-reentrant, so that frozen inputs and DDP work).
+
+    Attributes:
+        blocks: The blocks, in order.
+        embed_dim: Width of the last block.
+        fc_norm: What follows the pooling, or stands for the final norm where there is none before.
+        head: The classifier.
+        mixer: Name of the token mixer, of :data:`mmvars.layers.MIXERS`.
+        mixer_options: All its options.
     """
 
+    blocks: Sequence[nn.Module]
     embed_dim: int
+    fc_norm: nn.Module
     head: nn.Module
+    mixer: str
+    mixer_options: dict
 
-    def __init__(self, blocks: nn.ModuleList, norm: nn.Module, grad_checkpointing: bool) -> None:
+    def __init__(self, norm: nn.Module, grad_checkpointing: bool) -> None:
         super().__init__()
-        self.blocks = blocks
         self.norm = norm
         self.grad_checkpointing = grad_checkpointing
 
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels after each block."""
+        return (self.embed_dim, ) * self.depth
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between neighbouring tokens after each block."""
+        return (self.patch_embed.patch_size, ) * self.depth
 
     def embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
         """Tokens ``(B, N, C)`` with positions, and their grid, of images ``(B, c, H, W)``."""
@@ -69,10 +92,11 @@ class Trunk(nn.Module):
         """The image descriptor ``(B, C)`` that the classifier reads."""
         raise NotImplementedError
 
-    def before_block(self, index: int, tokens: Tensor) -> Tensor:
-        """Hook of the host: tokens ``(B, N, C)`` as block ``index`` should see them."""
+    def before_block(self, index: int, tokens: Tensor,
+                     grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
+        """Hook of the host: tokens ``(B, N, C)`` and grid as block ``index`` should see them."""
         del index
-        return tokens
+        return tokens, grid
 
     def run(self, tokens: Tensor, grid: TokenGrid, top_down: Sequence[Tensor] | None = None,
             out_indices: Sequence[int] = (), trace: bool = False) -> TrunkOutput:
@@ -85,19 +109,22 @@ class Trunk(nn.Module):
             out_indices: Blocks whose output is wanted, 0-based.
             trace: Keep every block's input and output (for the reconstruction loss).
         """
-        intermediates, traces = [], []
+        intermediates, grids, traces = [], [], []
         for index, block in enumerate(self.blocks):
-            block_input = self.before_block(index, tokens)
+            block_input, grid = self.before_block(index, tokens, grid)
             signal = None if top_down is None else top_down[index]
             if self.grad_checkpointing and self.training:
-                tokens = checkpoint(block, block_input, grid, signal, use_reentrant=False)
+                tokens = checkpoint(block, block_input, grid, signal, use_reentrant=False,
+                                    context_fn=lambda b=block: (nullcontext(), _same_batch(b)))
             else:
                 tokens = block(block_input, grid, signal)
             if index in out_indices:
                 intermediates.append(tokens)
+                grids.append(grid)
             if trace:
                 traces.append(BlockTrace(block_input, tokens))
-        return TrunkOutput(self.norm(tokens), grid, tuple(intermediates), tuple(traces))
+        return TrunkOutput(self.norm(tokens), grid, tuple(intermediates), tuple(grids),
+                           tuple(traces))
 
     def logits(self, output: TrunkOutput) -> Tensor:
         """Class scores ``(B, num_classes)`` of a pass.
@@ -109,3 +136,17 @@ class Trunk(nn.Module):
             raise InputError('num_classes is 0, so this network has no classifier; build it with '
                              'num_classes > 0')
         return self.head(self.pool(output))
+
+
+@contextmanager
+def _same_batch(block: nn.Module) -> Iterator[None]:
+    """While a block runs again on a batch it has seen: batch norms do not count it twice."""
+    norms = [m for m in block.modules()
+             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,202 @@
+"""Dictionaries of atoms: how a signal is encoded (P'x), decoded (P u) and compared (P'P u)."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmvars.layers.sparse_coding import STEP_BOUNDS
+from mmvars.layers.spectral import from_spectrum, to_spectrum
+
+__all__ = ['DenseDictionary', 'Dictionary', 'JoinedDictionary', 'SpectralDictionary',
+           'spectral_bound']
+
+_EPS = 1e-12
+
+
+class Dictionary(Protocol):
+    """What sparse coding needs of a dictionary P. Shapes are those of the implementation."""
+
+    def encode(self, signal: Tensor) -> Tensor:
+        """``P'x``: how well each atom matches."""
+        ...
+
+    def decode(self, code: Tensor) -> Tensor:
+        """``P u``: the reconstruction."""
+        ...
+
+    def gram(self, modulation: Tensor | None, transpose: bool) -> Callable[[Tensor], Tensor]:
+        """The operator ``u -> A P'P K u`` with A = K' (``transpose``) or K; K None: identity."""
+        ...
+
+
+class DenseDictionary:
+    """Atoms that are vectors over the tokens. Signal ``(B, h, N, D)``, code ``(B, h, M, D)``.
+
+    Args:
+        atoms: ``(B, h, N, M)``.
+        normalise: Scale each atom to unit length over the tokens. The atoms themselves are never
+            rescaled: the lengths come from the Gram matrix's diagonal, and go into code and Gram
+            matrix, so the work is M^2, not N M.
+
+    Attributes:
+        gram_matrix: ``(B, h, M, M)``, P'P.
+    """
+
+    def __init__(self, atoms: Tensor, normalise: bool) -> None:
+        self._atoms = atoms
+        self._scale = None
+        self.gram_matrix = atoms.transpose(-2, -1) @ atoms
+        if normalise:
+            square = self.gram_matrix.diagonal(dim1=-2, dim2=-1)
+            # An atom of length 0 stays 0, and clamping the square keeps its gradient finite.
+            self._scale = square.clamp_min(_EPS**2).rsqrt().unsqueeze(-1)
+            self.gram_matrix = self.gram_matrix * self._scale * self._scale.transpose(-2, -1)
+
+    @property
+    def atoms(self) -> Tensor:
+        """P itself, ``(B, h, N, M)``, scaled."""
+        return self._atoms if self._scale is None else self._atoms * self._scale.transpose(-2, -1)
+
+    def encode(self, signal: Tensor) -> Tensor:
+        return self._scaled(self._atoms.transpose(-2, -1) @ signal)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return self._atoms @ self._scaled(code)
+
+    def gram(self, modulation: Tensor | None, transpose: bool) -> Callable[[Tensor], Tensor]:
+        matrix = self.gram_matrix
+        if modulation is not None:
+            left = modulation.transpose(-2, -1) if transpose else modulation
+            matrix = left @ matrix @ modulation
+        return lambda code: matrix @ code
+
+    def bound(self, kind: str) -> Tensor:
+        """Upper bound of the curvature, ``(B, h, 1, 1)``, by a name of ``STEP_BOUNDS``."""
+        return STEP_BOUNDS[kind](self.gram_matrix)[..., None, None]
+
+    def _scaled(self, code: Tensor) -> Tensor:
+        return code if self._scale is None else code * self._scale
+
+
+class SpectralDictionary:
+    """Every translation of r filters a channel. Signal ``(B, C, H, W)``, code ``(B, C, r, H, W)``.
+
+    Encoding is a circular convolution, decoding its transpose with the same filters. P'P has rank
+    one at each frequency, ``K (K^H u)``, so no r x r products are formed.
+
+    Args:
+        spectrum: K, complex half spectra ``(C, r, H, W // 2 + 1)``.
+        size: ``(H, W)``.
+    """
+
+    def __init__(self, spectrum: Tensor, size: tuple[int, int]) -> None:
+        self._spectrum = spectrum
+        self._conjugate = spectrum.conj()
+        self._size = size
+
+    def encode(self, signal: Tensor) -> Tensor:
+        return from_spectrum(to_spectrum(signal).unsqueeze(2) * self._spectrum, self._size)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return from_spectrum(self._decoded_spectrum(code), self._size)
+
+    def gram(self, modulation: Tensor | None, transpose: bool) -> Callable[[Tensor], Tensor]:
+        left = right = None
+        if modulation is not None:
+            right = modulation
+            left = modulation.transpose(-2, -1) if transpose else modulation
+
+        def apply(code: Tensor) -> Tensor:
+            decoded = self._decoded_spectrum(_mixed(right, code)).unsqueeze(2)
+            return _mixed(left, from_spectrum(decoded * self._spectrum, self._size))
+
+        return apply
+
+    def bound(self) -> Tensor:
+        """Largest eigenvalue of P'P over all channels' frequencies: ``(C, 1, 1, 1)``."""
+        return spectral_bound(self._spectrum)[:, None, None, None]
+
+    def _decoded_spectrum(self, code: Tensor) -> Tensor:
+        return (to_spectrum(code) * self._conjugate).sum(dim=2)
+
+
+class JoinedDictionary:
+    """``[P1; P2]``: the atoms of a dense dictionary and, after them, of a spectral one.
+
+    Signal ``(B, h, N, D)``, code ``(B, h, M + r H W, D)``: the convolutional atoms of a head's
+    channels follow its dense atoms. Prefix tokens are the dense atoms' alone.
+
+    Args:
+        dense: The dense part.
+        spectral: The convolutional part, over all h D channels.
+        size: ``(H, W)`` of the map.
+    """
+
+    def __init__(self, dense: DenseDictionary, spectral: SpectralDictionary,
+                 size: tuple[int, int]) -> None:
+        self._dense = dense
+        self._spectral = spectral
+        self._size = size
+        self._num_dense = dense.gram_matrix.shape[-1]
+
+    @property
+    def atoms(self) -> Tensor:
+        return self._dense.atoms
+
+    def encode(self, signal: Tensor) -> Tensor:
+        codes = self._spectral.encode(self._to_map(signal))
+        return torch.cat([self._dense.encode(signal), self._code_to_heads(codes, signal.shape[1])],
+                         dim=2)
+
+    def decode(self, code: Tensor) -> Tensor:
+        dense, static = self._parts(code)
+        decoded = self._spectral.decode(self._code_to_maps(static))
+        out = self._dense.decode(dense)
+        heads = decoded.unflatten(1, (code.shape[1], -1)).flatten(3).transpose(2, 3)
+        return out + F.pad(heads, (0, 0, out.shape[2] - heads.shape[2], 0))
+
+    def gram(self, modulation: Sequence[Tensor] | None,
+             transpose: bool) -> Callable[[Tensor], Tensor]:
+        def mixed(code: Tensor, left: bool) -> Tensor:
+            if modulation is None:
+                return code
+            of_dense, of_static = (m.T if left and transpose else m for m in modulation)
+            dense, static = self._parts(code)
+            maps = _mixed(of_static, self._code_to_maps(static))
+            return torch.cat([of_dense @ dense, self._code_to_heads(maps, code.shape[1])], dim=2)
+
+        return lambda code: mixed(self.encode(self.decode(mixed(code, False))), True)
+
+    def bound(self, kind: str) -> Tensor:
+        """Sum of the parts' bounds, which bounds the joined P'P: ``(B, h, 1, 1)``."""
+        return self._dense.bound(kind) + self._spectral.bound().max()
+
+    def _parts(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        return code[:, :, :self._num_dense], code[:, :, self._num_dense:]
+
+    def _to_map(self, signal: Tensor) -> Tensor:
+        patches = signal[:, :, signal.shape[2] - self._size[0] * self._size[1]:]
+        return patches.transpose(2, 3).flatten(1, 2).unflatten(2, self._size)
+
+    def _code_to_maps(self, code: Tensor) -> Tensor:
+        return code.unflatten(2, (-1, *self._size)).movedim(-1, 2).flatten(1, 2)
+
+    def _code_to_heads(self, maps: Tensor, num_heads: int) -> Tensor:
+        return maps.unflatten(1, (num_heads, -1)).movedim(2, -1).flatten(2, 4)
+
+
+def spectral_bound(spectrum: Tensor) -> Tensor:
+    """``max over frequencies of sum_a |K_a|^2``, the largest eigenvalue of P'P: ``(C)``.
+
+    Args:
+        spectrum: ``(C, r, H, W // 2 + 1)``, complex.
+    """
+    return spectrum.abs().square().sum(dim=1).amax(dim=(-2, -1))
+
+
+def _mixed(matrix: Tensor | None, code: Tensor) -> Tensor:
+    """Mix the atoms, axis 2 of ``(B, C, r, H, W)``."""
+    return code if matrix is None else torch.einsum('ij,bcjhw->bcihw', matrix, code)

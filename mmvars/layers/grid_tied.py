@@ -1,0 +1,101 @@
+"""Tensors that are made for one patch grid, at any other."""
+
+import torch
+from torch import Tensor, nn
+
+from mmvars.errors import InputError
+from mmvars.layers.tokens import TokenGrid
+
+__all__ = ['GridTied']
+
+Grid = tuple[int, int]
+
+
+class GridTied(nn.Module):
+    """Base of modules some of whose tensors belong to one patch grid.
+
+    Such a tensor is used as it is at the grid it was made for, and resampled (differentiably) at
+    any other. A state dict of another grid is resampled when it is loaded, whichever way that
+    happens. The *grids* are compared, never the number of tokens: 2x8 is not 4x4.
+
+    A tensor's length does not tell 2x8 from 4x4, so a module for a grid that is not square keeps
+    the grid in its state dict, as the buffer ``trained_grid`` (height, width).
+
+    A subclass calls :meth:`tie_to_grid` in its constructor, once torch's has run.
+
+    Attributes:
+        grid: ``(height, width)`` the tensors are made for; ``None`` while nothing is tied.
+        grid_tied: Names of the tied tensors.
+    """
+
+    grid: Grid | None = None
+    grid_tied: tuple[str, ...] = ()
+
+    def tie_to_grid(self, grid: Grid) -> None:
+        """Declare that the tensors of :attr:`grid_tied` are for ``grid``, (height, width)."""
+        self.grid = (int(grid[0]), int(grid[1]))
+        self._resampled: dict[str, tuple[tuple, Tensor]] = {}
+        if self.grid[0] != self.grid[1]:
+            self.register_buffer('trained_grid', torch.tensor(self.grid))
+
+    def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
+        """``tensor``, the contents of ``name`` for ``from_grid``, as it is for ``to_grid``.
+
+        Differentiable; the argument itself where the grids are equal.
+        """
+        raise NotImplementedError
+
+    def stored_grid(self, name: str, tensor: Tensor) -> Grid:
+        """The square grid that contents of ``name`` with the shape of ``tensor`` were made for.
+
+        Raises:
+            InputError: If no square grid gives such a shape.
+        """
+        raise NotImplementedError
+
+    def at_grid(self, name: str, grid: TokenGrid | Grid) -> Tensor:
+        """The tensor ``name`` for the grid of an input.
+
+        In eval mode without gradients the result is kept for the next input of the same grid, as
+        long as the tensor it was made from is the same memory with the same contents.
+        """
+        tensor, to_grid = getattr(self, name), (grid[0], grid[1])
+        if to_grid == self.grid:
+            return tensor
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.resample(name, tensor, self.grid, to_grid)
+        # Only the last grid is kept: a test set has hundreds of them.
+        state = (to_grid, tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device)
+        kept = self._resampled.get(name)
+        if kept is None or kept[0] != state:
+            kept = (state, self.resample(name, tensor, self.grid, to_grid))
+            self._resampled[name] = kept
+        return kept[1]
+
+    def train(self, mode: bool = True) -> 'GridTied':
+        self._forget()
+        return super().train(mode)
+
+    def _forget(self) -> None:
+        if self.grid is not None:
+            self._resampled.clear()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
+        if self.grid is not None:
+            self._forget()
+            self._resample_entries(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _resample_entries(self, state_dict: dict, prefix: str) -> None:
+        recorded = state_dict.pop(prefix + 'trained_grid', None)
+        for name in self.grid_tied:
+            tensor, own = state_dict.get(prefix + name), getattr(self, name, None)
+            if tensor is None or own is None or tensor.ndim != own.ndim:
+                continue  # missing, unexpected and misshapen entries are torch's to report
+            try:
+                grid = self.stored_grid(name, tensor) if recorded is None else recorded.tolist()
+            except InputError as error:
+                raise InputError(f'{prefix}{name}: {error}') from None
+            state_dict[prefix + name] = self.resample(name, tensor, tuple(grid), self.grid)
+        if hasattr(self, 'trained_grid'):
+            state_dict[prefix + 'trained_grid'] = torch.tensor(self.grid)

@@ -1,0 +1,136 @@
+"""Circular convolutions as products of half spectra, and GFNet's global filter."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmvars.errors import InputError
+from mmvars.layers.grid_tied import Grid, GridTied
+from mmvars.layers.precision import full_precision, widened
+from mmvars.layers.tokens import TokenGrid
+
+__all__ = ['GlobalFilter', 'as_complex', 'from_spectrum', 'half_width', 'resample_filters',
+           'square_side', 'to_spectrum']
+
+
+def half_width(width: int) -> int:
+    """Columns of the half spectrum of a real map of ``width`` columns."""
+    return width // 2 + 1
+
+
+def square_side(height: int, columns: int, what: str) -> Grid:
+    """The square grid whose half spectrum has ``height`` rows and ``columns`` columns.
+
+    Raises:
+        InputError: If no square grid has such a spectrum.
+    """
+    if half_width(height) != columns:
+        raise InputError(f'{what} is a half spectrum of {height} rows and {columns} columns, which '
+                         f'is that of no square grid; say the (height, width) it was made for')
+    return height, height
+
+
+def as_complex(spectrum: Tensor) -> Tensor:
+    """``(..., 2)``, real and imaginary parts, as complex numbers ``(...)``, at least complex64."""
+    return torch.view_as_complex(widened(spectrum).contiguous())
+
+
+def to_spectrum(maps: Tensor) -> Tensor:
+    """Half spectrum ``(..., H, W // 2 + 1)`` of real maps ``(..., H, W)``."""
+    return torch.fft.rfft2(maps)
+
+
+def from_spectrum(spectrum: Tensor, size: Grid) -> Tensor:
+    """Real maps ``(..., H, W)`` of half spectra, whether these are Hermitian or not.
+
+    A product of learned half spectra is not Hermitian in its first and, for even W, last column.
+    The inverse along y comes first, and the one along x then drops their imaginary part: the same
+    result on every device, which a two-dimensional inverse does not promise.
+    """
+    return torch.fft.irfft(torch.fft.ifft(spectrum, dim=-2), n=size[1], dim=-1)
+
+
+def resample_filters(spectrum: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
+    """Filters that keep their size in pixels: zero-padded or cropped around their origin.
+
+    Args:
+        spectrum: Half spectra ``(..., H, W // 2 + 1, 2)`` of filters on ``from_grid``.
+
+    Returns:
+        ``(..., H', W' // 2 + 1, 2)``; the argument itself where the grids are equal.
+        Differentiable.
+    """
+    if tuple(from_grid) == tuple(to_grid):
+        return spectrum
+    filters = torch.fft.fftshift(from_spectrum(as_complex(spectrum), from_grid), dim=(-2, -1))
+    padding = []
+    for source, target in zip(reversed(from_grid), reversed(to_grid), strict=True):
+        before = target // 2 - source // 2  # negative: crop; the origin stays at size // 2
+        padding += [before, target - source - before]
+    filters = torch.fft.ifftshift(F.pad(filters, padding), dim=(-2, -1))
+    return torch.view_as_real(to_spectrum(filters)).to(spectrum.dtype)
+
+
+class GlobalFilter(GridTied):
+    """GFNet's token mixer: each channel is circularly convolved with a filter of the grid's size.
+
+    ``out = F^-1(F(x) * weight)`` over the H x W map, in float32 under autocast. There is no
+    projection, so no value path for a top-down signal.
+
+    Args:
+        embed_dim: Channels C.
+        num_heads, qkv_bias: Unused; part of the constructor that all mixers share.
+        grid: ``(H, W)`` the filter is made for. At other grids the spectrum is interpolated over
+            its two axes (bicubic, corners aligned, so the mean of the map keeps its gain).
+        num_prefix: Must be 0: a class token has no place in the map.
+
+    Raises:
+        InputError: If there are prefix tokens.
+    """
+
+    takes_top_down = False
+    grid_tied = ('complex_weight', )
+
+    def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
+                 qkv_bias: bool = True) -> None:
+        super().__init__()
+        del num_heads, qkv_bias
+        refuse_prefix('global_filter', num_prefix)
+        self.tie_to_grid(grid)
+        height, width = self.grid
+        self.complex_weight = nn.Parameter(
+            torch.randn(height, half_width(width), embed_dim, 2) * .02)
+
+    def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """Mix ``x (B, N, C)``. Returns ``(B, N, C)``."""
+        if top_down is not None:
+            raise InputError('global_filter has no value path, so it takes no top_down signal')
+        weight = self.at_grid('complex_weight', grid)
+        with full_precision(x):
+            spectrum = as_complex(weight).permute(2, 0, 1)
+            maps = grid.to_map(widened(x))
+            out = from_spectrum(to_spectrum(maps) * spectrum, (grid.height, grid.width))
+        return out.flatten(2).transpose(1, 2).to(x.dtype)
+
+    def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
+        if tuple(from_grid) == tuple(to_grid):
+            return tensor
+        size = to_grid[0], half_width(to_grid[1])
+        parts = tensor.flatten(2).permute(2, 0, 1).unsqueeze(0)  # (1, 2C, H, Wf)
+        parts = F.interpolate(parts, size=size, mode='bicubic', align_corners=True)
+        return parts[0].permute(1, 2, 0).unflatten(2, (-1, 2))
+
+    def stored_grid(self, name: str, tensor: Tensor) -> Grid:
+        return square_side(tensor.shape[0], tensor.shape[1], name)
+
+
+def refuse_prefix(mixer: str, num_prefix: int) -> None:
+    """Refuse class and prompt tokens for a mixer that works on the map alone.
+
+    Raises:
+        InputError: If there are any.
+    """
+    if num_prefix:
+        raise InputError(f'{mixer} filters the map of patches and cannot mix the {num_prefix} '
+                         f'class or prompt tokens; build the trunk without them '
+                         f"(class_token=False, global_pool='avg', no prompts)")
