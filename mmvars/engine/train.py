@@ -13,6 +13,7 @@ from mmvars.engine.hooks import SaveOnInterruptHook
 from mmvars.engine.launch import (add_common_arguments, build_runner, clear_errors, load_config,
                                   set_work_dir)
 from mmvars.engine.safe_load import check_checkpoint_file
+from mmvars.engine.step_size import ensure_step_size_hook
 from mmvars.errors import InputError, check_number
 
 __all__ = ['main']
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         check_data_roots(cfg)
         runner = build_runner(cfg, notes)
         _check_optimizer(cfg)
+        ensure_step_size_hook(runner)
         _catch_signals_early(runner)
         runner.train()
     return 0
