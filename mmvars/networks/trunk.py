@@ -1,14 +1,13 @@
 """Trunk: embed -> blocks -> tokens, with the top-down signal as an argument."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
+from mmvars.networks.recomputation import run_checkpointed
 
 __all__ = ['BlockTrace', 'Trunk', 'TrunkOutput']
 
@@ -47,7 +46,7 @@ class Trunk(nn.Module):
     Args:
         norm: What follows the last block.
         grad_checkpointing: Recompute each block in the backward pass instead of keeping its
-            activations (non-reentrant, so that frozen inputs and DDP work).
+            activations.
 
     Attributes:
         blocks: The blocks, in order.
@@ -114,8 +113,7 @@ class Trunk(nn.Module):
             block_input, grid = self.before_block(index, tokens, grid)
             signal = None if top_down is None else top_down[index]
             if self.grad_checkpointing and self.training:
-                tokens = checkpoint(block, block_input, grid, signal, use_reentrant=False,
-                                    context_fn=lambda b=block: (nullcontext(), _same_batch(b)))
+                tokens = run_checkpointed(block, block_input, grid, signal)
             else:
                 tokens = block(block_input, grid, signal)
             if index in out_indices:
@@ -136,17 +134,3 @@ class Trunk(nn.Module):
             raise InputError('num_classes is 0, so this network has no classifier; build it with '
                              'num_classes > 0')
         return self.head(self.pool(output))
-
-
-@contextmanager
-def _same_batch(block: nn.Module) -> Iterator[None]:
-    """While a block runs again on a batch it has seen: batch norms do not count it twice."""
-    norms = [m for m in block.modules()
-             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
