@@ -3,13 +3,14 @@
 from mmvars.networks.feedback import Feedback
 from mmvars.networks.prior import (PRIORS, ClassPrototype, GivenVector, LearnedQuery, Prior,
                                    token_mask)
+from mmvars.networks.rvt import RVT
 from mmvars.networks.top_down import TopDown, TopDownOutput
 from mmvars.networks.trunk import Trunk, TrunkOutput
-from mmvars.networks.variants import SIZES, VARIANTS, build_network, build_prior
+from mmvars.networks.variants import SIZES, TRUNKS, VARIANTS, build_network, build_prior
 from mmvars.networks.vit import VisionTransformer
 
 __all__ = [
-    'PRIORS', 'SIZES', 'VARIANTS', 'ClassPrototype', 'Feedback', 'GivenVector', 'LearnedQuery',
-    'Prior', 'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput', 'VisionTransformer',
-    'build_network', 'build_prior', 'token_mask'
+    'PRIORS', 'RVT', 'SIZES', 'TRUNKS', 'VARIANTS', 'ClassPrototype', 'Feedback', 'GivenVector',
+    'LearnedQuery', 'Prior', 'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput',
+    'VisionTransformer', 'build_network', 'build_prior', 'token_mask'
 ]

@@ -4,27 +4,65 @@ import inspect
 
 from torch import nn
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_choice
 from mmvars.networks.feedback import Feedback
 from mmvars.networks.prior import PRIORS, ClassPrototype, Prior
+from mmvars.networks.rvt import RVT
 from mmvars.networks.top_down import TopDown
+from mmvars.networks.trunk import Trunk
 from mmvars.networks.vit import VisionTransformer
 
-__all__ = ['SIZES', 'VARIANTS', 'build_network', 'build_prior']
+__all__ = ['SIZES', 'TRUNKS', 'TRUNK_MIXERS', 'VARIANTS', 'build_network', 'build_prior']
+
+_TINY = dict(embed_dim=192, depth=12, num_heads=3)
+_SMALL = dict(embed_dim=384, depth=12, num_heads=6)
+_BASE = dict(embed_dim=768, depth=12, num_heads=12)
 
 SIZES: dict[str, dict] = {
-    'tiny_patch16': dict(embed_dim=192, depth=12, num_heads=3, patch_size=16),
-    'small_patch16': dict(embed_dim=384, depth=12, num_heads=6, patch_size=16),
-    'base_patch16': dict(embed_dim=768, depth=12, num_heads=12, patch_size=16),
-    'tiny_patch8_gap': dict(embed_dim=192, depth=12, num_heads=3, patch_size=8, global_pool='avg'),
+    'tiny_patch16': _TINY | dict(patch_size=16),
+    'small_patch16': _SMALL | dict(patch_size=16),
+    'base_patch16': _BASE | dict(patch_size=16),
+    'tiny_patch8_gap': _TINY | dict(patch_size=8, global_pool='avg'),
 }
 """Sizes of the thesis's ViT and AbSViT (Table 2.2): width, depth, heads, patch."""
 
-VARIANTS: tuple[str, ...] = tuple(f'{family}_{size}' for family in ('vit', 'absvit')
-                                  for size in SIZES)
-"""Names that :func:`build_network` knows."""
+_RVT = {
+    'rvt_tiny': dict(embed_dim=(192, 384), depth=(10, 2), num_heads=(6, 12)),
+    'rvt_small': _SMALL,
+    'rvt_base': _BASE | dict(mlp='linear'),
+}
+_MASKED_BLOCKS = {'rvt_tiny': 10, 'rvt_small': 5, 'rvt_base': 5}
+_GFNET = dict(embed_dim=256, depth=12, num_heads=4, class_token=False, global_pool='norm_avg',
+              single_residual=True, mixer='global_filter')
 
-_TRUNK_ARGUMENTS = tuple(inspect.signature(VisionTransformer).parameters)
+TRUNKS: dict[str, tuple[type[Trunk], dict]] = {
+    **{f'vit_{size}': (VisionTransformer, arguments) for size, arguments in SIZES.items()},
+    **{f'deit_convstem_{size}': (VisionTransformer, arguments | dict(stem='conv'))
+       for size, arguments in (('tiny', _TINY), ('small', _SMALL), ('base', _BASE))},
+    'gfnet_tiny': (VisionTransformer, _GFNET),
+    'gfnet_convstem_tiny': (VisionTransformer, _GFNET | dict(stem='conv')),
+    **{name: (RVT, arguments) for name, arguments in _RVT.items()},
+    **{f'{name}_plus': (RVT, arguments | dict(num_masked_blocks=_MASKED_BLOCKS[name]))
+       for name, arguments in _RVT.items()},
+}
+"""Bottom-up networks: class of the trunk, and its arguments (Tables 1.2 and 2.2).
+
+``deit_convstem_*`` and ``gfnet_convstem_tiny`` are the modified baselines DeiT* and GFNet* with the
+convolutional patch embedding."""
+
+_ATTENTION = ('self_attention', 'performer', 'vars_s', 'vars_d', 'vars_sd')
+TRUNK_MIXERS: dict[str, tuple[str, ...]] = {
+    'vit': _ATTENTION,
+    'deit': _ATTENTION,
+    'absvit': _ATTENTION,
+    'rvt': (*_ATTENTION, 'masked_attention'),
+    'gfnet': ('global_filter', *_ATTENTION[1:]),
+}
+"""Family -> mixers it is defined with (Table 1.2). A global filter is GFNet's, and GFNet has a
+linear mixer where the others have softmax; the mask belongs to RVT's maps without class token."""
+
+VARIANTS: tuple[str, ...] = (*TRUNKS, *(f'absvit_{size}' for size in SIZES))
+"""Names that :func:`build_network` knows."""
 
 
 def build_prior(prior: str | dict, embed_dim: int, classifier: nn.Module | None = None) -> Prior:
@@ -48,28 +86,40 @@ def build_prior(prior: str | dict, embed_dim: int, classifier: nn.Module | None 
 
 
 def build_network(name: str, prior: str | dict = 'learned_query', alpha: float = 1.,
+                  mixer: str | None = None, mixer_options: dict | None = None,
                   **overrides) -> TopDown:
     """Build a network by name, with torch's current default device and dtype.
 
     Args:
-        name: One of :data:`VARIANTS`: ``vit_*`` is one bottom-up pass, ``absvit_*`` has feedback.
+        name: One of :data:`VARIANTS`: ``absvit_*`` has feedback, all others are one bottom-up pass.
         prior: For ``absvit_*``: a name of :data:`mmvars.networks.PRIORS`, or
             ``dict(type=name, ...)``.
         alpha: For ``absvit_*``: scale of the modulated tokens.
-        **overrides: Arguments of :class:`VisionTransformer` that replace the named size's.
+        mixer: Token mixer, one of :data:`TRUNK_MIXERS`; ``None`` for the trunk's own. In a DeiT*
+            ``vars_s``, which works on the map alone, comes without class token and with average
+            pooling, unless ``overrides`` say otherwise.
+        mixer_options: ``preset`` and options of the mixer, see
+            :func:`mmvars.layers.mixer_options`.
+        **overrides: Arguments of the trunk that replace the named size's.
 
     Raises:
         InputError: On an unknown name or argument, listing the choices.
     """
-    if name not in VARIANTS:
-        raise InputError(f'network name must be one of {", ".join(VARIANTS)}; got {name!r}')
-    unknown = sorted(set(overrides) - set(_TRUNK_ARGUMENTS))
+    check_choice('network name', name, VARIANTS)
+    family, size = name.split('_', 1)
+    trunk_class, arguments = TRUNKS[f'vit_{size}' if family == 'absvit' else name]
+    known = tuple(inspect.signature(trunk_class).parameters)
+    unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise InputError(f'{name} takes no argument {", ".join(unknown)}; it takes '
-                         f'{", ".join(_TRUNK_ARGUMENTS)}')
-    family, size = name.split('_', 1)
-    trunk = VisionTransformer(**SIZES[size] | overrides)
-    if family == 'vit':
+                         f'{", ".join(known)}')
+    if mixer is not None:
+        check_choice(f'mixer of the {family} trunk', mixer, TRUNK_MIXERS[family])
+        arguments = arguments | dict(mixer=mixer)
+    if family == 'deit' and mixer == 'vars_s':
+        arguments = arguments | dict(class_token=False, global_pool='avg')
+    trunk = trunk_class(**arguments | dict(mixer_options=mixer_options) | overrides)
+    if family != 'absvit':
         return TopDown(trunk)
     return TopDown(trunk, prior=build_prior(prior, trunk.embed_dim, trunk.head),
                    feedback=Feedback(trunk.embed_dim, trunk.depth), alpha=alpha)

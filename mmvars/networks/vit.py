@@ -1,4 +1,4 @@
-"""The plain vision transformer (ViT, DeiT): keys and numbers as in timm."""
+"""ViT and DeiT, with timm's keys and numbers; with a few arguments changed, DeiT* and GFNet."""
 
 import math
 
@@ -15,7 +15,7 @@ from mmvars.networks.trunk import Trunk, TrunkOutput
 
 __all__ = ['POOLINGS', 'VisionTransformer']
 
-POOLINGS = ('token', 'avg')
+POOLINGS = ('token', 'avg', 'norm_avg')
 _NORM_EPS = 1e-6
 
 
@@ -35,11 +35,13 @@ class VisionTransformer(Trunk, GridTied):
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the channel mixer over C.
         global_pool: ``'token'``: final norm, class token. ``'avg'``: no final norm, mean of the
-            patch tokens, then ``fc_norm``; the class token stays in the sequence.
+            patch tokens, then ``fc_norm``; the class token stays in the sequence. ``'norm_avg'``:
+            final norm, then the mean of the patch tokens (GFNet).
         class_token: Whether there is one; average pooling does without.
         stem: ``'patch'``, or ``'conv'``: the convolutional patch embedding of DeiT* (Table 1.2).
         mixer: Token mixer of all blocks, one of :data:`mmvars.layers.MIXERS`.
         mixer_options: Its ``preset`` and options, see :func:`mmvars.layers.mixer_options`.
+        single_residual: One skip connection around both mixers of a block (GFNet).
         qkv_bias: Whether the query-key-value projection has a bias.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
         num_prompt_tokens: Learned prompt tokens T between class token and patches; they carry no
@@ -58,9 +60,10 @@ class VisionTransformer(Trunk, GridTied):
                  in_chans: int = 3, num_classes: int = 1000, embed_dim: int = 768, depth: int = 12,
                  num_heads: int = 12, mlp_ratio: float = 4., global_pool: str = 'token',
                  class_token: bool = True, stem: str = 'patch', mixer: str = 'self_attention',
-                 mixer_options: dict | None = None, qkv_bias: bool = True,
-                 drop_path_rate: float = 0., num_prompt_tokens: int = 0, deep_prompts: bool = True,
-                 prompt_dropout: float = 0., grad_checkpointing: bool = False) -> None:
+                 mixer_options: dict | None = None, single_residual: bool = False,
+                 qkv_bias: bool = True, drop_path_rate: float = 0., num_prompt_tokens: int = 0,
+                 deep_prompts: bool = True, prompt_dropout: float = 0.,
+                 grad_checkpointing: bool = False) -> None:
         check_choice('global_pool', global_pool, POOLINGS)
         check_choice('stem', stem, STEMS)
         check_trunk(in_chans=in_chans, patch_size=patch_size, num_classes=num_classes,
@@ -68,11 +71,11 @@ class VisionTransformer(Trunk, GridTied):
                     drop_path_rate=drop_path_rate)
         check_number('num_prompt_tokens', num_prompt_tokens, 0, whole=True)
         check_number('prompt_dropout', prompt_dropout, 0, 1)
-        by_token = global_pool == 'token'
-        if by_token and not class_token:
-            raise InputError("class_token=False needs global_pool='avg': there is no class token "
-                             "to pool by")
-        super().__init__(nn.LayerNorm(embed_dim, eps=_NORM_EPS) if by_token else nn.Identity(),
+        if global_pool == 'token' and not class_token:
+            raise InputError("class_token=False needs global_pool='avg' or 'norm_avg': there is no "
+                             "class token to pool by")
+        norm_late = global_pool == 'avg'
+        super().__init__(nn.Identity() if norm_late else nn.LayerNorm(embed_dim, eps=_NORM_EPS),
                          grad_checkpointing)
         self.tie_to_grid(grid_of_image(img_size, patch_size))
         self.mixer, self.mixer_options = mixer, resolve_options(mixer, **mixer_options or {})
@@ -81,7 +84,7 @@ class VisionTransformer(Trunk, GridTied):
             make_block(build_mixer(mixer, embed_dim, num_heads, self.grid, num_prefix, qkv_bias,
                                    **self.mixer_options),
                        embed_dim, mlp_ratio, drop_path_rate=drop_path_rate * i / max(depth - 1, 1),
-                       norm_eps=_NORM_EPS) for i in range(depth))
+                       single_residual=single_residual, norm_eps=_NORM_EPS) for i in range(depth))
         self.embed_dim = embed_dim
         self.global_pool = global_pool
         self.num_prompt_tokens = num_prompt_tokens
@@ -95,7 +98,7 @@ class VisionTransformer(Trunk, GridTied):
                 self.deep_prompt_embeddings = nn.Parameter(
                     torch.empty(depth - 1, num_prompt_tokens, embed_dim))
         self.prompt_dropout = nn.Dropout(prompt_dropout)
-        self.fc_norm = nn.Identity() if by_token else nn.LayerNorm(embed_dim, eps=_NORM_EPS)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=_NORM_EPS) if norm_late else nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()
 
@@ -141,7 +144,7 @@ class VisionTransformer(Trunk, GridTied):
         return self._with_prompts(tokens, prompts, num_replaced=self.num_prompt_tokens), grid
 
     def pool(self, output: TrunkOutput) -> Tensor:
-        """Class token, or mean of the patch tokens and ``fc_norm``: ``(B, C)``."""
+        """Class token, or mean of the patch tokens (and ``fc_norm``): ``(B, C)``."""
         if self.global_pool == 'token':
             return output.tokens[:, 0]
         return self.fc_norm(output.grid.patch_tokens(output.tokens).mean(dim=1))
