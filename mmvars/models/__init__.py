@@ -2,8 +2,9 @@
 
 from mmvars.models.backbones import AbSViT, ViT
 from mmvars.models.hosts import HOSTS, register
+from mmvars.models.vars import RVT, VARS, GFNet
 
-__all__ = ['AbSViT', 'ViT']
+__all__ = ['AbSViT', 'GFNet', 'RVT', 'VARS', 'ViT']
 
 for _host in HOSTS:
     register(_host)

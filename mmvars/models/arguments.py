@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from mmvars.errors import InputError
-from mmvars.networks import SIZES
+from mmvars.networks import SIZES, TRUNKS
 
-__all__ = ['ARCHITECTURES', 'prompt_arguments', 'size_arguments', 'split_init_cfg']
+__all__ = ['ARCHITECTURES', 'named_network', 'prompt_arguments', 'size_arguments', 'split_init_cfg']
 
 ARCHITECTURES = {'tiny': 'tiny_patch16', 'small': 'small_patch16', 'base': 'base_patch16',
                  'tiny_patch8_gap': 'tiny_patch8_gap'}
@@ -31,6 +31,37 @@ def size_arguments(arch: str | dict) -> dict:
     if not isinstance(arch, dict):
         raise InputError(f'arch must be one of {sorted(ARCHITECTURES)} or a dict, got {arch!r}')
     return _translate('arch', arch, _ARCH_KEYS, required=('embed_dims', 'num_layers', 'num_heads'))
+
+
+_FAMILIES = ('rvt', 'deit_convstem', 'gfnet', 'gfnet_convstem')
+_TRUNK_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'num_heads',
+               'mlp_ratio': 'mlp_ratio'}
+
+
+def named_network(arch: str | dict, family: str = '') -> dict:
+    """``name`` and sizes, as :func:`mmvars.networks.build_network` takes them, for an ``arch``.
+
+    Args:
+        arch: A name, or a dict with ``trunk`` (unless ``family`` says it), ``embed_dims``,
+            ``num_layers``, ``num_heads`` and optionally ``mlp_ratio``.
+        family: The trunk where the backbone fixes it.
+
+    Raises:
+        InputError: If the name or a key is unknown, or a needed key is missing.
+    """
+    families = (family, f'{family}_convstem') if family else _FAMILIES
+    names = [name.removeprefix(f'{family}_') if family else name for name in TRUNKS
+             if name.startswith(families)]
+    if isinstance(arch, str) and arch in names:
+        return dict(name=f'{family}_{arch}' if family else arch)
+    if not isinstance(arch, dict):
+        raise InputError(f'arch must be one of {", ".join(names)}, or a dict; got {arch!r}')
+    sizes = dict(arch)
+    trunk = family or sizes.pop('trunk', None)
+    if trunk not in _FAMILIES:
+        raise InputError(f"arch['trunk'] must be one of {', '.join(_FAMILIES)}; got {trunk!r}")
+    required = ('embed_dims', 'num_layers', 'num_heads')
+    return dict(name=f'{trunk}_tiny') | _translate('arch', sizes, _TRUNK_KEYS, required)
 
 
 def _translate(what: str, given: dict, names: dict[str, str], required: Sequence[str] = ()) -> dict:

@@ -131,6 +131,17 @@ class RVT(Trunk):
     def strides(self) -> tuple[int, ...]:
         return tuple(self.patch_embed.patch_size * 2**stage for stage in self._stage_of)
 
+    def block_modules(self, index: int) -> list[nn.Module]:
+        stage = self._stage_of[index]
+        first = index == self._stage_of.index(stage)
+        return [self.pools[stage - 1]] * (first and stage > 0) + [self.blocks[index]]
+
+    def block_index(self, name: str) -> int | None:
+        part, number, *rest = name.split('.')
+        if part == 'pools':
+            return self._stage_of.index(int(number) + 1)
+        return self._stage_of.index(int(number)) + int(rest[1]) if part == 'stages' else None
+
     def embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
         """``(B, in_chans, H, W)`` to tokens ``(B, h * w, C)``; there are no positions to add.
 

@@ -83,6 +83,20 @@ class Trunk(nn.Module):
         """Pixels between neighbouring tokens after each block."""
         return (self.patch_embed.patch_size, ) * self.depth
 
+    @property
+    def num_prefix(self) -> int:
+        """Class and prompt tokens before the patches."""
+        return 0
+
+    def block_modules(self, index: int) -> list[nn.Module]:
+        """What runs for block ``index``: the block, and whatever only leads to it."""
+        return [self.blocks[index]]
+
+    def block_index(self, name: str) -> int | None:
+        """The block that a parameter belongs to by its name; ``None`` for embedding and head."""
+        parts = name.split('.')
+        return int(parts[1]) if parts[0] == 'blocks' else None
+
     def embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
         """Tokens ``(B, N, C)`` with positions, and their grid, of images ``(B, c, H, W)``."""
         raise NotImplementedError

@@ -58,8 +58,15 @@ TRUNK_MIXERS: dict[str, tuple[str, ...]] = {
     'rvt': (*_ATTENTION, 'masked_attention'),
     'gfnet': ('global_filter', *_ATTENTION[1:]),
 }
-"""Family -> mixers it is defined with (Table 1.2). A global filter is GFNet's, and GFNet has a
-linear mixer where the others have softmax; the mask belongs to RVT's maps without class token."""
+"""Family -> mixers it is defined with (Table 1.2)."""
+
+_WHY_NOT = {
+    'global_filter': 'a global filter stands in for both attention and its projections, which only '
+                     "GFNet's blocks with their single skip connection are made for",
+    'self_attention': 'GFNet is built on token mixers that are linear in the number of tokens; of '
+                      'attention it takes the Performer',
+    'masked_attention': "the mask is one between the patches of RVT's maps",
+}
 
 VARIANTS: tuple[str, ...] = (*TRUNKS, *(f'absvit_{size}' for size in SIZES))
 """Names that :func:`build_network` knows."""
@@ -114,7 +121,7 @@ def build_network(name: str, prior: str | dict = 'learned_query', alpha: float =
         raise InputError(f'{name} takes no argument {", ".join(unknown)}; it takes '
                          f'{", ".join(known)}')
     if mixer is not None:
-        check_choice(f'mixer of the {family} trunk', mixer, TRUNK_MIXERS[family])
+        _check_mixer(family, mixer)
         arguments = arguments | dict(mixer=mixer)
     if family == 'deit' and mixer == 'vars_s':
         arguments = arguments | dict(class_token=False, global_pool='avg')
@@ -123,3 +130,11 @@ def build_network(name: str, prior: str | dict = 'learned_query', alpha: float =
         return TopDown(trunk)
     return TopDown(trunk, prior=build_prior(prior, trunk.embed_dim, trunk.head),
                    feedback=Feedback(trunk.embed_dim, trunk.depth), alpha=alpha)
+
+
+def _check_mixer(family: str, mixer: str) -> None:
+    choices = TRUNK_MIXERS[family]
+    if mixer not in choices and mixer in _WHY_NOT:
+        raise InputError(f'mixer={mixer!r} does not go into the {family} trunk: {_WHY_NOT[mixer]}. '
+                         f'Take one of {", ".join(choices)}')
+    check_choice(f'mixer of the {family} trunk', mixer, choices)

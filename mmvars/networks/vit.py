@@ -134,7 +134,7 @@ class VisionTransformer(Trunk, GridTied):
         tokens = tokens + self.at_grid('pos_embed', (height, width))
         if self.num_prompt_tokens:
             tokens = self._with_prompts(tokens, self.prompt_embeddings, num_replaced=0)
-        return tokens, TokenGrid(height, width, self._num_class_tokens + self.num_prompt_tokens)
+        return tokens, TokenGrid(height, width, self.num_prefix)
 
     def before_block(self, index: int, tokens: Tensor,
                      grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
@@ -159,6 +159,10 @@ class VisionTransformer(Trunk, GridTied):
 
     def stored_grid(self, name: str, tensor: Tensor) -> tuple[int, int]:
         return square_grid(tensor.shape[1] - self._num_class_tokens, name)
+
+    @property
+    def num_prefix(self) -> int:
+        return self._num_class_tokens + self.num_prompt_tokens
 
     @property
     def _num_class_tokens(self) -> int:
