@@ -31,8 +31,8 @@ class Row:
 def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = ''):
     """Lay out rows of panels; every cell has the shape of the image.
 
-    Titles stand over the first row. Nothing of matplotlib's global state is touched (no pyplot), so
-    this is safe inside a training process.
+    Titles stand over the first row, or over every row where the rows have different ones. Nothing
+    of matplotlib's global state is touched (no pyplot), so this is safe inside a training process.
 
     Args:
         rows: Rows with the same number of panels each.
@@ -56,14 +56,16 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
     with_legend = any(isinstance(panel, LabelMap) for row in rows for panel in row.panels)
     right = MARGIN + (LEGEND_WIDTH if with_legend else 0)
     width = left + num_columns * cell_width + (num_columns - 1) * GAP + right
-    height = TITLE + len(rows) * (cell_height + STRIP) + FOOTER
+    titles = [[(panel.title, panel.note) for panel in row.panels] for row in rows]
+    titled = [r == 0 or any(titles[0] != other for other in titles) for r in range(len(rows))]
+    height = TITLE * sum(titled) + len(rows) * (cell_height + STRIP) + FOOTER
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor='white')
 
     def place(x: float, top: float, w: float, h: float):
         return figure.add_axes((x / width, 1 - (top + h) / height, w / width, h / height))
 
     for r, row in enumerate(rows):
-        top = TITLE + r * (cell_height + STRIP)
+        top = TITLE * sum(titled[:r + 1]) + r * (cell_height + STRIP)
         if row.label:
             figure.text((MARGIN + 0.06) / width, 1 - (top + cell_height / 2) / height, row.label,
                         rotation=90, ha='center', va='center', fontsize=SMALL, linespacing=1.3)
@@ -77,12 +79,12 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
                 end = left + num_columns * (cell_width + GAP) - GAP
                 _draw_legend(place(end + 0.06, top, LEGEND_WIDTH - 0.06, cell_height), panel,
                              cell_height)
-            if r == 0:
-                centre = (x + cell_width / 2) / width
-                figure.text(centre, 1 - 0.19 / height, panel.title, ha='center', va='bottom',
-                            fontsize=9.5)
-                figure.text(centre, 1 - 0.36 / height, panel.note, ha='center', va='bottom',
-                            fontsize=TINY, color=GREY)
+            if titled[r]:
+                centre, above = (x + cell_width / 2) / width, top - TITLE
+                figure.text(centre, 1 - (above + 0.19) / height, panel.title, ha='center',
+                            va='bottom', fontsize=9.5)
+                figure.text(centre, 1 - (above + 0.36) / height, panel.note, ha='center',
+                            va='bottom', fontsize=TINY, color=GREY)
     figure.text(left / width, 0.05 / height, footer, ha='left', va='bottom', fontsize=TINY,
                 color=GREY)
     return figure

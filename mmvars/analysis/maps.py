@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 
-__all__ = ['attention_from_class_token', 'suppress_below', 'token_mask_map', 'token_norm_map',
-           'upsample_map']
+__all__ = ['attention_from_class_token', 'attention_row', 'suppress_below', 'token_mask_map',
+           'token_norm_map', 'upsample_map']
 
 
 def token_norm_map(tokens: Tensor, grid: TokenGrid) -> Tensor:
@@ -56,9 +56,29 @@ def attention_from_class_token(probabilities: Tensor, grid: TokenGrid) -> Tensor
     """
     if grid.num_prefix < 1:
         raise InputError('the network has no class token, so there is no attention from it')
-    row = probabilities[:, :, 0].float().mean(dim=1).unsqueeze(-1)
-    _check_tokens('probabilities', row, grid)
-    return grid.to_map(row).squeeze(1)
+    return attention_row(probabilities[:, :, :1], grid)
+
+
+def attention_row(row: Tensor, grid: TokenGrid) -> Tensor:
+    """One row of an attention matrix, averaged over the heads, as a map.
+
+    The mean of all rows is the attention of the average token, by which the thesis compares
+    softmax attention (RVT*) with VARS in Table 1.4: averaging what the queries receive gives each
+    value the mean of its column, so that is what the mean of the output tokens looks at.
+
+    Args:
+        row: ``(B, heads, 1, N)``.
+        grid: Layout of the N keys.
+
+    Returns:
+        ``(B, h, w)``: the share that each patch gets. They sum to one less the prefix's share.
+
+    Raises:
+        InputError: If N does not fit the grid.
+    """
+    share = row[:, :, 0].float().mean(dim=1).unsqueeze(-1)
+    _check_tokens('probabilities', share, grid)
+    return grid.to_map(share).squeeze(1)
 
 
 def suppress_below(maps: Tensor, fraction: float = 0.7) -> Tensor:
@@ -87,7 +107,8 @@ def upsample_map(maps: Tensor, patch_size: int, image_size: tuple[int, int]) -> 
 
     Args:
         maps: ``(B, h, w)``.
-        patch_size: Side P of a patch in pixels.
+        patch_size: Side P of a patch in pixels; in the later stages of a pyramid, the pixels from
+            one token to the next.
         image_size: ``(H, W)`` of the image before padding.
 
     Returns:

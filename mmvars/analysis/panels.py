@@ -8,7 +8,8 @@ import numpy as np
 
 from mmvars.analysis.classes import short_name
 
-__all__ = ['HeatMap', 'LabelMap', 'Panel', 'Picture', 'TopClasses', 'blend', 'default_palette']
+__all__ = ['Blank', 'HeatMap', 'LabelMap', 'Panel', 'Picture', 'TopClasses', 'blend',
+           'default_palette']
 
 SMALL, TINY = 7.5, 6.5  # points
 GREY = '0.35'
@@ -57,18 +58,29 @@ class Picture:
 
 
 @dataclass
+class Blank:
+    """An empty cell, where a row has fewer panels than the others."""
+
+    title: str = ''
+    note: str = ''
+
+    def draw(self, axes, below) -> None:
+        axes.axis('off')
+
+
+@dataclass
 class HeatMap:
     """A map ``(H, W)`` in colours over the grey image, with its range as a colour bar.
 
     Args:
         values: The map, as large as the image.
-        image: ``(H, W, 3)`` uint8, RGB.
+        image: ``(H, W, 3)`` uint8, RGB; ``None``: the map lies on no image, and may have any size.
         limits: Values at the two ends of the colour bar; ``None``: the map's own.
         strength: Share of the colours in the overlay, 0 to 1.
     """
 
     values: np.ndarray
-    image: np.ndarray
+    image: np.ndarray | None
     title: str
     note: str = ''
     limits: tuple[float, float] | None = None
@@ -80,7 +92,7 @@ class HeatMap:
         low, high = self.limits or (float(self.values.min()), float(self.values.max()))
         span = max(high - low, 1e-12)  # a constant map is drawn in the lowest colour
         colours = colormaps[self.colour_map](np.clip((self.values - low) / span, 0, 1))[..., :3]
-        _show(axes, blend(colours, self.image, self.strength))
+        _show(axes, colours if self.image is None else blend(colours, self.image, self.strength))
         bar = below.inset_axes((0, 0.72, 1, 0.28))
         bar.imshow(np.linspace(0, 1, 256)[None], aspect='auto', cmap=self.colour_map,
                    extent=(0, 1, 0, 1))

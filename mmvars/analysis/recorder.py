@@ -1,14 +1,16 @@
 """Recorders: look at both passes of a network from outside, and leave nothing behind."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmvars.errors import InputError
-from mmvars.layers import SelfAttention
+from mmvars.layers import TokenGrid
 
-__all__ = ['AttentionRecorder', 'TopDownRecorder', 'default_layer', 'resolve_layer']
+__all__ = ['AttentionRecorder', 'Recorder', 'TopDownRecorder', 'default_layer',
+           'mixes_by_attention', 'resolve_layer']
 
 NUM_LATE_BLOCKS = 3
 
@@ -36,7 +38,12 @@ def resolve_layer(layer: int | None, depth: int) -> int:
     return layer % depth
 
 
-class _Recorder:
+def mixes_by_attention(module: nn.Module) -> bool:
+    """Whether a token mixer can say its attention probabilities, ``(B, heads, N, N)``."""
+    return callable(getattr(module, 'attention_probabilities', None))
+
+
+class Recorder:
     """Shared frame: forward hooks that live as long as the ``with`` block, and see one forward.
 
     Records start afresh with every forward of the network. Calls outside of it are ignored: with
@@ -48,7 +55,7 @@ class _Recorder:
         self._handles: list = []
         self._inside = False
 
-    def __enter__(self) -> '_Recorder':
+    def __enter__(self) -> 'Recorder':
         if self._handles:
             raise InputError('this recorder is recording already; make a second one')
         self._handles = [
@@ -85,8 +92,8 @@ class _Recorder:
         raise NotImplementedError
 
 
-class AttentionRecorder(_Recorder):
-    """Records the attention probabilities of a network's self-attention, both passes apart.
+class AttentionRecorder(Recorder):
+    """Records the attention probabilities of a network's mixers, both passes apart.
 
     The fused forward is unchanged; the probabilities are computed beside it, for the pictures only.
 
@@ -97,23 +104,24 @@ class AttentionRecorder(_Recorder):
         bottom_up, top_down = (passes[0] for passes in attention.passes)
 
     Args:
-        network: The :class:`~mmvars.networks.TopDown` network, or any module with
-            :class:`~mmvars.layers.SelfAttention` in it.
+        network: The :class:`~mmvars.networks.TopDown` network, or any module with mixers in it
+            that have ``attention_probabilities`` (see :func:`mixes_by_attention`).
         layers: Which of them, counted in the order of the network; ``None``: all. A matrix has
             ``heads * N * N`` numbers: 200 MB for one layer of ViT-B at 512x1024.
-        query: Keep only this row of each matrix (0: the class token's), as ``(B, heads, 1, N)``.
+        query: Keep only this row of each matrix (0: the class token's), as ``(B, heads, 1, N)``;
+            ``'mean'``: the mean of all rows, in the same shape.
 
     Raises:
         InputError: If the network has no such attention, or ``layers`` names one it lacks.
     """
 
     def __init__(self, network: nn.Module, layers: list[int] | tuple[int, ...] | None = None,
-                 query: int | None = None) -> None:
+                 query: int | Literal['mean'] | None = None) -> None:
         super().__init__(network)
-        modules = [m for m in network.modules() if isinstance(m, SelfAttention)]
+        modules = [m for m in network.modules() if mixes_by_attention(m)]
         if not modules:
-            raise InputError(f'{type(network).__name__} has no SelfAttention whose probabilities '
-                             'could be recorded')
+            raise InputError(f'{type(network).__name__} has no attention whose probabilities could '
+                             'be recorded')
         wanted = range(len(modules)) if layers is None else layers
         self._modules = [modules[resolve_layer(layer, len(modules))] for layer in wanted]
         self._query = query
@@ -131,12 +139,14 @@ class AttentionRecorder(_Recorder):
         for module in self._modules:
             self._hook(module, self._record)
 
-    def _record(self, module: SelfAttention, args: tuple, output: Tensor) -> None:
+    def _record(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if not self._inside:
             return
         with torch.no_grad():  # no trace in the graph: checkpointed blocks count what they save
-            probabilities = module.attention_probabilities(args[0])
-            if self._query is not None:
+            probabilities = module.attention_probabilities(*args[:2])
+            if self._query == 'mean':
+                probabilities = probabilities.mean(dim=2, keepdim=True)
+            elif self._query is not None:
                 probabilities = probabilities[:, :, self._query:self._query + 1].clone()
         self._records.setdefault(module, []).append(probabilities)
 
@@ -144,7 +154,7 @@ class AttentionRecorder(_Recorder):
         self._records = {}
 
 
-class TopDownRecorder(_Recorder):
+class TopDownRecorder(Recorder):
     """Records what top-down attention did in a forward: the tokens of both passes and the mask.
 
     It works through any model that has the network inside (segmentor, classifier), so the recorded
@@ -174,6 +184,7 @@ class TopDownRecorder(_Recorder):
     def _record(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if self._inside:
             self.tokens += (output.detach(),)
+            self.grid = args[1]
 
     def _end(self, module: nn.Module, args: tuple, output) -> None:
         super()._end(module, args, output)
@@ -181,4 +192,5 @@ class TopDownRecorder(_Recorder):
 
     def _clear(self) -> None:
         self.tokens: tuple[Tensor, ...] = ()  # (B, N, C) of pass 1, then of pass 2
+        self.grid: TokenGrid | None = None  # of these tokens: stages differ in theirs
         self.output = None  # the network's TopDownOutput

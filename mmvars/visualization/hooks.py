@@ -9,7 +9,7 @@ from mmvars.analysis import Row, draw_figure, figure_to_array, resolve_layer
 from mmvars.errors import InputError, check_number
 from mmvars.registry import HOOKS
 from mmvars.visualization.host import ClassTable, Sample, network_of, num_classes_of, unwrap
-from mmvars.visualization.views import ViewOptions, observe, panels_of
+from mmvars.visualization.views import ViewOptions, check_options, observe, panels_of
 
 __all__ = ['AttentionVisualizationHook']
 
@@ -34,7 +34,7 @@ class AttentionVisualizationHook(Hook):
 
     Raises:
         InputError: If ``interval`` or ``num_images`` is no positive number, or (before the first
-            iteration) the model has no mmvars backbone or no such layer.
+            iteration) the model has no mmvars backbone, no such layer or no class token to draw.
     """
 
     priority = 'LOW'
@@ -57,10 +57,10 @@ class AttentionVisualizationHook(Hook):
         if not self.draw:
             return
         network = network_of(unwrap(runner.model))
-        resolve_layer(self.options.layer, network.trunk.depth)
+        check_options(network, self.options)
         if self.alpha is not None and network.feedback is None:
-            raise InputError('alpha scales top-down attention, and this model is a plain ViT '
-                             'without feedback; leave it out of AttentionVisualizationHook')
+            raise InputError('alpha scales top-down attention, and this model has no feedback; '
+                             'leave it out of AttentionVisualizationHook')
 
     def before_val_epoch(self, runner: Runner) -> None:
         wanted = self.draw and runner.rank == 0 and self._validations % self.interval == 0

@@ -87,7 +87,8 @@ def network_of(model: nn.Module) -> TopDown:
     network = getattr(backbone, 'network', None)
     if not isinstance(network, TopDown):
         raise InputError(f'the backbone {type(backbone).__name__} has no tokens to draw: attention '
-                         'pictures need mmvars.AbSViT or mmvars.ViT as model.backbone.type')
+                         'pictures need mmvars.AbSViT, ViT, VARS, RVT or GFNet as '
+                         'model.backbone.type')
     return network
 
 

@@ -174,7 +174,7 @@ def test_a_layer_that_does_not_exist_is_refused(layer):
 
 
 def test_a_network_without_attention_is_refused():
-    with pytest.raises(InputError, match='Linear has no SelfAttention'):
+    with pytest.raises(InputError, match='Linear has no attention'):
         AttentionRecorder(torch.nn.Linear(2, 2))
 
 

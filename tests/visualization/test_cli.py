@@ -145,7 +145,7 @@ def test_a_class_of_a_segmentor_and_a_prior_of_a_plain_vit_are_refused(draw, pho
     assert 'no classifier of tokens' in draw('segmentation', photo(), '--prior', 'class:road')[1]
     for arguments in (['--prior', 'query'], ['--alpha', '2']):
         status, errors = draw('segmentation', photo(), *arguments, kind='ViT')
-        assert status == 2 and 'plain ViT without feedback' in errors
+        assert status == 2 and 'this model has no feedback' in errors
 
 
 def test_a_config_or_checkpoint_that_does_not_fit_is_refused(draw, photo, tmp_path, write_config):

@@ -140,7 +140,7 @@ def test_bad_numbers_are_refused_at_construction(arguments, message):
 
 @pytest.mark.parametrize('kind,arguments,message', [
     ('AbSViT', dict(layer=7), 'layer must be a block index from 0 to 2'),
-    ('ViT', dict(alpha=2.), 'plain ViT')])
+    ('ViT', dict(alpha=2.), 'this model has no feedback')])
 def test_what_cannot_be_drawn_is_refused_before_training_starts(make_runner, kind, arguments,
                                                                 message):
     runner = make_runner('segmentation', kind, **arguments)
