@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, serialization
 
 from mmvars.errors import InputError
 
-__all__ = ['check_destination', 'read_checkpoint', 'why_unreadable', 'write_checkpoint',
-           'write_text']
+__all__ = ['check_destination', 'read_checkpoint', 'read_meta', 'why_unreadable',
+           'write_checkpoint', 'write_text']
 
 SAFETENSORS_SUFFIX = '.safetensors'
 SUFFIXES = ('.pth', '.pt', '.bin', SAFETENSORS_SUFFIX)
@@ -99,6 +99,20 @@ def read_checkpoint(path: str | Path) -> Any:
             zipfile.BadZipFile) as error:
         # The unpickler was stopped, or fed garbage; what it says depends on where that happened.
         raise InputError(why_unreadable(path, error)) from None
+
+
+def read_meta(path: str | Path, content: Any) -> dict[str, Any]:
+    """What a file says of itself: entry ``meta``, or the header of a safetensors file.
+
+    Args:
+        path: The file.
+        content: What :func:`read_checkpoint` made of it.
+    """
+    if _is_safetensors(Path(path)):
+        with safe_open(path, 'pt') as file:
+            return dict(file.metadata() or {})
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    return dict(meta) if isinstance(meta, Mapping) else {}
 
 
 def check_destination(path: str | Path, source: str | Path | None = None, overwrite: bool = False,

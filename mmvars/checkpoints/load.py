@@ -10,9 +10,11 @@ from torch import nn
 
 from mmvars.checkpoints.account import Account, Status
 from mmvars.checkpoints.containers import select_weights
-from mmvars.checkpoints.files import read_checkpoint
+from mmvars.checkpoints.files import read_checkpoint, read_meta
 from mmvars.checkpoints.fit import fit_tensors
 from mmvars.checkpoints.formats import MMVARS
+from mmvars.checkpoints.mixers import (check_constants, check_mixer, check_shown,
+                                       recorded_mixer)
 from mmvars.checkpoints.naming import name_tensors, without_head
 from mmvars.checkpoints.sizes import refuse_unknown_parts
 from mmvars.errors import InputError
@@ -29,10 +31,12 @@ _log = logging.getLogger(__name__)
 
 
 def load_pretrained(module: nn.Module, path: str | Path, prefix: str | None = None,
-                    allow_new: Sequence[str] = ()) -> Account:
+                    allow_new: Sequence[str] = (),
+                    allow_constants: Sequence[str] = ()) -> Account:
     """Fill every tensor of ``module`` from a file, or change nothing and say why not.
 
-    Positions of another grid are resampled (bicubic, no antialiasing, corners unaligned).
+    Tensors for another patch grid (positions, static dictionaries, filters, masks) are resampled,
+    each by the rule of its module.
 
     Args:
         module: A :class:`~mmvars.networks.TopDown`, or a backbone whose ``network`` is one.
@@ -41,13 +45,16 @@ def load_pretrained(module: nn.Module, path: str | Path, prefix: str | None = No
             ``None``: ``'backbone.'`` where there are such keys.
         allow_new: Prefixes of network names that may be missing altogether and keep the values
             that they have: ``('prior', 'feedback')`` starts an AbSViT from a plain ViT.
+        allow_constants: Constants of the token mixer that may be others than those the file was
+            made with: ``('num_steps', )`` runs trained weights with more or fewer steps.
 
     Returns:
         The account; ``account.summary()`` is one line for a log.
 
     Raises:
         InputError: If the file cannot be read, or does not fit: all missing, unexpected, broken
-            and misshaped tensors at once.
+            and misshaped tensors at once; or if it was made with another token mixer or other
+            constants than the network's.
         TypeError: If ``module`` holds no network of mmvars.
     """
     network = module if isinstance(module, TopDown) else getattr(module, 'network', None)
@@ -56,13 +63,20 @@ def load_pretrained(module: nn.Module, path: str | Path, prefix: str | None = No
                         f'{type(module).__name__}')
     refuse_unknown_parts(allow_new, network)
     account = Account(f'{path} into {type(module).__name__}')
-    state_dict = select_weights(read_checkpoint(path), 'auto', account)
+    content = read_checkpoint(path)
+    state_dict = select_weights(content, 'auto', account)
     state_dict = _of_backbone(state_dict, prefix, account)
     read = name_tensors(state_dict, account, carry=False)
     if read.format is not MMVARS:
         raise InputError(f'{account.title}: the file has the names of: {read.format.title}. '
                          f'{_REMEDY}')
     sources = read.tensors
+    check_mixer(network, sources, account.title, lambda: 'Build the network with the mixer of the '
+                'file.')
+    check_shown(network.trunk, sources, account.title, 'Build the network with '
+                'mixer_cfg=dict({options}).')
+    recorded = recorded_mixer(read_meta(path, content), account.title)
+    check_constants(network.trunk, recorded, account, allow_constants)
     if isinstance(network.trunk.head, nn.Identity):
         sources = without_head(sources, account, 'classifier, which the module does not have')
     may_be_new = dict.fromkeys(allow_new, 'not in the file; keeps its initial values, as allowed')

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from mmvars.checkpoints.account import Account, Status
 from mmvars.checkpoints.containers import asked_to_ignore
-from mmvars.checkpoints.fit import Source, tensor_fault
 from mmvars.checkpoints.formats import FORMATS, detect_format
 from mmvars.checkpoints.rules import Format, reason_for
+from mmvars.checkpoints.source import Source, tensor_fault
 from mmvars.errors import InputError
 
 __all__ = ['NamedTensors', 'is_head', 'name_tensors', 'without_head']
@@ -52,12 +52,13 @@ def name_tensors(state_dict: Mapping[str, Any], account: Account, ignore: Sequen
     account.remarks.append(f'source names: {source.title}')
     named, carried = {}, {}
     for key, value in state_dict.items():
-        name = source.to_network(key)
+        name, row = source.to_network(key) or (None, None)
         status, note = _fate(key, value, name, source, named, ignore)
         if status is Status.CARRIED and not carry:
             status, note = Status.IGNORED, 'not part of the network'
         if status is Status.USED:
-            named[name] = Source(key, value)
+            fits = row.to_network(value) if isinstance(value, Tensor) else value
+            named[name] = Source(key, fits, getattr(value, 'shape', None))
             continue
         if status is Status.CARRIED:
             carried[key] = value
@@ -75,8 +76,7 @@ def without_head(sources: Mapping[str, Source], account: Account, reason: str) -
     """``sources`` without the classifier, which the account shows as ignored for ``reason``."""
     for name in filter(is_head, sources):
         source = sources[name]
-        account.add(Status.IGNORED, source.key, shape=getattr(source.value, 'shape', None),
-                    note=reason)
+        account.add(Status.IGNORED, source.key, shape=source.shape, note=reason)
     return {name: source for name, source in sources.items() if not is_head(name)}
 
 
@@ -87,7 +87,7 @@ def _fate(key: str, value: Any, name: str | None, source: Format, named: Mapping
         return Status.IGNORED, 'as asked'
     if refusal := reason_for(source.refused, inner):
         return Status.REFUSED, refusal
-    if reason := reason_for(source.ignored, inner):
+    if reason := source.reason_to_ignore(key):
         return Status.IGNORED, reason
     if source.carries(key):
         fault = tensor_fault(value)

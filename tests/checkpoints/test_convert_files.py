@@ -25,10 +25,10 @@ def test_grids_are_compared_not_token_counts(golden, small):
     wide = convert_state_dict(source, 'vit_base_patch16', img_size=(32, 128), **small).tensors
     assert wide[name].shape == source['pos_embed'].shape
     assert torch.equal(wide[name], resample_positions(source['pos_embed'], (4, 4), (2, 8)))
-    assert wide['backbone.network.trunk.pos_grid'].tolist() == [2, 8]
+    assert wide['backbone.network.trunk.trained_grid'].tolist() == [2, 8]
     back = convert_state_dict(wide, 'vit_base_patch16', img_size=64, **small)
     assert back.tensors[name].shape == (1, 17, 48)
-    assert _keys(back.account, Status.IGNORED) == ['backbone.network.trunk.pos_grid']
+    assert _keys(back.account, Status.IGNORED) == ['backbone.network.trunk.trained_grid']
 
 
 def test_a_grid_that_is_not_square(golden, small):
@@ -36,16 +36,17 @@ def test_a_grid_that_is_not_square(golden, small):
     wide = convert_state_dict(source, 'vit_base_patch16', img_size=(32, 128), **small).tensors
     with pytest.raises(CheckpointError, match='--to release has no name for it'):
         convert_state_dict(wide, 'vit_base_patch16', to='release', **small)
-    timm, account, _ = convert_state_dict(wide, 'vit_base_patch16', to='timm', **small)
+    timm, account, *_ = convert_state_dict(wide, 'vit_base_patch16', to='timm', **small)
     assert list(timm) == list(source)
     assert 'img_size' in account.of(Status.IGNORED)[0].note
     again = convert_state_dict(timm, 'vit_base_patch16', source_grid=(2, 8), **small)
     _same(again.tensors, wide)
-    assert _keys(again.account, Status.NEW) == ['backbone.network.trunk.pos_grid']
+    assert _keys(again.account, Status.NEW) == ['backbone.network.trunk.trained_grid']
 
 
 @pytest.mark.parametrize(('rows', 'given', 'said'), [
-    (16, None, 'no square grid'), (18, None, 'no square grid'), (17, (3, 5), 'are not one class')])
+    (16, None, 'no square grid'), (18, None, 'no square grid'),
+    (17, (3, 5), 'a grid of 3x5 patches needs shape')])
 def test_positions_that_fit_no_grid(golden, small, rows, given, said):
     source = golden('vit_cls')['state_dict'] | {'pos_embed': torch.zeros(1, rows, 48)}
     with pytest.raises(CheckpointError, match=said):

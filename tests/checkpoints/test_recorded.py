@@ -49,7 +49,7 @@ def _close(found, expected):
 def test_recorded_outputs(golden, small, name):
     record, arch = golden(name), GOLDEN[name]
     hyper, outputs = record['meta']['hyper'], record['outputs']
-    tensors, account, _ = convert_state_dict(record['state_dict'], arch, **small)
+    tensors, account, *_ = convert_state_dict(record['state_dict'], arch, **small)
     assert len(tensors) == len(record['state_dict']) == len(account.of(Status.USED))
     size = small | dict(img_size=hyper['img_size'], num_classes=max(hyper['num_classes'], 0))
     if 'prompt_embeddings' in record['state_dict']:
@@ -81,7 +81,7 @@ def test_recorded_outputs(golden, small, name):
 def test_recorded_positions(golden, small, name, grid):
     record = golden(name)
     size = tuple(16 * side for side in grid)
-    tensors, account, _ = convert_state_dict(record['state_dict'], GOLDEN[name], img_size=size,
+    tensors, account, *_ = convert_state_dict(record['state_dict'], GOLDEN[name], img_size=size,
                                              **small)
     _close(tensors['backbone.network.trunk.pos_embed'],
            record['outputs']['pos_embed_resized_{}x{}'.format(*grid)])
@@ -100,11 +100,12 @@ def test_round_trip_to_the_last_bit_and_in_the_old_order(golden, small, tmp_path
     _same(back['model'] if to == 'release' else back, original)
 
 
-@pytest.mark.parametrize('arch', VARIANTS)
+@pytest.mark.parametrize('arch', [arch for arch in VARIANTS if not arch.startswith('rvt')])
 def test_released_files_at_their_real_size(layout, light, arch):
     source = light(layout(arch))
-    tensors, account, _ = convert_state_dict(source, arch)
-    assert len(tensors) == len(source) == (177 if arch.startswith('absvit') else 152)
+    tensors, account, *_ = convert_state_dict(source, arch)
+    extra = {'absvit': 25, 'gfnet': -37}.get(arch.split('_')[0], 0) + 7 * ('convstem' in arch)
+    assert len(tensors) == len(source) == 152 + extra
     assert [line.status for line in account.lines] == [Status.USED] * len(source)
     with torch.device('meta'):
         expected = build_network(arch).state_dict()
@@ -118,7 +119,7 @@ def test_released_files_at_their_real_size(layout, light, arch):
 def test_released_segmentation_backbones(layout, light, family, prompts):
     arch = f'{family}_base_patch16'
     source = light(layout(arch, classes=0, grid=32, prompts=prompts))
-    tensors, account, _ = convert_state_dict(source, arch)
+    tensors, account, *_ = convert_state_dict(source, arch)
     assert len(account.of(Status.USED)) == len(tensors) == len(source)
     assert tensors['backbone.network.trunk.pos_embed'].shape == (1, 1025, 768)
     _same_light(convert_state_dict(tensors, arch, to='release').tensors, source)

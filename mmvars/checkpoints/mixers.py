@@ -1,0 +1,246 @@
+"""Token mixers and their constants: what a file's tensors show, and what only its meta can say."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from mmvars.checkpoints.account import Account
+from mmvars.checkpoints.source import Source
+from mmvars.errors import InputError
+from mmvars.networks import TopDown, Trunk
+
+__all__ = ['Recorded', 'check_constants', 'check_mixer', 'check_shown', 'mixer_meta', 'mixers_seen',
+           'recorded_mixer', 'shown_options', 'stated']
+
+_OF_BLOCK = re.compile(r'(.*\bblocks\.\d+)\.attn\.(.+)')
+
+_SIGNS: tuple[tuple[str, frozenset[str]], ...] = (
+    ('vars_sd', frozenset({'static_atoms'})),
+    ('vars_sd', frozenset({'dictionary', 'random_features'})),
+    ('vars_s', frozenset({'dictionary'})),
+    ('vars_d', frozenset({'gram_modulation', 'random_features'})),
+    ('performer', frozenset({'random_features'})),
+    ('masked_attention', frozenset({'attention_mask'})),
+    ('global_filter', frozenset({'complex_weight'})),
+    ('self_attention', frozenset({'qkv.weight'})),
+)
+"""Mixer <- names of tensors that tell it, the more telling first."""
+
+_DYNAMIC = ('performer', 'vars_d', 'vars_sd')
+
+
+class Shown(NamedTuple):
+    """An option that the tensors of a mixer show.
+
+    Attributes:
+        mixers: Whose option it is.
+        option: Its name.
+        leaf: The tensor that shows it.
+        value: Shape of that tensor, ``None`` if it is not there -> the value it was made with, or
+            ``None`` if that cannot be told.
+    """
+
+    mixers: tuple[str, ...]
+    option: str
+    leaf: str
+    value: Callable[[tuple[int, ...] | None], Any]
+
+
+_SHOWN: tuple[Shown, ...] = (
+    Shown(('vars_sd', ), 'static_atoms', 'static_atoms',
+          lambda shape: 'convolution' if shape is None else 'free'),
+    Shown(_DYNAMIC, 'feature_ratio', 'random_features',
+          lambda shape: _ratio(shape[-1], shape[-2]) if shape and len(shape) == 3 else None),
+    Shown(('vars_s', 'vars_sd'), 'atoms_per_channel', 'dictionary',
+          lambda shape: shape[1] if shape and len(shape) == 5 else None),
+    Shown(('vars_d', 'vars_sd'), 'value', 'qv.weight',
+          lambda shape: (None if not shape or len(shape) != 2 else
+                         'projected' if shape[0] == 2 * shape[1] else 'input')),
+    *(Shown(('vars_s', ), option, leaf,
+            lambda shape, yes=yes, no=no: no if shape is None else yes)
+      for option, leaf, yes, no in (('value', 'value.weight', 'projected', 'input'),
+                                    ('norm', 'norm.bn.weight', 'batch', 'layer'),
+                                    ('output_filter', 'output_filter', True, False),
+                                    ('step_bound', 'step_bound', 'running', 'spectral'),
+                                    ('learned_scaling', 'gram_modulation', True, False))),
+)
+
+
+class Recorded(NamedTuple):
+    """What a file's meta says of its mixer.
+
+    Attributes:
+        mixer: Its name.
+        options: Its constants, by name.
+    """
+
+    mixer: str
+    options: dict[str, Any]
+
+
+def mixers_seen(names: Collection[str]) -> Counter[str]:
+    """Which mixers the names of a network's tensors show, and in how many blocks."""
+    found = (next((mixer for mixer, signs in _SIGNS if signs <= leaves), None)
+             for leaves in _by_block(names).values())
+    return Counter(mixer for mixer in found if mixer)
+
+
+def shown_options(sources: Mapping[str, Source], mixer: str) -> dict[str, tuple[Any, str]]:
+    """Options of ``mixer`` that a file's tensors show: name -> value, and what shows it."""
+    for block, leaves in _by_block(sources).items():
+        if mixer in mixers_seen(f'{block}.attn.{leaf}' for leaf in leaves):
+            break
+    else:
+        return {}
+    shown = {}
+    for row in _SHOWN:
+        source = sources.get(f'{block}.attn.{row.leaf}')
+        shape = getattr(source and source.value, 'shape', None)
+        value = row.value(shape) if mixer in row.mixers else None
+        if value is not None:
+            shown[row.option] = value, (
+                f'{source.key} has shape {"x".join(map(str, source.shape))}' if source else
+                f'it has no {row.leaf}')
+    return shown
+
+
+def check_mixer(network: TopDown, sources: Mapping[str, Source], title: str,
+                advice: Callable[[], str]) -> None:
+    """Refuse a file whose blocks mix tokens with something that the network does not have.
+
+    Args:
+        network: What the file is for.
+        sources: Network name -> tensor of the file.
+        title: Of the message.
+        advice: Makes the remedy.
+
+    Raises:
+        InputError: Naming both mixers.
+    """
+    wanted, found = mixers_seen(network.state_dict()), mixers_seen(sources)
+    if found and wanted and not set(found) & set(wanted):
+        raise InputError(f'{title}: the file mixes tokens with {_list(found)}, the network with '
+                         f'{_list(wanted)}. {advice()}')
+
+
+def check_shown(trunk: Trunk, sources: Mapping[str, Source], title: str, remedy: str) -> None:
+    """Refuse a file whose tensors show other options than the network's.
+
+    Args:
+        trunk: What the file is for.
+        sources: Network name -> tensor of the file.
+        title: Of the message.
+        remedy: Template with ``{options}`` for the file's.
+
+    Raises:
+        InputError: Naming each option and both values.
+    """
+    own = trunk.mixer_options
+    others = {option: (value, why)
+              for option, (value, why) in shown_options(sources, trunk.mixer).items()
+              if option in own and not _same(trunk, option, value, own[option])}
+    if others:
+        told = '; '.join(f'{option}={value!r} ({why}), but the network has {option}={own[option]!r}'
+                         for option, (value, why) in others.items())
+        options = {option: value for option, (value, _) in others.items()}
+        raise InputError(f'{title}: the file was made with {told}. '
+                         f'{remedy.format(**_told_twice(options))}')
+
+
+def check_constants(trunk: Trunk, recorded: Recorded | None, account: Account,
+                    allow: Sequence[str] = ()) -> None:
+    """Refuse a file that was made with other constants than the network's.
+
+    Args:
+        trunk: What the file is for.
+        recorded: What the file says; without, a remark says that nothing could be compared.
+        account: Gets the remarks.
+        allow: Names of constants that may differ.
+
+    Raises:
+        InputError: Naming each constant, both values and the remedies; or an unknown name.
+    """
+    own = trunk.mixer_options
+    strangers = sorted(set(allow) - set(own))
+    if strangers:
+        raise InputError(f'allow_constants names {", ".join(strangers)}; the constants of mixer '
+                         f'{trunk.mixer!r} are {", ".join(own) or "none"}')
+    if recorded is None or recorded.mixer != trunk.mixer:
+        if own:
+            account.remarks.append(f'the file does not say its constants; the network has '
+                                   f'{stated(own)}')
+        return
+    others = {name: value for name, value in recorded.options.items()
+              if name in own and value != own[name]}
+    refused = {name: value for name, value in others.items() if name not in allow}
+    if refused:
+        told = ', '.join(f'{name}={value!r} (network: {own[name]!r})'
+                         for name, value in refused.items())
+        raise InputError(f'{account.title}: the file was made with {told}. Build the network with '
+                         f'mixer_cfg=dict({stated(refused)}), or, to run it with other constants '
+                         f'on purpose, say allow_constants={tuple(refused)!r} (in init_cfg, or of '
+                         f'load_pretrained)')
+    if others:
+        account.remarks.append(f'other constants than the file was made with, as allowed: '
+                               f'{stated({name: own[name] for name in others})} instead of '
+                               f'{stated(others)}')
+
+
+def mixer_meta(trunk: Trunk) -> dict[str, str]:
+    """What a converted file says of its mixer, in strings."""
+    return dict(mixer=trunk.mixer, mixer_options=json.dumps(trunk.mixer_options))
+
+
+def recorded_mixer(meta: Mapping[str, Any], title: str) -> Recorded | None:
+    """What :func:`mixer_meta` wrote, or ``None`` where it is not there.
+
+    Raises:
+        InputError: If the entry is damaged.
+    """
+    if 'mixer_options' not in meta:
+        return None
+    try:
+        options = json.loads(meta['mixer_options'])
+        return Recorded(str(meta['mixer']), dict(options))
+    except (TypeError, ValueError, KeyError):
+        raise InputError(f'{title}: the entries mixer and mixer_options of its meta are damaged '
+                         f'({meta["mixer_options"]!r}); convert the original file again') from None
+
+
+def stated(options: Mapping[str, Any]) -> str:
+    """Options as Python writes them: ``num_steps=3, start='shrunk'``."""
+    return ', '.join(f'{name}={value!r}' for name, value in options.items())
+
+
+def _by_block(names: Collection[str]) -> dict[str, set[str]]:
+    blocks: dict[str, set[str]] = {}
+    for name in names:
+        if match := _OF_BLOCK.fullmatch(name):
+            blocks.setdefault(match[1], set()).add(match[2])
+    return blocks
+
+
+def _ratio(features: int, head_dim: int) -> float | None:
+    if not head_dim:
+        return None
+    return features // head_dim if features % head_dim == 0 else features / head_dim
+
+
+def _same(trunk: Trunk, option: str, found: Any, own: Any) -> bool:
+    if option != 'feature_ratio':
+        return found == own
+    # Several ratios give the same number of features; the tensors know the number.
+    shape = next(value.shape for name, value in trunk.state_dict().items()
+                 if name.endswith('.random_features'))
+    return found == _ratio(shape[-1], shape[-2])
+
+
+def _told_twice(options: Mapping[str, Any]) -> dict[str, str]:
+    return dict(options=stated(options),
+                words=' '.join(f'{name}={value}' for name, value in options.items()))
+
+
+def _list(mixers: Collection[str]) -> str:
+    return ' and '.join(sorted(mixers))
