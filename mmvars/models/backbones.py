@@ -51,7 +51,7 @@ class ViT(TrunkBackbone):
                  out_type: str = 'featmap', final_norm: bool = True, drop_path_rate: float = 0.,
                  frozen_stages: int = -1, with_cp: bool = False, transfer: str = 'end2end',
                  prompt_cfg: dict | None = None, init_cfg: dict | list[dict] | None = None) -> None:
-        check_choice('transfer', transfer, self._transfers)
+        check_choice(f'transfer of {type(self).__name__}', transfer, self._transfers)
         if prompt_cfg is not None and transfer != 'prompt':
             raise InputError(f"prompt_cfg needs transfer='prompt', got transfer={transfer!r}")
         self.transfer = transfer

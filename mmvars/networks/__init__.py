@@ -6,11 +6,12 @@ from mmvars.networks.prior import (PRIORS, ClassPrototype, GivenVector, LearnedQ
 from mmvars.networks.rvt import RVT
 from mmvars.networks.top_down import TopDown, TopDownOutput
 from mmvars.networks.trunk import Trunk, TrunkOutput
-from mmvars.networks.variants import SIZES, TRUNKS, VARIANTS, build_network, build_prior
+from mmvars.networks.variants import (SIZES, TRUNK_MIXERS, TRUNKS, VARIANTS, build_network,
+                                       build_prior)
 from mmvars.networks.vit import VisionTransformer
 
 __all__ = [
-    'PRIORS', 'RVT', 'SIZES', 'TRUNKS', 'VARIANTS', 'ClassPrototype', 'Feedback', 'GivenVector',
-    'LearnedQuery', 'Prior', 'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput',
+    'PRIORS', 'RVT', 'SIZES', 'TRUNKS', 'TRUNK_MIXERS', 'VARIANTS', 'ClassPrototype', 'Feedback',
+    'GivenVector', 'LearnedQuery', 'Prior', 'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput',
     'VisionTransformer', 'build_network', 'build_prior', 'token_mask'
 ]

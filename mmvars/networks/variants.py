@@ -106,7 +106,10 @@ def build_network(name: str, prior: str | dict = 'learned_query', alpha: float =
             ``vars_s``, which works on the map alone, comes without class token and with average
             pooling, unless ``overrides`` say otherwise.
         mixer_options: ``preset`` and options of the mixer, see
-            :func:`mmvars.layers.mixer_options`.
+            :func:`mmvars.layers.mixer_options`. The preset is ``'release'``, but for ``vars_s``
+            outside of RVT ``'thesis'``: the release's sparsity of 3.5 is made for RVT's
+            un-normalised tokens, which its batch norms keep large; on photographs every code of a
+            freshly built DeiT* or GFNet would be zero with it, and stay so.
         **overrides: Arguments of the trunk that replace the named size's.
 
     Raises:
@@ -123,8 +126,11 @@ def build_network(name: str, prior: str | dict = 'learned_query', alpha: float =
     if mixer is not None:
         _check_mixer(family, mixer)
         arguments = arguments | dict(mixer=mixer)
-    if family == 'deit' and mixer == 'vars_s':
+    mixer_options = dict(mixer_options or {})
+    if mixer == 'vars_s' and family == 'deit':
         arguments = arguments | dict(class_token=False, global_pool='avg')
+    if mixer == 'vars_s' and family != 'rvt':
+        mixer_options.setdefault('preset', 'thesis')
     trunk = trunk_class(**arguments | dict(mixer_options=mixer_options) | overrides)
     if family != 'absvit':
         return TopDown(trunk)

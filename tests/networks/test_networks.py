@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmvars.errors import InputError
-from mmvars.networks import (VARIANTS, ClassPrototype, TopDown, build_network, token_mask)
+from mmvars.networks import VARIANTS, ClassPrototype, TopDown, build_network, token_mask
 
 PARAMETERS = {  # variants of Table 2.2 with a 1000-class head, counted from the released models
     'absvit_tiny_patch16': 6_602_344, 'absvit_small_patch16': 25_589_992,
@@ -21,7 +21,7 @@ def test_number_of_parameters(name):
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name', [name for name in VARIANTS if 'vit_' in name])
 @pytest.mark.parametrize('size', [(64, 64), (48, 100), (17, 130)])
 def test_any_image_size(name, size, tiny_size):
     if 'patch8' in name:

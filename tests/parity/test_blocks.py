@@ -1,4 +1,4 @@
-"""Single blocks of the released RVT, Performer and VARS models on their real 14x14 and 7x7 grids."""
+"""Single blocks of the released RVT, Performer and VARS models on their real grids."""
 
 import pytest
 import torch
