@@ -88,7 +88,9 @@ class SpectralDictionary:
     one at each frequency, ``K (K^H u)``, so no r x r products are formed.
 
     Args:
-        spectrum: K, complex half spectra ``(C, r, H, W // 2 + 1)``.
+        spectrum: K, complex half spectra ``(C, r, H, W // 2 + 1)``. Where they are those of real
+            filters, :meth:`gram` is encoding after decoding. Else it also sees the rest of K, as in
+            the released models, which form ``K K^H`` at every frequency.
         size: ``(H, W)``.
     """
 

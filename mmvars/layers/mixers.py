@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         'vars_sd': _THESIS_DYNAMIC | dict(static_atoms='convolution'),
         'vars_s': dict(num_steps=3, sparsity=.3, atoms_per_channel=3, step_bound='spectral',
                        start='projection', residual=True, norm='layer', output_filter=False,
-                       learned_scaling=True, value='input'),
+                       learned_scaling=True, value='input', hermitian_filters=True),
     },
 }
 """Named sets of options. ``'release'``: the classes' defaults, which released weights were trained

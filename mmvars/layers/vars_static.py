@@ -87,6 +87,10 @@ class VARSStatic(SparseReconstruction):
         learned_scaling: Learn w1, w2 and Gamma (r x r, shared by channels and places) of Eq. 1.12;
             the released VARS-S has none.
         value: ``'projected'``: rebuild ``Wv x + bv`` (release), or ``'input'``: x (Eq. 1.10).
+        hermitian_filters: Drop the part of the learned half spectra that belongs to no real filter
+            (in column 0 and, for even W, the last). Encoding and decoding never see that part, but
+            the release's Gram operator does, so that its updates are not quite the gradient of
+            Eq. 1.10; with this they are (thesis).
 
     Raises:
         InputError: On a value that cannot be used.
@@ -98,7 +102,8 @@ class VARSStatic(SparseReconstruction):
                  qkv_bias: bool = True, num_steps: int = 3, sparsity: float = 3.5,
                  atoms_per_channel: int = 5, step_bound: str = 'running', start: str = 'shrunk',
                  residual: bool = False, norm: str = 'batch', output_filter: bool = True,
-                 learned_scaling: bool = False, value: str = 'projected') -> None:
+                 learned_scaling: bool = False, value: str = 'projected',
+                 hermitian_filters: bool = False) -> None:
         del num_heads
         check_number('atoms_per_channel', atoms_per_channel, 1, whole=True)
         super().__init__(embed_dim, atoms_per_channel if learned_scaling else 0, num_steps,
@@ -110,6 +115,7 @@ class VARSStatic(SparseReconstruction):
         check_choice('value', value, VALUES)
         self.tie_to_grid(grid)
         self.bound_kind = step_bound
+        self.hermitian_filters = hermitian_filters
         self.replaces_block_norms = norm == 'batch'
         self.value = (nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
                       if value == 'projected' else None)
@@ -148,7 +154,10 @@ class VARSStatic(SparseReconstruction):
     def _dictionary(self, inputs: tuple[Tensor, ...],
                     grid: TokenGrid) -> tuple[Tensor, Dictionary, Tensor]:
         filters = self.at_grid('dictionary', grid)
-        dictionary = SpectralDictionary(as_complex(filters), (grid.height, grid.width))
+        size, spectrum = (grid.height, grid.width), as_complex(filters)
+        if self.hermitian_filters:
+            spectrum = to_spectrum(from_spectrum(spectrum, size))
+        dictionary = SpectralDictionary(spectrum, size)
         if self.bound_kind == 'spectral':
             bound = dictionary.bound()
         elif filters is self.dictionary:
