@@ -1,0 +1,139 @@
+"""The published tables beside what the built models come to."""
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from mmvars.benchmark.markdown import escaped, markdown_table
+from mmvars.benchmark.multiply_adds import CONVENTION, MultiplyAdds
+from mmvars.benchmark.published import TABLES, PublishedRow
+from mmvars.benchmark.sizes import IMAGE_SIZE, ReadingSize, measure_reading
+from mmvars.errors import InputError, check_choice
+
+__all__ = ['agreements', 'model_table', 'render', 'select_rows']
+
+_HALF_A_DIGIT = .05  # the tables print one digit after the point
+_HEADER = ('row', 'built as', 'params M: all', 'trainable', 'G lin+conv', 'G all', 'G FFT',
+           'release: G all', 'G FFT', 'PUBLISHED: M', 'G', 'agrees')
+_READING = """\
+Columns 3 to 7 are counted from the built models as this package runs them; "release" is the
+arithmetic of the released code for the same function, where it has that configuration; PUBLISHED is
+what the thesis prints. "agrees": what rounds to the published digit."""
+
+
+def select_rows(table: str | None = None,
+                patterns: Iterable[str] = ()) -> list[tuple[str, PublishedRow]]:
+    """Pairs of table and row.
+
+    Args:
+        table: A key of ``TABLES``; ``None`` for all.
+        patterns: Rows wanted, each a name, a part of one, or a pattern with ``*`` between other
+            characters; small and capital letters are the same. None given: all rows.
+
+    Raises:
+        InputError: If the table is unknown, or a pattern fits no row.
+    """
+    if table is not None:
+        check_choice('--table', table, TABLES)
+    rows = [(number, row) for number, rows in TABLES.items() if table in (None, number)
+            for row in rows]
+    patterns = list(patterns)
+    wanted = set()
+    for pattern in patterns:
+        found = {i for i, (_, row) in enumerate(rows) if _fits(row.name, pattern)}
+        if not found:
+            raise InputError(f'--rows {pattern!r} fits no row; the rows are '
+                             f'{", ".join(row.name for _, row in rows)}')
+        wanted |= found
+    return [pair for i, pair in enumerate(rows) if i in wanted or not patterns]
+
+
+def model_table(rows: Iterable[tuple[str, PublishedRow]]) -> dict[str, Any]:
+    """Build every reading of the rows and count.
+
+    Returns:
+        A tree of plain values, as ``--json`` writes it: ``convention``, ``image_size``, ``torch``,
+        and ``rows``; each row with ``table``, ``name``, ``published``, ``remark`` and
+        ``readings``. Counts are whole numbers, published values millions and thousands of millions.
+    """
+    return dict(convention=CONVENTION, image_size=IMAGE_SIZE, torch=torch.__version__,
+                rows=[_row_entry(table, row) for table, row in rows])
+
+
+def agreements(row: PublishedRow, size: ReadingSize) -> list[str]:
+    """Which counts round to what the row prints, by name; see :func:`render`."""
+    params = {'params all': size.parameters, 'params trainable': size.trainable}
+    if size.parameters == size.trainable:
+        params = {'params': size.parameters}
+    costs = _costs('', size.executed)
+    if size.released is not None:
+        ours = set(costs.values())
+        costs |= {name: count for name, count in _costs('release ', size.released).items()
+                  if count not in ours}
+    found = [name for name, count in params.items() if _rounds(count, row.params, 1e6)]
+    return found + [name for name, count in costs.items() if _rounds(count, row.gflops, 1e9)]
+
+
+def render(result: dict[str, Any]) -> str:
+    """A result of :func:`model_table` as Markdown that also reads as plain text."""
+    parts = []
+    for table in dict.fromkeys(row['table'] for row in result['rows']):
+        rows = [row for row in result['rows'] if row['table'] == table]
+        cells = [line for row in rows for line in _lines(row)]
+        remarks = '\n'.join(f'- {escaped(row["name"])}: {escaped(row["remark"])}' for row in rows)
+        parts.append(f'## Table {table}\n\n{markdown_table(_HEADER, cells)}\n\n{remarks}')
+    size = result['image_size']
+    return '\n\n'.join([*parts, _READING, f'One image of {size} x {size} pixels, classifier of '
+                        f'1000 classes. {result["convention"]}'])
+
+
+def _fits(name: str, pattern: str) -> bool:
+    # The names themselves hold stars: as they stand they are no patterns.
+    name, pattern = name.lower(), pattern.lower()
+    return pattern in name or fnmatch.fnmatchcase(name, pattern)
+
+
+def _costs(prefix: str, macs: MultiplyAdds) -> dict[str, int]:
+    costs = {'lin+conv': macs.linear, 'all': macs.all, 'all + FFT': macs.all + macs.fourier}
+    if not macs.products:
+        del costs['lin+conv']  # the same as all
+    if not macs.fourier:
+        del costs['all + FFT']
+    return {prefix + name: count for name, count in costs.items()}
+
+
+def _rounds(count: int, published: float, unit: float) -> bool:
+    return abs(count / unit - published) <= _HALF_A_DIGIT
+
+
+def _row_entry(table: str, row: PublishedRow) -> dict[str, Any]:
+    readings = []
+    for reading in row.readings:
+        size = measure_reading(reading)
+        readings.append(dict(
+            label=reading.label, network=reading.network, mixer=reading.mixer,
+            options=dict(reading.options), overrides=dict(reading.overrides),
+            parameters=dict(all=size.parameters, trainable=size.trainable),
+            multiply_adds=size.executed.to_dict(),
+            released_multiply_adds=None if size.released is None else size.released.to_dict(),
+            agrees=agreements(row, size)))
+    return dict(table=table, name=row.name, remark=row.remark, readings=readings,
+                published=dict(params_m=row.params, gflops=row.gflops))
+
+
+def _lines(row: dict[str, Any]) -> list[list[str]]:
+    lines = []
+    for number, reading in enumerate(row['readings']):
+        macs, released = reading['multiply_adds'], reading['released_multiply_adds']
+        lines.append([
+            row['name'] if number == 0 else '', reading['label'],
+            *(f'{reading["parameters"][kind] / 1e6:.3f}' for kind in ('all', 'trainable')),
+            *(f'{macs[kind] / 1e9:.3f}' for kind in ('linear', 'all', 'fourier')),
+            *('-' if released is None else f'{released[kind] / 1e9:.3f}'
+              for kind in ('all', 'fourier')),
+            *(f'{row["published"][kind]:.1f}' if number == 0 else ''
+              for kind in ('params_m', 'gflops')),
+            ', '.join(reading['agrees']) or '-'])
+    return lines

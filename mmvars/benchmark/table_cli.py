@@ -1,0 +1,55 @@
+"""``mmvars table``, the same as ``tools/model_table.py``."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmvars.benchmark.model_table import model_table, render, select_rows
+from mmvars.benchmark.published import TABLES
+from mmvars.checkpoints.files import check_destination, write_text
+
+__all__ = ['main', 'parse_args']
+
+_EPILOG = """\
+examples:
+  mmvars table
+  mmvars table --rows 'RVT*' 'w/ VARS-SD' --json sizes.json
+
+Everything is counted from models built without memory for their weights, in seconds."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print parameters and multiply-adds of our models beside the published ones.
+
+    Args:
+        argv: Arguments; ``None`` for the command line's.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        InputError: If a table, a row or a file cannot be used; nothing was written then.
+    """
+    args = parse_args(argv)
+    rows = select_rows(args.table, args.rows)
+    if args.json is not None:
+        check_destination(args.json, overwrite=args.overwrite, suffixes=())
+    result = model_table(rows)
+    print(render(result))
+    if args.json is not None:
+        write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
+    return 0
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command."""
+    parser = argparse.ArgumentParser(
+        description='Parameters and multiply-adds of our models beside the published tables.',
+        epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--table', metavar='N', help=f'one table: {", ".join(TABLES)}; '
+                        'default: all')
+    parser.add_argument('--rows', nargs='+', default=[], metavar='NAME',
+                        help="rows, by (part of) their name, for instance 'RVT* w/ VARS-D'")
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers as JSON')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+    return parser.parse_args(argv)
