@@ -1,8 +1,8 @@
 """The account of a conversion: what became of every tensor, in words and in JSON."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 
 from mmvars.errors import InputError
@@ -85,6 +85,14 @@ class Account:
         """Add a :class:`Line`."""
         self.lines.append(Line(status, source, target, None if shape is None else tuple(shape),
                                None if target_shape is None else tuple(target_shape), note))
+
+    def settle_shapes(self, written: Mapping[str, Shape]) -> None:
+        """Give the tensors that were used the shapes they have in the output, by key."""
+        for index, line in enumerate(self.lines):
+            if line.status is Status.USED and line.target in written:
+                shape = tuple(written[line.target])
+                self.lines[index] = replace(line, target_shape=None if shape == line.shape
+                                            else shape)
 
     def of(self, *statuses: Status) -> list[Line]:
         """The lines of these statuses."""

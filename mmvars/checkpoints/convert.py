@@ -132,8 +132,10 @@ def convert_state_dict(state_dict: Mapping[str, Any], arch: str, *, to: str = 'm
     size['num_classes'] = classes
     network = meta_network(arch, **size)
     target = target_format(to, list(network.state_dict()), heads=bool(read.carried))
-    check_mixer(network, sources, account.title, lambda: size_advice(read.tensors))
-    check_shown(network.trunk, sources, account.title, 'Say --mixer-cfg {words}.')
+    check_mixer(network, sources, account.title,
+                lambda: f'{size_advice(read.tensors)} Nothing was written.')
+    check_shown(network.trunk, sources, account.title,
+                'Say --mixer-cfg {words}. Nothing was written.')
     for each in {read.format.name: read.format, target.name: target}.values():
         check_variable(each, network.trunk, account)
     refuse_unknown_parts(allow_new, network)
@@ -153,6 +155,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], arch: str, *, to: str = 'm
         account.add(Status.NEW, target=key, shape=tensor.shape, note=reason)
     tensors = dict(sorted(tensors.items(), key=lambda item: target.position(item[0])))
     tensors |= read.carried
+    account.settle_shapes({key: tensor.shape for key, tensor in tensors.items()})
     account.check_complete(state_dict, tensors)
     return Conversion(tensors, account, target.container, mixer_meta(network.trunk))
 

@@ -105,12 +105,12 @@ RVT_VARS_S = _rvt(
     _in_block('kernel', 'attn.dictionary', singletons=(2, )),
     _in_block('L', 'attn.step_bound'),
     Constant(f'{_RVT_BLOCK}.kernel_norm', f'{_BLOCK_OF_STAGE}.attn.dictionary', 1.,
-             'the norm of the atoms at the start of training, about 1; nothing reads it'),
+             'nothing reads it: the norm of the atoms at the start of training, about 1'),
     _in_block('kernel2', 'attn.output_filter', singletons=(1, 2)),
     _in_block('v.{path}', 'attn.value.{path}'),
     _in_block('proj.{path}', 'attn.proj.{path}'),
-    _in_block('norm1.bn.{path}', 'attn.norm.{path}'),
-    _in_block('norm2.bn.{path}', 'norm2.{path}'),
+    _in_block('norm1.bn.{path}', 'attn.norm.bn.{path}'),
+    _in_block('norm2.bn.{path}'),
 )
 
 RVT_VARS_D = _rvt(
@@ -119,7 +119,7 @@ RVT_VARS_D = _rvt(
     _in_block('attn.rand_matrix', 'attn.random_features'),
     _in_block('attn.kernel', 'attn.static_atoms'),
     Constant(f'{_RVT_BLOCK}.attn.L', f'{_BLOCK_OF_STAGE}.attn.gram_modulation', 25.,
-             'a step-size bound that nothing reads; the bound follows from the input',
+             'nothing reads it: the bound of the step follows from the input',
              length_of=f'{_BLOCK_OF_STAGE}.attn.random_features'),
     _in_block('attn.learned_k', 'attn.gram_modulation'),
     _in_block('attn.learned_lam', 'attn.sparsity_scale'),

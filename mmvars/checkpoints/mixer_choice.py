@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmvars.checkpoints.account import Account
-from mmvars.checkpoints.mixers import Recorded, mixers_seen, stated
+from mmvars.checkpoints.mixers import SHOWN_OPTIONS, Recorded, mixers_seen, stated
 from mmvars.checkpoints.rules import Format
 from mmvars.checkpoints.sizes import meta_network
 from mmvars.checkpoints.source import Source
 from mmvars.errors import InputError
 from mmvars.layers import mixer_options
-from mmvars.networks import Trunk
+from mmvars.networks import TRUNK_MIXERS, Trunk
 
 __all__ = ['check_variable', 'choose_mixer']
 
@@ -62,8 +62,10 @@ def check_variable(source: Format, trunk: Trunk, account: Account) -> None:
                          f'option for it, so {stated(fixed)} is not possible. Leave it out of '
                          f'--mixer-cfg; to run released weights with other constants on purpose, '
                          f'say allow_constants where they are loaded')
-    free = {name: value for name, value in own.items() if name in source.variable}
-    account.remarks.append(f'constants that no file of the release says: {stated(free)}')
+    unsaid = {name: value for name, value in own.items()
+              if name in source.variable and name not in SHOWN_OPTIONS}
+    if unsaid:
+        account.remarks.append(f'constants that no file of the release says: {stated(unsaid)}')
 
 
 def _refuse_contradiction(recorded: Recorded, options: Mapping[str, Any], title: str) -> None:
@@ -84,4 +86,6 @@ def _seen(arch: str, sources: Mapping[str, Source]) -> str | None:
     if not seen or set(seen) & set(mixers_seen(meta_network(arch).state_dict())):
         return None
     mixer = seen.most_common(1)[0][0]
-    return None if mixer == 'masked_attention' else mixer  # which is a matter of `arch`
+    # The mask is a matter of `arch`. What a trunk cannot have is reported by check_mixer.
+    usable = mixer != 'masked_attention' and mixer in TRUNK_MIXERS[arch.split('_')[0]]
+    return mixer if usable else None

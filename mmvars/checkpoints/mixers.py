@@ -11,8 +11,8 @@ from mmvars.checkpoints.source import Source
 from mmvars.errors import InputError
 from mmvars.networks import TopDown, Trunk
 
-__all__ = ['Recorded', 'check_constants', 'check_mixer', 'check_shown', 'mixer_meta', 'mixers_seen',
-           'recorded_mixer', 'shown_options', 'stated']
+__all__ = ['SHOWN_OPTIONS', 'Recorded', 'check_constants', 'check_mixer', 'check_shown',
+           'mixer_meta', 'mixers_seen', 'recorded_mixer', 'shown_options', 'stated']
 
 _OF_BLOCK = re.compile(r'(.*\bblocks\.\d+)\.attn\.(.+)')
 
@@ -66,6 +66,9 @@ _SHOWN: tuple[Shown, ...] = (
                                     ('step_bound', 'step_bound', 'running', 'spectral'),
                                     ('learned_scaling', 'gram_modulation', True, False))),
 )
+
+SHOWN_OPTIONS = frozenset(row.option for row in _SHOWN)
+"""Options that tensors show, at least for some mixers."""
 
 
 class Recorded(NamedTuple):

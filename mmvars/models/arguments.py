@@ -15,7 +15,8 @@ _ARCH_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'nu
               'patch_size': 'patch_size', 'mlp_ratio': 'mlp_ratio', 'global_pool': 'global_pool'}
 _PROMPT_KEYS = {'num_tokens': 'num_prompt_tokens', 'deep': 'deep_prompts',
                 'dropout': 'prompt_dropout'}
-_PRETRAINED_KEYS = {'checkpoint': 'path', 'prefix': 'prefix', 'allow_new': 'allow_new'}
+_PRETRAINED_KEYS = {'checkpoint': 'path', 'prefix': 'prefix', 'allow_new': 'allow_new',
+                    'allow_constants': 'allow_constants'}
 
 
 def size_arguments(arch: str | dict) -> dict:

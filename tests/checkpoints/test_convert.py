@@ -96,7 +96,7 @@ def test_nan_in_what_is_dropped_does_not_matter(layout, light):
 @pytest.mark.parametrize('true', VARIANTS)
 def test_the_right_arch_is_guessed(layout, light, true):
     wrong = 'vit_tiny_patch16' if true != 'vit_tiny_patch16' else 'absvit_tiny_patch8_gap'
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(InputError) as caught:
         convert_state_dict(light(layout(true)), wrong)
     fits = str(caught.value).splitlines()[-1]
     assert f'The tensors fit --arch {true}' in fits
