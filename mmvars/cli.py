@@ -20,6 +20,9 @@ COMMANDS = {
     'test': ('mmvars.engine.test:main', 'test a checkpoint: metrics, predictions, pictures'),
     'convert': ('mmvars.checkpoints.cli:main', 'convert checkpoints from and to other formats'),
     'visualize': ('mmvars.visualization.cli:main', 'draw bottom-up and top-down attention'),
+    'table': ('mmvars.benchmark.table_cli:main',
+              'parameters and multiply-adds beside the published tables'),
+    'benchmark': ('mmvars.benchmark.cli:main', 'time and peak memory against tokens'),
     'doctor': ('mmvars.doctor:main', 'say what is wrong with this environment, and the remedy'),
 }
 # Packages whose absence is a matter of installation, not a bug in mmvars.

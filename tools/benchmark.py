@@ -1,0 +1,11 @@
+"""Time and peak memory of mixers against the number of tokens: `python tools/benchmark.py --help`.
+
+The same as `mmvars benchmark`.
+"""
+
+import sys
+
+from mmvars.cli import run_tool
+
+if __name__ == '__main__':
+    sys.exit(run_tool('benchmark'))
