@@ -11,7 +11,8 @@ from torch import nn
 
 from mmvars.checkpoints import Account, load_pretrained, read_checkpoint
 from mmvars.checkpoints.containers import select_weights
-from mmvars.checkpoints.fit import Source, fit_tensors
+from mmvars.checkpoints.fit import fit_tensors
+from mmvars.checkpoints.source import Source
 from mmvars.engine.launch import clear_errors, load_config
 from mmvars.errors import InputError
 from mmvars.visualization.host import network_of
@@ -72,8 +73,8 @@ def _load_heads(model: nn.Module, checkpoint: str) -> Mapping:
     account = Account(f'{checkpoint} into the heads of {type(model).__name__}')
     content = read_checkpoint(checkpoint)
     tensors = select_weights(content, 'auto', account)
-    outside = {key: Source(key, value) for key, value in tensors.items()
-               if not key.startswith('backbone.')}
+    outside = {key: Source(key, value, getattr(value, 'shape', None))
+               for key, value in tensors.items() if not key.startswith('backbone.')}
     if len(outside) == len(tensors):
         raise InputError(f'{checkpoint} holds a backbone alone, and predictions need the heads '
                          'too: give a checkpoint of the whole model')
