@@ -86,6 +86,11 @@ class Account:
         self.lines.append(Line(status, source, target, None if shape is None else tuple(shape),
                                None if target_shape is None else tuple(target_shape), note))
 
+    def remark(self, text: str) -> None:
+        """Add a remark, once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
     def settle_shapes(self, written: Mapping[str, Shape]) -> None:
         """Give the tensors that were used the shapes they have in the output, by key."""
         for index, line in enumerate(self.lines):

@@ -55,7 +55,7 @@ def select_weights(content: Any, weights: str, account: Account,
                              f'average; leave --weights out')
         return _unwrapped(content, account)
     entry = _entry(content, weights, account)
-    account.remarks.append(f'weights: entry {entry!r}' + _how_chosen(weights, entry, content))
+    account.remark(f'weights: entry {entry!r}' + _how_chosen(weights, entry, content))
     for name, value in content.items():
         if name != entry:
             _account_for_entry(str(name), value, account, ignore)
@@ -127,6 +127,6 @@ def _unwrapped(state_dict: Mapping, account: Account) -> dict[str, Any]:
         for prefix, wrapper in _WRAPPERS.items():
             if all(key.startswith(prefix) for key in tensors):
                 tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-                account.remarks.append(f'prefix {prefix!r} of {wrapper} removed from every key')
+                account.remark(f'prefix {prefix!r} of {wrapper} removed from every key')
                 stripped = True
     return tensors

@@ -212,5 +212,5 @@ def _fresh(arch: str, size: dict[str, Any], seed: int, account: Account) -> dict
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = build_network(arch, **size).state_dict()
-    account.remarks.append(f'new values drawn with seed {seed}')
+    account.remark(f'new values drawn with seed {seed}')
     return fresh

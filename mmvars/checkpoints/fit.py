@@ -7,6 +7,7 @@ from torch import Tensor
 from mmvars.checkpoints.account import Account, Status
 from mmvars.checkpoints.grids import Grid, grid_records, tied_tensors
 from mmvars.checkpoints.source import Source, as_float32, tensor_fault
+from mmvars.layers import GridTied
 from mmvars.networks import TopDown
 
 __all__ = ['fit_tensors']
@@ -41,30 +42,31 @@ def fit_tensors(network: TopDown, sources: Mapping[str, Source], account: Accoun
         targets.pop(record.name, None)
     new_parts = {prefix: reason for prefix, reason in (may_be_new or {}).items()
                  if not any(name.startswith(prefix) for name in sources)}
-    fitted = {}
+    fitted, resampled = {}, {}
     for name, target in targets.items():
-        if name not in sources and name.startswith(tuple(new_parts)):
-            continue
         if name not in sources:
-            account.add(Status.MISSING, target=name_of(name), shape=target.shape)
+            if not name.startswith(tuple(new_parts)):
+                account.add(Status.MISSING, target=name_of(name), shape=target.shape)
             continue
         source, notes = sources.pop(name), []
         fault = tensor_fault(source.value, target)
         value = source.value if fault else as_float32(source.value, notes)
         if name in tied and not fault:
-            value, fault, resampling = tied[name].fit(value, recorded[tied[name].record],
-                                                      source_grid)
-            notes += resampling
-            account.remarks += [note for note in resampling if note not in account.remarks]
-        if fault:
-            account.add(Status.BROKEN, source.key, name_of(name), source.shape, note=fault)
-        elif value.shape != target.shape:
-            account.add(Status.MISSHAPED, source.key, name_of(name), source.shape, target.shape,
-                        ', '.join(notes))
-        else:
-            account.add(Status.USED, source.key, name_of(name), source.shape,
-                        None if source.shape == target.shape else target.shape, ', '.join(notes))
+            record = recorded[tied[name].record]
+            value, fault, how = tied[name].fit(value, record, source_grid)
+            if how:
+                resampled[tied[name].path] = tied[name].module
+                notes.append(how)
+                account.remark(how)
+        status = (Status.BROKEN if fault else
+                  Status.USED if value.shape == target.shape else Status.MISSHAPED)
+        wanted = None if fault or source.shape == target.shape else target.shape
+        account.add(status, source.key, name_of(name), source.shape, wanted,
+                    fault or ', '.join(notes))
+        if status is Status.USED:
             fitted[name] = value
+    for path, module in resampled.items():
+        fitted |= _followed(path, module, fitted, account)
     for record in records:
         fitted |= record.fit(recorded[record.name], account, name_of)
     for name in targets:
@@ -76,3 +78,16 @@ def fit_tensors(network: TopDown, sources: Mapping[str, Source], account: Accoun
     for source in sources.values():
         account.add(Status.UNEXPECTED, source.key, shape=source.shape)
     return fitted
+
+
+def _followed(path: str, module: GridTied, fitted: Mapping[str, Tensor],
+              account: Account) -> dict[str, Tensor]:
+    """Tensors that depend on the resampled ones of a module, as they are now."""
+    before = {name.removeprefix(path): value for name, value in fitted.items()
+              if name.startswith(path)}
+    after = dict(before)
+    module.follow_resampling(after)
+    changed = {leaf: value for leaf, value in after.items() if value is not before[leaf]}
+    for leaf in changed:
+        account.remark(f'{leaf} computed anew from what was resampled')
+    return {path + leaf: value for leaf, value in changed.items()}

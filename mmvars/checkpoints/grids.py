@@ -36,15 +36,20 @@ class TiedTensor(NamedTuple):
     Attributes:
         module: What it belongs to.
         leaf: Its name there.
-        record: Network name under which a grid that is not square is recorded.
+        path: What stands before the network names of the module's tensors.
         of_input: Whether the module stands at the grid of the embedding, not at that of a later
             stage.
     """
 
     module: GridTied
     leaf: str
-    record: str
+    path: str
     of_input: bool
+
+    @property
+    def record(self) -> str:
+        """Network name under which a grid that is not square is recorded."""
+        return self.path + _RECORD
 
     @property
     def ndim(self) -> int:
@@ -81,19 +86,22 @@ class TiedTensor(NamedTuple):
         return grid
 
     def fit(self, table: Tensor, recorded: Source | None,
-            given: Grid | None) -> tuple[Tensor, str, list[str]]:
-        """A file's tensor at the network's grid, what is wrong with it (``''``: nothing), notes."""
+            given: Grid | None) -> tuple[Tensor, str, str]:
+        """A file's tensor at the network's grid, what is wrong with it, and how it was resampled.
+
+        Both texts are empty where there is nothing to say.
+        """
         if table.ndim != self.ndim:
-            return table, '', []  # a wrong shape, which is reported as such
+            return table, '', ''  # a wrong shape, which is reported as such
         try:
             grid = self.source_grid(table, recorded, given)
         except InputError as error:
-            return table, str(error), []
+            return table, str(error), ''
         if grid == self.module.grid:
-            return table, '', []
+            return table, '', ''
         note = '{} resampled from {}x{} to {}x{} patches (height x width): {}'.format(
             _NAMES.get(self.leaf, self.leaf), *grid, *self.module.grid, _HOW[self.leaf])
-        return self.module.resample(self.leaf, table, grid, self.module.grid), '', [note]
+        return self.module.resample(self.leaf, table, grid, self.module.grid), '', note
 
 
 def tied_tensors(network: TopDown) -> dict[str, TiedTensor]:
@@ -103,7 +111,7 @@ def tied_tensors(network: TopDown) -> dict[str, TiedTensor]:
         if isinstance(module, GridTied) and module.grid is not None:
             for leaf in module.grid_tied:
                 if isinstance(getattr(module, leaf), Tensor):
-                    tied[f'{path}.{leaf}'] = TiedTensor(module, leaf, f'{path}.{_RECORD}',
+                    tied[f'{path}.{leaf}'] = TiedTensor(module, leaf, f'{path}.',
                                                         module.grid == network.trunk.grid)
     return tied
 

@@ -65,7 +65,7 @@ def check_variable(source: Format, trunk: Trunk, account: Account) -> None:
     unsaid = {name: value for name, value in own.items()
               if name in source.variable and name not in SHOWN_OPTIONS}
     if unsaid:
-        account.remarks.append(f'constants that no file of the release says: {stated(unsaid)}')
+        account.remark(f'constants that no file of the release says: {stated(unsaid)}')
 
 
 def _refuse_contradiction(recorded: Recorded, options: Mapping[str, Any], title: str) -> None:

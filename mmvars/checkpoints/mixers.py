@@ -172,7 +172,7 @@ def check_constants(trunk: Trunk, recorded: Recorded | None, account: Account,
                          f'{trunk.mixer!r} are {", ".join(own) or "none"}')
     if recorded is None or recorded.mixer != trunk.mixer:
         if own:
-            account.remarks.append(f'the file does not say its constants; the network has '
+            account.remark(f'the file does not say its constants; the network has '
                                    f'{stated(own)}')
         return
     others = {name: value for name, value in recorded.options.items()
@@ -186,7 +186,7 @@ def check_constants(trunk: Trunk, recorded: Recorded | None, account: Account,
                          f'on purpose, say allow_constants={tuple(refused)!r} (in init_cfg, or of '
                          f'load_pretrained)')
     if others:
-        account.remarks.append(f'other constants than the file was made with, as allowed: '
+        account.remark(f'other constants than the file was made with, as allowed: '
                                f'{stated({name: own[name] for name in others})} instead of '
                                f'{stated(others)}')
 

@@ -49,7 +49,7 @@ def name_tensors(state_dict: Mapping[str, Any], account: Account, ignore: Sequen
         known = ', '.join(f.title for f in FORMATS)
         raise InputError(f'{account.title}: the keys are those of no known source ({known}); they '
                          f'begin with {", ".join(list(state_dict)[:5])}')
-    account.remarks.append(f'source names: {source.title}')
+    account.remark(f'source names: {source.title}')
     named, carried = {}, {}
     for key, value in state_dict.items():
         name, row = source.to_network(key) or (None, None)

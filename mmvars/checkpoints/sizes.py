@@ -14,7 +14,7 @@ from mmvars.checkpoints.mixers import mixers_seen, shown_options, stated
 from mmvars.checkpoints.naming import is_head
 from mmvars.checkpoints.source import Source
 from mmvars.errors import InputError
-from mmvars.networks import VARIANTS, TopDown, build_network
+from mmvars.networks import TRUNKS, VARIANTS, TopDown, build_network
 
 __all__ = ['NEW_PARTS', 'meta_network', 'refuse_unknown_parts', 'size_advice', 'size_of_source']
 
@@ -86,10 +86,11 @@ def size_of_source(arch: str, sources: Mapping[str, Source],
 
 def size_advice(sources: Mapping[str, Source]) -> str:
     """Which network would fit, as a sentence; the widths and depths found if none does."""
-    fits = [words for arch in VARIANTS if (words := _words_of_fit(arch, sources))]
+    stages = _stages(sources)
+    fits = [words for arch in VARIANTS if stages == _stages_of(arch)
+            and (words := _words_of_fit(arch, sources))]
     if fits:
         return f'The tensors fit --arch {" or ".join(fits)}.'
-    stages = _stages(sources)
     patches = _value(sources, 'trunk.patch_embed.proj.weight')
     found = dict(embed_dim=' '.join(str(width) for width, _ in stages),
                  depth=' '.join(str(depth) for _, depth in stages),
@@ -185,6 +186,13 @@ def _stages(sources: Mapping[str, Source]) -> list[tuple[int, int]]:
             if match[3] == 'mlp.fc2.bias' and value is not None:
                 widths[stage] = value.shape[0]
     return [(widths[stage], len(blocks[stage])) for stage in sorted(widths)]
+
+
+def _stages_of(arch: str) -> list[tuple[int, int]]:
+    """The same for a named size."""
+    size = TRUNKS[arch.replace('absvit_', 'vit_')][1]
+    width, depth = size['embed_dim'], size['depth']
+    return [(width, depth)] if isinstance(width, int) else list(zip(width, depth, strict=True))
 
 
 def _value(sources: Mapping[str, Source], name: str) -> Tensor | None:
