@@ -53,6 +53,13 @@ class GridTied(nn.Module):
         """
         raise NotImplementedError
 
+    def follow_resampling(self, entries: dict[str, Tensor]) -> None:
+        """Bring up to date what depends on resampled tensors.
+
+        Args:
+            entries: The module's entries of a state dict, by name; changed in place.
+        """
+
     def at_grid(self, name: str, grid: TokenGrid | Grid) -> Tensor:
         """The tensor ``name`` for the grid of an input.
 
@@ -87,7 +94,7 @@ class GridTied(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _resample_entries(self, state_dict: dict, prefix: str) -> None:
-        recorded = state_dict.pop(prefix + 'trained_grid', None)
+        recorded, resampled = state_dict.pop(prefix + 'trained_grid', None), False
         for name in self.grid_tied:
             tensor, own = state_dict.get(prefix + name), getattr(self, name, None)
             if tensor is None or own is None or tensor.ndim != own.ndim:
@@ -97,5 +104,11 @@ class GridTied(nn.Module):
             except InputError as error:
                 raise InputError(f'{prefix}{name}: {error}') from None
             state_dict[prefix + name] = self.resample(name, tensor, tuple(grid), self.grid)
+            resampled = resampled or tuple(grid) != self.grid
+        if resampled:
+            entries = {key.removeprefix(prefix): entry for key, entry in state_dict.items()
+                       if key.startswith(prefix)}
+            self.follow_resampling(entries)
+            state_dict.update({prefix + name: entry for name, entry in entries.items()})
         if hasattr(self, 'trained_grid'):
             state_dict[prefix + 'trained_grid'] = torch.tensor(self.grid)

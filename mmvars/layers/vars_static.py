@@ -148,6 +148,11 @@ class VARSStatic(SparseReconstruction):
     def stored_grid(self, name: str, tensor: Tensor) -> Grid:
         return square_side(tensor.shape[-3], tensor.shape[-2], name)
 
+    def follow_resampling(self, entries: dict[str, Tensor]) -> None:
+        # The bound of the filters as they now are; at_grid's filters get theirs in the same way.
+        if 'step_bound' in entries and 'dictionary' in entries:
+            entries['step_bound'] = running_bound(entries['dictionary'])
+
     def _inputs(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
         return project_value(self.value, x, top_down)
 
