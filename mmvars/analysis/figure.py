@@ -14,6 +14,7 @@ __all__ = ['Row', 'draw_figure', 'figure_to_array', 'save_figure']
 # Inches.
 PANEL_AREA = 4.6
 MIN_WIDTH, MAX_WIDTH = 1.75, 4.2
+MAX_ROW = 17.  # of many columns, as far as the least width allows
 GAP, MARGIN = 0.1, 0.08
 TITLE, STRIP, FOOTER, ROW_LABEL = 0.42, 0.3, 0.2, 0.28
 LEGEND_LINE, LEGEND_WIDTH = 0.155, 1.62
@@ -51,7 +52,7 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
         raise InputError(f'rows must have the same number of panels, at least one, got '
                          f'{[len(row.panels) for row in rows]}')
     num_columns = columns.pop()
-    cell_width, cell_height = _cell(image_size)
+    cell_width, cell_height = _cell(image_size, num_columns)
     left = MARGIN + (ROW_LABEL if any(row.label for row in rows) else 0)
     with_legend = any(isinstance(panel, LabelMap) for row in rows for panel in row.panels)
     right = MARGIN + (LEGEND_WIDTH if with_legend else 0)
@@ -114,10 +115,11 @@ def figure_to_array(figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _cell(image_size: tuple[int, int]) -> tuple[float, float]:
-    """Width and height of a cell: about the same area for every shape of image."""
+def _cell(image_size: tuple[int, int], num_columns: int) -> tuple[float, float]:
+    """Width and height of a cell: about the same area for every shape of image, if it fits."""
     shape = image_size[0] / image_size[1]
-    width = min(max((PANEL_AREA / shape)**0.5, MIN_WIDTH), MAX_WIDTH)
+    width = min((PANEL_AREA / shape)**0.5, MAX_WIDTH, MAX_ROW / num_columns - GAP)
+    width = max(width, MIN_WIDTH)
     return width, width * shape
 
 

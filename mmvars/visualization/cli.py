@@ -20,10 +20,11 @@ from mmvars.visualization.model import build_model, class_metainfo, read_config
 from mmvars.visualization.priors import HELP as PRIOR_HELP
 from mmvars.visualization.priors import NamedPrior, resolve_prior
 from mmvars.visualization.sparse_views import atom_rows, step_rows
-from mmvars.visualization.views import (LIMITS, ViewOptions, check_options, observe, panels_of)
+from mmvars.visualization.views import (STEP_LIMITS, ViewOptions, check_options, observe, panels_of)
 
 __all__ = ['main', 'parse_args']
 
+STEP_UNITS = {'relative': ', over its mean', 'shared': '', 'own': ', each in its own range'}
 EPILOG = """\
 IMAGE_attention.png is written for each image: input | bottom-up attention (token norms of pass 1) |
 token mask | top-down attention (token norms of pass 2) | prediction of pass 2. Each combination of
@@ -33,12 +34,14 @@ without feedback (ViT, RVT, VARS, GFNet) has one pass, so neither mask nor top-d
 For VARS, --steps also writes IMAGE_steps.png, how attention comes about in one block (Fig. 1.5):
 the map after the start and each recurrent step is |P u|, the norm over the channels of what the
 code u of that step reconstructs at each patch. That is what the block hands on, and defined alike
-for all dictionaries. Above each map: the share of code entries up to 1% of the largest, and the
-energy of Eq. 1.10 over that of a code of zeros. --atoms also writes IMAGE_atoms.png, the atoms P_m
-that the final code uses most (Fig. A.2-A.4), by their share of the code energy
-sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or filters (vars_s), which are
-reconstructed with at every place. Softmax attention and the Performer have no steps; what the
-average token looks at (--average-attention) is their map in the thesis (Table 1.4).
+for all dictionaries. Above each map: the share of code entries of at most 1% of the largest, and
+the energy of Eq. 1.10 over that of a code of zeros.
+
+--atoms also writes IMAGE_atoms.png, the atoms P_m that the final code uses most (Fig. A.2-A.4), by
+their share of the code energy sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or
+filters, which are reconstructed with at every place (vars_s). Heads, channels and atoms are counted
+from 0. Softmax attention and the Performer have neither; what the average token looks at
+(--average-attention) is the map of softmax attention in the thesis (Table 1.4).
 
   mmvars visualize CONFIG CHECKPOINT photo.jpg --alpha 1 5 10
   mmvars visualize CONFIG CHECKPOINT photos/ --prior "class:golden retriever" class:281 --alpha 10
@@ -69,9 +72,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
                         'dynamic and of the static one, where there are two)')
     parser.add_argument('--per-head', action='store_true',
                         help='with --atoms: the K most used of each head, instead of all heads')
-    parser.add_argument('--limits', choices=LIMITS,
-                        help='colours of --steps and --atoms: one range for all maps of a row, or '
-                        'each map\'s own (default: shared for steps, own for atoms)')
+    parser.add_argument('--step-limits', choices=STEP_LIMITS,
+                        help='colours of --steps: relative (default) draws each map over its own '
+                        'mean, all in one range, so that a sharper map has a higher peak; shared '
+                        'draws the norms themselves in one range; own each in its own range')
     parser.add_argument('--threshold', type=float, metavar='F',
                         help='draw only what is above min + F (max - min) of a map; the authors\' '
                         'demonstration of controllable attention uses 0.7')
@@ -114,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f'--threshold must be between 0 and 1, got {args.threshold}')
     if args.per_head and args.atoms is None:
         raise InputError('--per-head tells atoms apart: give --atoms K too')
-    if args.limits and not args.steps and args.atoms is None:
-        raise InputError('--limits is for --steps and --atoms: give one of them too')
+    if args.step_limits and not args.steps:
+        raise InputError('--step-limits is about the colours of --steps: give that too')
     images = find_images(args.images, args.out_dir)
     cfg = read_config(args.config, args.cfg_options)
     pipeline = test_pipeline(cfg)
@@ -126,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                           threshold=args.threshold, class_attention=args.class_attention,
                           average_attention=args.average_attention, difference=args.difference,
                           strength=args.strength, steps=args.steps, atoms=args.atoms,
-                          per_head=args.per_head, limits=args.limits)
+                          per_head=args.per_head,
+                          step_limits=args.step_limits or STEP_LIMITS[0])
     check_options(network, options)
     if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
         print('the config tests with sliding windows; here each image is one forward, so that maps '
@@ -173,7 +178,8 @@ def _figures(model: nn.Module, sample: Sample, options: ViewOptions,
             rows['atoms'] += atom_rows(seen, options, label)
     place = f'block {options.layer + 1} of {network.trunk.depth}'
     texts = {'attention': f'token norms after {place}',
-             'steps': f'sparse code of {place}', 'atoms': f'most used atoms of {place}'}
+             'steps': f'|P u| in {place}{STEP_UNITS[options.step_limits]}',
+             'atoms': f'most used atoms of {place}'}
     image = f'network input {sample.size[0]}x{sample.size[1]} px (height x width)'
     if network.feedback is None:
         texts['attention'] += ' · no feedback: one pass, no token mask, no top-down attention'

@@ -21,8 +21,11 @@ def step_rows(seen: Observation, options: ViewOptions, label: str = '') -> list[
     rows, grid = [], seen.codes.grid
     weight = sparsity_weight(seen.codes.mixer, grid)
     for number, trace in enumerate(seen.codes.traces, 1):
-        maps = [options.shown(seen.enlarge(m)) for m in step_maps(trace, grid)]
-        limits = None if options.limits == 'own' else _range(maps)
+        maps = [seen.enlarge(m) for m in step_maps(trace, grid)]
+        if options.step_limits == 'relative':
+            maps = [m / max(float(m.mean()), 1e-12) for m in maps]
+        maps = [options.shown(m) for m in maps]
+        limits = None if options.step_limits == 'own' else _range(maps)
         energies = energy_shares(trace, weight)[:, 0].tolist()
         panels: list[Panel] = [Picture(seen.image)]
         for step, (values, code, energy) in enumerate(zip(maps, trace.codes, energies,
@@ -56,17 +59,15 @@ def _atom_panels(seen: Observation, options: ViewOptions, atoms: AtomSet,
         values = [seen.enlarge(m[None]) for m in maps]
     else:
         values = [m.numpy() for m in maps]
-    common = _range(values) if options.limits == 'shared' else None
     panels: list[Panel] = []
     for use, value in zip(uses, values, strict=True):
-        low, high = common or _range([value])
-        colour_map = 'inferno'
-        if low < 0:  # white is "no part in the atom"
-            low, high, colour_map = -max(-low, high), max(-low, high), 'bwr'
+        reach = max(float(np.abs(value).max()), 1e-12)
+        # Zero is "no part in the atom": black, or white between the two signs of static atoms.
+        low, colour_map = (-reach, 'bwr') if value.min() < 0 else (0., 'inferno')
         group, image = ('head', seen.image) if atoms.on_image else ('channel', None)
         note = f'{use.share:.1%} of the code' if use.share else 'not used'
         panels.append(HeatMap(value, image, f'{group} {use.group}, atom {use.atom}', note,
-                              (low, high), options.strength, colour_map))
+                              (low, reach), options.strength, colour_map))
     return panels
 
 
@@ -78,7 +79,7 @@ def _wrapped(seen: Observation, panels: list[Panel], label: str) -> list[Row]:
     for r in range(num_rows):
         part = panels[r * columns:(r + 1) * columns]
         head = Blank() if r else Picture(seen.image)
-        rows.append(Row([head, *part, *[Blank()] * (columns - len(part))], label))
+        rows.append(Row([head, *part, *[Blank()] * (columns - len(part))], '' if r else label))
     return rows
 
 

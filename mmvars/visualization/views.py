@@ -18,9 +18,9 @@ from mmvars.errors import InputError, check_number
 from mmvars.networks import TopDown
 from mmvars.visualization.host import ClassTable, Sample, is_segmentor, network_of, predict
 
-__all__ = ['LIMITS', 'Observation', 'ViewOptions', 'check_options', 'observe', 'panels_of']
+__all__ = ['STEP_LIMITS', 'Observation', 'ViewOptions', 'check_options', 'observe', 'panels_of']
 
-LIMITS = ('shared', 'own')
+STEP_LIMITS = ('relative', 'shared', 'own')
 PASS_NAMES = ('Bottom-up attention', 'Top-down attention')
 
 
@@ -38,8 +38,9 @@ class ViewOptions:
         steps: Record the steps of the block's sparse code.
         atoms: Number of atoms of that code to draw; ``None``: none.
         per_head: As many atoms of every head, instead of all heads together.
-        limits: Colours of steps and atoms: ``'shared'`` by the panels of a row, each panel's
-            ``'own'``, or ``None``: shared by steps, own for atoms.
+        step_limits: Colours of the steps. ``'relative'``: each map over its own mean, one range for
+            all steps, so that a sharper map is one with a higher peak; ``'shared'``: the norms
+            themselves in one range; ``'own'``: each in its own.
     """
 
     layer: int | None = None
@@ -51,7 +52,7 @@ class ViewOptions:
     steps: bool = False
     atoms: int | None = None
     per_head: bool = False
-    limits: str | None = None
+    step_limits: str = STEP_LIMITS[0]
 
     def shown(self, values: np.ndarray) -> np.ndarray:
         """The part of a map above the threshold; of the visible part, so that padding has no say.

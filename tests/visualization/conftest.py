@@ -16,13 +16,29 @@ WIDTH, NUM_SEG, NUM_CLS = 24, 19, 6
 CLASS_NAMES = ('tench, Tinca tinca', 'golden retriever', 'tabby', 'crane', 'pier', 'bubble')
 
 
-def backbone(kind: str, **arguments) -> dict:
-    return dict(type=f'mmvars.{kind}', img_size=64, arch=dict(
-        embed_dims=WIDTH, num_layers=3, num_heads=2, patch_size=16), **arguments)
+def backbone(kind: str, out_type: str = 'featmap') -> tuple[dict, int]:
+    """Backbone and width of its last map: ``AbSViT``, ``ViT``, ``GFNet``, ``RVT``, or the name of a
+    mixer in an RVT trunk (``rvt:vars_d``) or one with class token (``deit_convstem:vars_d``)."""
+    trunk, _, mixer = kind.partition(':')
+    if trunk in ('AbSViT', 'ViT'):
+        arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2, patch_size=16)
+        return dict(type=f'mmvars.{kind}', img_size=64, arch=arch,
+                    out_type='featmap' if out_type == 'featmap' else 'cls_token'), WIDTH
+    arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2)
+    if trunk in ('RVT', 'rvt'):  # two stages: the grids of blocks 1 and 2 differ
+        arch = dict(embed_dims=[WIDTH, 2 * WIDTH], num_layers=[2, 1], num_heads=[2, 4])
+    config = dict(type=f'mmvars.{trunk}', arch=arch)
+    if mixer:
+        config = dict(type='mmvars.VARS', arch=dict(trunk=trunk, **arch), mixer=mixer)
+        if mixer == 'vars_s':  # the release's 3.5 leaves no code at this width
+            config['mixer_cfg'] = dict(sparsity=.1)
+    width = WIDTH * len(np.atleast_1d(arch['num_layers']))
+    return config | dict(img_size=64, out_type=out_type), width
 
 
 def segmentation_config(kind: str = 'AbSViT') -> Config:
-    head = dict(type='mmseg.FCNHead', in_channels=WIDTH, in_index=0, channels=8, num_convs=1,
+    features, width = backbone(kind)
+    head = dict(type='mmseg.FCNHead', in_channels=width, in_index=0, channels=8, num_convs=1,
                 concat_input=False, num_classes=NUM_SEG, norm_cfg=dict(type='SyncBN'),
                 align_corners=False)
     return Config(dict(
@@ -31,7 +47,7 @@ def segmentation_config(kind: str = 'AbSViT') -> Config:
                    data_preprocessor=dict(type='mmseg.SegDataPreProcessor', mean=MEAN, std=STD,
                                           bgr_to_rgb=True, size=(64, 64), pad_val=0,
                                           seg_pad_val=255),
-                   backbone=backbone(kind), decode_head=head, train_cfg=dict(),
+                   backbone=features, decode_head=head, train_cfg=dict(),
                    test_cfg=dict(mode='whole')),
         test_dataloader=dict(dataset=dict(
             type='mmseg.CityscapesDataset',
@@ -41,14 +57,15 @@ def segmentation_config(kind: str = 'AbSViT') -> Config:
 
 
 def classification_config(kind: str = 'AbSViT') -> Config:
+    features, width = backbone(kind, 'avg_featmap')
     return Config(dict(
         default_scope='mmpretrain',
         model=dict(type='mmvars.ImageClassifier',
                    data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor', mean=MEAN, std=STD,
                                           num_classes=NUM_CLS, to_rgb=True),
-                   backbone=backbone(kind, out_type='cls_token'),
+                   backbone=features,
                    head=dict(type='mmpretrain.LinearClsHead', num_classes=NUM_CLS,
-                             in_channels=WIDTH)),
+                             in_channels=width)),
         test_dataloader=dict(dataset=dict(
             type='mmpretrain.CustomDataset', metainfo=dict(classes=CLASS_NAMES),
             pipeline=[dict(type='mmvars.LoadImageFromFile'),
