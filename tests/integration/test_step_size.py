@@ -1,6 +1,5 @@
-"""VARS-S's step bounds in real runs: when they move, after a resume, in averages, without a hook."""
+"""VARS-S's step bounds in real runs: when they move, resumed, in averages, without a hook."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from mmengine.registry import HOOKS
 
 from mmvars.engine.test import main as run_test
 from mmvars.engine.train import main as run_train
+from mmvars.layers.vars_static import running_bound
 
 BACKBONE = """
 model['backbone'] = dict(
@@ -119,7 +119,6 @@ def test_averaged_weights_are_saved_with_a_bound_that_holds_for_them(buffers, tr
         assert torch.equal(bound, trained[f'module.{key}']) is not buffers
         filters = key.replace('step_bound', 'dictionary')
         assert not torch.equal(averaged[filters], trained[f'module.{filters}'])
-    from mmvars.layers.vars_static import running_bound
     for key, bound in bounds_of(averaged).items():
         needed = running_bound(averaged[key.replace('step_bound', 'dictionary')])
         assert (needed < 2 * bound).all()  # shrinkage converges for steps below 2 / L
