@@ -48,8 +48,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
         """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``."""
-        q, k, v = (split_heads(part, self.num_heads)
-                   for part in with_value(self.qkv, x, top_down))
+        q, k, v = self._query_key_value(x, top_down)
         return self.proj(join_heads(self._mix(q, k, v, grid)))
 
     def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None) -> Tensor:
@@ -58,8 +57,14 @@ class SelfAttention(nn.Module):
         The fused forward never forms this matrix; call this where a picture of it is wanted.
         """
         del grid
-        q, k, _ = (split_heads(part, self.num_heads) for part in with_value(self.qkv, x, None))
+        q, k, _ = self._query_key_value(x, None)
         return self._logits(q, k).softmax(dim=-1)
+
+    def _query_key_value(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(split_heads(part, self.num_heads) for part in self._project(x, top_down))
+
+    def _project(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
+        return with_value(self.qkv, x, top_down)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
         del grid  # attention is free of positions
@@ -101,7 +106,7 @@ class MaskedAttention(SelfAttention, GridTied):
         self.attention_mask = nn.Parameter(torch.zeros(num_heads, patches, patches))
 
     def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None) -> Tensor:
-        q, k, _ = (split_heads(part, self.num_heads) for part in with_value(self.qkv, x, None))
+        q, k, _ = self._query_key_value(x, None)
         return self._masked(q, k, self.grid if grid is None else grid)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:

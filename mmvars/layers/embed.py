@@ -48,11 +48,15 @@ class PatchEmbed(nn.Module):
         pad_bottom, pad_right = -height % patch, -width % patch
         if pad_bottom or pad_right:
             images = F.pad(images, (0, pad_right, 0, pad_bottom))
-        maps = self.proj(images)
+        maps = self._maps(images)
         return maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1])
 
     def _projection(self, embed_dim: int) -> nn.Module:
         return nn.Conv2d(self.in_chans, embed_dim, self.patch_size, stride=self.patch_size)
+
+    def _maps(self, images: Tensor) -> Tensor:
+        """``(B, in_chans, h P, w P)`` to ``(B, C, h, w)``."""
+        return self.proj(images)
 
 
 class ConvStem(PatchEmbed):

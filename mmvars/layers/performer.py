@@ -1,5 +1,7 @@
 """Positive random features of the softmax kernel, and linear attention with them."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -47,8 +49,10 @@ def positive_features(x: Tensor, random_features: Tensor, unit_length: bool = Tr
         x = nn.functional.normalize(x, dim=-1, eps=_EPS)
     else:
         x = x * x.shape[-1]**-0.25
-    half_square = x.square().sum(dim=-1, keepdim=True) / 2
-    return torch.exp(x @ random_features - half_square) * random_features.shape[-1]**-0.5
+    # All in the exponent, and in place: these are the largest tensors of the linear mixers.
+    half_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / 2
+    return (x @ random_features).sub_(
+        half_square + math.log(random_features.shape[-1]) / 2).exp_()
 
 
 class Performer(nn.Module):

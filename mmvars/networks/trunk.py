@@ -111,6 +111,10 @@ class Trunk(nn.Module):
         del index
         return tokens, grid
 
+    def after_blocks(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
+        """From the last block to the output tokens, and their grid: the final norm."""
+        return self.norm(tokens), grid
+
     def run(self, tokens: Tensor, grid: TokenGrid, top_down: Sequence[Tensor] | None = None,
             out_indices: Sequence[int] = (), trace: bool = False) -> TrunkOutput:
         """One pass through all blocks.
@@ -135,8 +139,8 @@ class Trunk(nn.Module):
                 grids.append(grid)
             if trace:
                 traces.append(BlockTrace(block_input, tokens))
-        return TrunkOutput(self.norm(tokens), grid, tuple(intermediates), tuple(grids),
-                           tuple(traces))
+        tokens, grid = self.after_blocks(tokens, grid)
+        return TrunkOutput(tokens, grid, tuple(intermediates), tuple(grids), tuple(traces))
 
     def logits(self, output: TrunkOutput) -> Tensor:
         """Class scores ``(B, num_classes)`` of a pass.
