@@ -12,9 +12,10 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmvars.engine.backbone_overrides import set_backbone
 from mmvars.errors import InputError
 
-__all__ = ['SHORTHANDS', 'apply_overrides', 'walk_entries']
+__all__ = ['SHORTHANDS', 'Editor', 'apply_overrides', 'walk_entries']
 
 SHORTHANDS: dict[str, str] = {
     'data_root': 'folder of the data set, for training, validation and test',
@@ -23,6 +24,7 @@ SHORTHANDS: dict[str, str] = {
     'img_scale': 'WIDTH,HEIGHT that images are resized to, in training (before the random factor) '
                  'and in tests',
     'arch': "the backbone's size (also as model.backbone.arch); the heads' in_channels follow",
+    'mixer': "the backbone's token mixer (also as model.backbone.mixer), with its default options",
     'max_iters': 'training iterations (also as train_cfg.max_iters); schedule, warm-up, intervals '
                  'of validation, checkpoints and log follow',
     'max_epochs': 'the same for training by epochs (also as train_cfg.max_epochs)',
@@ -35,11 +37,15 @@ _WARMUP_SHARE = 10
 _LEAST_INTERVAL = 500
 """Iterations between two validations or checkpoints of a shortened run, or the whole run."""
 
+_FULL_NAMES = {'arch': 'model.backbone.arch', 'mixer': 'model.backbone.mixer',
+               'max_iters': 'train_cfg.max_iters', 'max_epochs': 'train_cfg.max_epochs'}
+"""Shorthands of a single entry, which work the same under its full name."""
+
 _LOGS_PER_RUN, _LEAST_LOG_INTERVAL = 20, 10
 """A short run is logged this many times, but not more often than every so many iterations."""
 
 
-class _Editor:
+class Editor:
     """Writes entries of a config unless the user's options name them, and keeps account."""
 
     def __init__(self, cfg: Config, options: Mapping[str, Any]) -> None:
@@ -67,6 +73,14 @@ class _Editor:
         node[key] = value
         self.notes.append(f'{path}: {_shown(old)} -> {_shown(value)} (from {cause})')
 
+    def remove(self, path: str, cause: str) -> None:
+        """Take an entry out, back to the default of whatever reads it."""
+        if self._is_named(path):
+            return
+        parent, _, key = path.rpartition('.')
+        old = self.get(parent).pop(key)
+        self.notes.append(f'{path}: {_shown(old)} -> its default (from {cause})')
+
     def _is_named(self, path: str) -> bool:
         return any(name == path or name.startswith(f'{path}.') or path.startswith(f'{name}.')
                    for name in self._named if name not in SHORTHANDS)
@@ -83,10 +97,10 @@ class _Editor:
 def apply_overrides(cfg: Config, cfg_options: Mapping[str, Any] | None) -> list[str]:
     """Merge ``--cfg-options`` into ``cfg`` in place, and all that follows from the shorthands.
 
-    The keys of :data:`SHORTHANDS` are understood at the top level; ``arch``, ``max_iters`` and
-    ``max_epochs`` work the same under their full names. Entries that held the old value of
-    ``data_root``, ``crop_size`` or ``img_scale`` get the new one; others, such as a second data
-    set's root, are left alone. An entry that the options name explicitly always wins.
+    The keys of :data:`SHORTHANDS` are understood at the top level; those that stand for a single
+    entry work the same under its full name. Entries that held the old value of ``data_root``,
+    ``crop_size`` or ``img_scale`` get the new one; others, such as a second data set's root, are
+    left alone. An entry that the options name explicitly always wins.
 
     Args:
         cfg: A parsed config.
@@ -100,22 +114,23 @@ def apply_overrides(cfg: Config, cfg_options: Mapping[str, Any] | None) -> list[
     """
     options = dict(cfg_options or {})
     given = {key: options[key] for key in SHORTHANDS if key in options}
-    for key in ('arch', 'max_iters', 'max_epochs'):
-        full = ('model.backbone.' if key == 'arch' else 'train_cfg.') + key
+    for key, full in _FULL_NAMES.items():
         if key in given and full in options:
             raise InputError(f'--cfg-options gives {key} and {full}, which are the same thing: '
                              f'leave one out')
     before = {key: cfg.get(key) for key in ('data_root', 'crop_size', 'img_scale')}
+    mixer = cfg.get('model', {}).get('backbone', {}).get('mixer')
     cfg.merge_from_dict({key: value for key, value in options.items() if key not in given})
-    editor = _Editor(cfg, options)
+    editor = Editor(cfg, options)
     if 'data_root' in given:
         _set_data_root(editor, before['data_root'], given['data_root'])
     if 'crop_size' in given:
         _set_crop_size(editor, before['crop_size'], given['crop_size'])
     if 'img_scale' in given:
         _set_img_scale(editor, before['img_scale'], given['img_scale'])
-    if 'arch' in given or any(key.startswith('model.backbone.arch') for key in options):
-        _set_arch(editor, given)
+    if {'arch', 'mixer'} & set(given) or 'model.backbone.mixer' in options or any(
+            key.startswith('model.backbone.arch') for key in options):
+        set_backbone(editor, given, mixer)
     for unit in ('iters', 'epochs'):
         if f'max_{unit}' in given or f'train_cfg.max_{unit}' in options:
             _set_duration(editor, unit, given)
@@ -125,7 +140,7 @@ def apply_overrides(cfg: Config, cfg_options: Mapping[str, Any] | None) -> list[
     return editor.notes
 
 
-def _set_data_root(editor: _Editor, old: Any, new: Any) -> None:
+def _set_data_root(editor: Editor, old: Any, new: Any) -> None:
     if not isinstance(new, str):
         raise InputError(f'data_root must be one folder, got {new!r}')
     editor.set('data_root', new, 'data_root')
@@ -134,7 +149,7 @@ def _set_data_root(editor: _Editor, old: Any, new: Any) -> None:
             editor.set(f'{path}.data_root', new, 'data_root')
 
 
-def _set_crop_size(editor: _Editor, old: Any, new: Any) -> None:
+def _set_crop_size(editor: Editor, old: Any, new: Any) -> None:
     one_side = isinstance(old, int)
     size = _pair('crop_size', new, 'HEIGHT,WIDTH')
     if one_side and size[0] != size[1]:
@@ -155,7 +170,7 @@ def _set_crop_size(editor: _Editor, old: Any, new: Any) -> None:
         editor.set('model.backbone.img_size', value, 'crop_size')
 
 
-def _set_img_scale(editor: _Editor, old: Any, new: Any) -> None:
+def _set_img_scale(editor: Editor, old: Any, new: Any) -> None:
     scale = _pair('img_scale', new, 'WIDTH,HEIGHT')
     editor.set('img_scale', scale, 'img_scale')
     for path, node in editor.dicts():
@@ -164,30 +179,7 @@ def _set_img_scale(editor: _Editor, old: Any, new: Any) -> None:
             editor.set(f'{path}.scale', scale, 'img_scale')
 
 
-def _set_arch(editor: _Editor, given: Mapping[str, Any]) -> None:
-    backbone = editor.get('model.backbone', {})
-    if not str(backbone.get('type', '')).startswith('mmvars.'):
-        raise InputError(f"arch applies to backbones of mmvars; this config's is "
-                         f"{backbone.get('type')!r}, which has its own arguments for the size")
-    if 'arch' in given:
-        editor.set('model.backbone.arch', given['arch'], 'arch')
-    width, pooled = _width_and_pooling(backbone['arch'])
-    if backbone.get('out_type', 'featmap') != 'featmap':
-        editor.set('model.backbone.out_type', pooled, 'arch')
-    if editor.get('model.neck') is not None:
-        editor.notes.append('model.neck stands between backbone and heads: in_channels are as they '
-                            'were')
-        return
-    for path, node in editor.dicts():
-        if path.startswith(('model.decode_head', 'model.auxiliary_head', 'model.head')):
-            channels = node.get('in_channels')
-            if isinstance(channels, int):
-                editor.set(f'{path}.in_channels', width, 'arch')
-            elif channels is not None:
-                editor.set(f'{path}.in_channels', [width] * len(channels), 'arch')
-
-
-def _set_duration(editor: _Editor, unit: str, given: Mapping[str, Any]) -> None:
+def _set_duration(editor: Editor, unit: str, given: Mapping[str, Any]) -> None:
     """Length of the run, in iterations or epochs, and what is measured against it."""
     key, by_epoch = f'max_{unit}', unit == 'epochs'
     if key not in editor.get('train_cfg', {}):
@@ -221,7 +213,7 @@ def _set_duration(editor: _Editor, unit: str, given: Mapping[str, Any]) -> None:
         editor.set('default_hooks.logger.interval', min(log, often, new), key)
 
 
-def _set_schedules(editor: _Editor, schedules: list, old: int, new: int, key: str) -> None:
+def _set_schedules(editor: Editor, schedules: list, old: int, new: int, key: str) -> None:
     """Warm-ups keep their length up to a share of the run; the rest is stretched to the end."""
     def moved(point: int) -> int:
         return warmed if 0 < point == warmup else max(1, round(point * new / old))
@@ -234,13 +226,6 @@ def _set_schedules(editor: _Editor, schedules: list, old: int, new: int, key: st
         if schedule.get('begin', 0) > 0:
             editor.set(f'{path}.begin', min(moved(schedule['begin']), end - 1), key)
         editor.set(f'{path}.end', end, key)
-
-
-def _width_and_pooling(arch: Any) -> tuple[int, str]:
-    """Channels of an ``arch`` and the ``out_type`` that its classifier reads."""
-    from mmvars.models.arguments import size_arguments  # loads torch and mmseg; for arch alone
-    size = size_arguments(arch)
-    return size['embed_dim'], 'avg_featmap' if size.get('global_pool') == 'avg' else 'cls_token'
 
 
 def _replaces(value: Any, old: Any) -> bool:

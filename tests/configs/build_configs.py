@@ -6,6 +6,7 @@ torch's meta device, so that even the largest takes no memory and no time to ini
 """
 
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,9 +14,16 @@ from collections.abc import Iterator
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import (DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS,
                                OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS,
                                PARAM_SCHEDULERS, VISUALIZERS, init_default_scope)
+
+INPUT = (64, 96)
+"""Height and width of the image that is sent through the backbones."""
+
+SHAPES: dict[str, list[torch.Size]] = {}
+"""Backbone's config, as JSON -> shapes of its features."""
 
 
 def describe(path: str) -> dict:
@@ -25,12 +33,21 @@ def describe(path: str) -> dict:
         model = MODELS.build(cfg.model)
     names = [name for name, _ in model.named_parameters()]
     keys = cfg.optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
+    key = json.dumps(cfg.model.backbone, sort_keys=True)  # data sets share backbones
+    if key not in SHAPES:
+        SHAPES[key] = feature_shapes(model.backbone)
+    trunk = getattr(getattr(model.backbone, 'network', None), 'trunk', None)
     return dict(
         config=path,
         backbone_parameters=sum(p.numel() for p in model.backbone.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=[name for name, p in model.named_parameters() if p.requires_grad],
-        channels=channels_of(model.backbone),
+        channels=[shape[1] for shape in SHAPES[key]],
+        strides=[INPUT[0] // shape[2] for shape in SHAPES[key] if len(shape) == 4],
+        mixer=getattr(trunk, 'mixer', None),
+        exempt=[name for name in names if trunk is not None
+                and name.removeprefix('backbone.network.trunk.') in trunk.no_weight_decay()],
+        decay=decay_of(cfg, model),
         heads={name: dict(in_channels=head.in_channels, in_index=getattr(head, 'in_index', -1),
                           num_classes=head.num_classes)
                for name in ('decode_head', 'auxiliary_head', 'head')
@@ -42,12 +59,23 @@ def describe(path: str) -> dict:
         resolved=resolve_types(cfg))
 
 
-def channels_of(backbone: torch.nn.Module) -> list[int]:
-    """Channels of the features, measured in a forward on the meta device."""
+def feature_shapes(backbone: torch.nn.Module) -> list[torch.Size]:
+    """Shapes of the features, measured in a forward on the meta device."""
     backbone.eval()
-    with torch.device('meta'):
-        feats = backbone(torch.zeros(1, 3, 64, 96))
-    return [feat.shape[1] for feat in feats]
+    with torch.device('meta'), torch.no_grad():
+        return [feat.shape for feat in backbone(torch.zeros(1, 3, *INPUT))]
+
+
+def decay_of(cfg: Config, model: torch.nn.Module) -> dict[str, list[str]]:
+    """What the optimiser does against the rule that all but 1-D parameters are decayed."""
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    rates = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups
+             for p in group['params']}
+    found = {'flat_decayed': [], 'others_not_decayed': []}
+    for name, p in model.named_parameters():
+        if p.requires_grad and (p.ndim == 1) == (rates[id(p)] > 0):
+            found['flat_decayed' if p.ndim == 1 else 'others_not_decayed'].append(name)
+    return found
 
 
 def class_count(dataset: Config) -> int:
@@ -92,6 +120,7 @@ def resolve_types(cfg: Config) -> int:
 
 def main(paths: list[str]) -> None:
     warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)  # the optimiser logs a line for each parameter
     for path in paths:
         try:
             facts = describe(path)

@@ -216,5 +216,5 @@ def test_a_classifier_takes_no_oblong_crop(imagenet):
 
 def test_every_shorthand_is_described():
     assert set(SHORTHANDS) == {
-        'data_root', 'crop_size', 'img_scale', 'arch', 'max_iters', 'max_epochs'}
+        'data_root', 'crop_size', 'img_scale', 'arch', 'mixer', 'max_iters', 'max_epochs'}
     assert all(SHORTHANDS.values())

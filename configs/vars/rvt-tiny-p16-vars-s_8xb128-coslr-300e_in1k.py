@@ -1,0 +1,6 @@
+# 76.8 % top-1 reported by the authors (Table 1.2). Constants: metafile.yml.
+_base_ = [
+    '../_base_/models/vars_classifier.py', '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e_flat.py', '../_base_/runtime/classification_vars-s.py'
+]
+model = dict(backbone=dict(mixer='vars_s', mixer_cfg=dict(atoms_per_channel=3)))

@@ -1,0 +1,42 @@
+"""The configs, built once for all tests of this folder."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs'
+LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
+
+
+def _process(path: Path) -> tuple[str, bool]:
+    """Configs of one folder and one host share a fresh process."""
+    folder = 'absvit' if path.parent == CONFIGS else path.parent.name
+    return folder, 'upernet' in path.name
+
+
+@pytest.fixture(scope='session')
+def built(tmp_path_factory) -> dict[Path, dict]:
+    """Facts of every config, from fresh processes in a folder that has nothing to do with us."""
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    environment |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    script = str(Path(__file__).with_name('build_configs.py'))
+
+    def build(paths: list[Path]) -> list[dict]:
+        run = subprocess.run([sys.executable, script, *map(str, paths)], cwd=elsewhere,
+                             env=environment, capture_output=True, text=True, timeout=900)
+        assert run.returncode == 0, run.stderr
+        return [json.loads(line.removeprefix('SWEEP')) for line in run.stdout.splitlines()
+                if line.startswith('SWEEP')]
+
+    groups = [list(group) for _, group in groupby(sorted(LEAVES, key=_process), key=_process)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return {Path(entry['config']): entry for entries in pool.map(build, groups)
+                for entry in entries}
