@@ -6,7 +6,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmvars.errors import InputError
-from mmvars.models import AbSViT
+from mmvars.models import VARS, AbSViT
 
 LR, DECAY, RATE, LAYERS = 0.1, 0.05, 0.5, 5  # 3 blocks + embedding + the end
 
@@ -51,6 +51,31 @@ def test_rates_fall_towards_the_input(host, tiny_arch) -> None:
                         ('prior.query', 4)]:
         assert found[network + name]['lr'] == pytest.approx(LR * RATE ** (4 - layer)), name
     assert found['decode_head.0.weight']['lr'] == LR
+
+
+@pytest.mark.parametrize('arch, layers', [
+    (dict(trunk='rvt', embed_dims=[8, 16], num_layers=[2, 1], num_heads=[2, 4]), {
+        'patch_embed.proj.0.weight': 0, 'patch_embed.proj.1.bias': 0,
+        'stages.0.blocks.0.attn.dictionary': 1, 'stages.0.blocks.1.mlp.bn1.weight': 2,
+        'pools.0.conv.weight': 3, 'stages.1.blocks.0.attn.proj.weight': 3, 'fc_norm.weight': 4}),
+    (dict(trunk='deit_convstem', embed_dims=8, num_layers=3, num_heads=2), {
+        'patch_embed.proj.3.weight': 0, 'pos_embed': 0, 'blocks.0.attn.dictionary': 1,
+        'blocks.2.mlp.fc2.weight': 3, 'fc_norm.weight': 4}),
+    (dict(trunk='gfnet', embed_dims=8, num_layers=3, num_heads=2), {
+        'pos_embed': 0, 'blocks.1.attn.dictionary': 2, 'norm.weight': 4}),
+], ids=['rvt', 'deit_convstem', 'gfnet'])
+def test_rates_of_the_trunks_of_vars(arch, layers) -> None:
+    model = Segmentor(dict(embed_dims=48, num_layers=1, num_heads=1))
+    model.backbone = VARS(arch=arch, mixer='vars_s', img_size=32, out_indices=(0, -1))
+    found = groups(model)
+    assert set(found) == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert {g['lr'] for g in found.values()} == {LR * RATE ** k for k in range(5)}
+    for name, layer in layers.items():
+        assert found[f'backbone.network.trunk.{name}']['lr'] == pytest.approx(
+            LR * RATE ** (4 - layer)), name
+    for name, group in found.items():  # learned_lam and learned_L of the release: never decayed
+        flat = group['params'][0].ndim == 1
+        assert group.get('weight_decay', DECAY) == (0 if flat else DECAY), name
 
 
 def test_norms_and_biases_are_not_decayed_by_default(tiny_arch) -> None:

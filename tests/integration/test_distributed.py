@@ -37,7 +37,8 @@ class Recorder(Hook):
                 name = name.removeprefix('module.')
                 self.names.append(name)
                 parameter.register_post_accumulate_grad_hook(
-                    lambda p, name=name: p.grad.isfinite().all() and self.reached.add(name))
+                    lambda p, name=name: p.grad.isfinite().all() and p.grad.any()
+                    and self.reached.add(name))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         loss = outputs['loss'].detach().clone()
@@ -74,6 +75,7 @@ WITHOUT_BATCH_NORM = dict(
     arch=dict(trunk='gfnet', embed_dims=48, num_layers=2, num_heads=2), out_indices=(0, 1))
 WITH_BATCH_NORM = dict(
     _delete_=True, type='mmvars.VARS', mixer='vars_s', img_size=64, out_type='avg_featmap',
+    mixer_cfg=dict(sparsity=0.1),
     arch=dict(trunk='rvt', embed_dims=[16, 48], num_layers=[1, 1], num_heads=[2, 4]))
 
 

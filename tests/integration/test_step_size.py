@@ -13,7 +13,7 @@ from mmvars.layers.vars_static import running_bound
 
 BACKBONE = """
 model['backbone'] = dict(
-    type='mmvars.VARS', img_size=64, mixer={mixer!r},
+    type='mmvars.VARS', img_size=64, mixer={mixer!r}, mixer_cfg=dict(sparsity=0.1),
     arch=dict(trunk='rvt', embed_dims=[16, 48], num_layers=[1, 1], num_heads=[2, 4]))
 custom_hooks = [dict(type='BoundWatch')]
 """
