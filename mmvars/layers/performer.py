@@ -46,7 +46,10 @@ def positive_features(x: Tensor, random_features: Tensor, unit_length: bool = Tr
         ``(B, h, N, m)``.
     """
     if unit_length:
-        x = nn.functional.normalize(x, dim=-1, eps=_EPS)
+        # A row of length 0 stays 0, with gradient 0: dividing it by a small number instead would
+        # multiply its gradient with 1e12, which no training survives in float16.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        x = x / length.masked_fill(length < _EPS, math.inf)
     else:
         x = x * x.shape[-1]**-0.25
     # All in the exponent, and in place: these are the largest tensors of the linear mixers.
