@@ -39,8 +39,8 @@ the energy of Eq. 1.10 over that of a code of zeros.
 
 --atoms also writes IMAGE_atoms.png, the atoms P_m that the final code uses most (Fig. A.2-A.4), by
 their share of the code energy sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or
-filters, which are reconstructed with at every place (vars_s). Heads, channels and atoms are counted
-from 0. Softmax attention and the Performer have neither; what the average token looks at
+filters, used at every place, origin in the middle (vars_s). Heads, channels and atoms count from 0.
+Softmax attention and the Performer have neither; what the average token looks at
 (--average-attention) is the map of softmax attention in the thesis (Table 1.4).
 
   mmvars visualize CONFIG CHECKPOINT photo.jpg --alpha 1 5 10

@@ -46,7 +46,7 @@ def atom_rows(seen: Observation, options: ViewOptions, label: str = '') -> list[
         groups = range(len(atoms.shares)) if options.per_head else [None]
         for group in groups:
             uses = most_used_atoms(atoms.shares, options.atoms, group)
-            words = [label, f'{atoms.kind} atoms']
+            words = [label, f'{atoms.kind} {"atoms" if atoms.on_image else "filters"}']
             rows += _wrapped(seen, _atom_panels(seen, options, atoms, uses),
                              '\n'.join(filter(None, words)))
     return rows
@@ -65,7 +65,7 @@ def _atom_panels(seen: Observation, options: ViewOptions, atoms: AtomSet,
         # Zero is "no part in the atom": black, or white between the two signs of static atoms.
         low, colour_map = (-reach, 'bwr') if value.min() < 0 else (0., 'inferno')
         group, image = ('head', seen.image) if atoms.on_image else ('channel', None)
-        note = f'{use.share:.1%} of the code' if use.share else 'not used'
+        note = f'{use.share:.1%} of the code' if use.share >= 0.001 else '<0.1% of the code'
         panels.append(HeatMap(value, image, f'{group} {use.group}, atom {use.atom}', note,
                               (low, reach), options.strength, colour_map))
     return panels

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from mmvars.analysis import (HeatMap, LabelMap, Picture, Row, TopClasses, blend, draw_figure,
+from mmvars.analysis import (Blank, HeatMap, LabelMap, Picture, Row, TopClasses, blend, draw_figure,
                              figure_to_array, save_figure)
 from mmvars.errors import InputError
 
@@ -45,8 +45,12 @@ def test_all_cells_have_the_shape_of_the_image_and_one_size(size):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('prediction', ['labels', 'classes'])
 def test_no_text_leaves_the_figure_and_no_two_overlap(size, prediction):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     figure = draw_figure(rows_of(size, prediction), size, footer='picture.jpg')
+    assert_no_text_overlaps(figure, image_axes(figure))
+
+
+def assert_no_text_overlaps(figure, pictures):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     texts = list(figure.texts) + [t for axes in figure.axes for t in axes.texts]
@@ -58,8 +62,38 @@ def test_no_text_leaves_the_figure_and_no_two_overlap(size, prediction):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, text
         for other, other_box in boxes[i + 1:]:
             assert not box.overlaps(other_box), f'{text!r} runs into {other!r}'
-        for axes in image_axes(figure):
+        for axes in pictures:
             assert not box.overlaps(axes.get_window_extent()), f'{text!r} runs into a picture'
+
+
+@pytest.mark.parametrize('size', SIZES[2:])
+def test_rows_with_titles_of_their_own_show_them_and_nothing_overlaps(size):
+    image = image_of(size)
+    values = np.linspace(0, 1, size[0] * size[1]).reshape(size)
+    rows = [Row([Picture(image), *(HeatMap(values, image, f'channel 1{r}{c}, atom 4',
+                                           'near zero 100%, energy 0.123') for c in range(8))],
+                label='dynamic atoms') for r in range(2)]
+    rows[1].panels[-1] = Blank()
+    figure = draw_figure(rows, size, footer='picture.jpg')
+    shown = [t.get_text() for t in figure.texts]
+    assert [shown.count(f'channel 1{r}{c}, atom 4') for r in range(2) for c in (0, 6, 7)] == \
+        [1, 1, 1, 1, 1, 0]
+    assert_no_text_overlaps(figure, image_axes(figure))
+
+
+def test_many_columns_share_the_width_and_few_keep_their_size():
+    def widths(count):
+        figure = draw_figure([Row([Picture(image_of((48, 96)))] * count)], (48, 96))
+        return figure.get_size_inches()[0], image_axes(figure)[0].get_window_extent().width
+
+    (_, few), (total, many), (_, least) = widths(4), widths(8), widths(12)
+    assert total < 17.2 and least < many < few
+
+
+def test_a_map_on_no_image_is_drawn_in_its_colours_alone():
+    panel = HeatMap(np.array([[0., 1.]]), None, 'filter', colour_map='bwr', strength=0.5)
+    shown = image_axes(draw_figure([Row([panel])], (20, 40)))[0].images[0].get_array()
+    np.testing.assert_allclose(shown, [[[0, 0, 1], [1, 0, 0]]], atol=1e-6)
 
 
 def test_a_bright_patch_lights_up_at_its_place_in_the_picture():

@@ -77,6 +77,29 @@ def test_a_prior_from_a_file_reaches_a_segmentor(draw, photo, tmp_path):
     assert status == 0 and outputs(tmp_path) == ['photo_attention.png']
 
 
+@pytest.mark.parametrize('kind', ['rvt:vars_sd', 'rvt:vars_s'])
+def test_steps_and_atoms_are_pictures_beside_the_first(task, kind, draw, photo, tmp_path):
+    status, _ = draw(task, photo(), '--steps', '--atoms', 3, '--layer', '-1', kind=kind)
+    assert status == 0
+    assert outputs(tmp_path) == [f'photo_{kind}.png' for kind in ('atoms', 'attention', 'steps')]
+    heights = {name: size_of(tmp_path / 'out' / name)[1] for name in outputs(tmp_path)}
+    rows = 2 if kind == 'rvt:vars_sd' else 1
+    assert (heights['photo_atoms.png'] > 1.5 * heights['photo_attention.png']) == (rows == 2)
+
+
+def test_options_of_steps_and_atoms_need_them_and_a_mixer_with_codes(draw, photo, tmp_path):
+    for kind, arguments, message in [
+            ('rvt:vars_d', ['--per-head', '--steps'], '--per-head tells atoms apart: give --atoms'),
+            ('rvt:vars_d', ['--step-limits', 'own', '--atoms', 1], 'give that too'),
+            ('rvt:vars_d', ['--class-attention'], 'this RVT has no class token'),
+            ('rvt:vars_d', ['--atoms', 49], 'atoms must be at most 48, got 49'),
+            ('RVT', ['--steps'], 'SelfAttention, which is a single step without sparsity'),
+            ('rvt:performer', ['--atoms', 1], 'Performer')]:
+        status, errors = draw('classification', photo(), *arguments, kind=kind)
+        assert status == 2 and message in errors and len(errors.strip().splitlines()) == 1
+    assert outputs(tmp_path) == []
+
+
 def test_images_of_one_name_get_pictures_of_their_own(draw, photo, tmp_path):
     assert draw('classification', photo('a/x.png'), photo('b/x.png'))[0] == 0
     assert outputs(tmp_path) == ['x-2_attention.png', 'x_attention.png']
@@ -231,7 +254,8 @@ def shim(repo, tmp_path):
 def test_the_tool_explains_itself(shim):
     done = shim('--help')
     assert done.returncode == 0, done.stderr
-    for word in ('config', 'checkpoint', 'images', '--prior', '--alpha', '--layer', '--out-dir'):
+    for word in ('config', 'checkpoint', 'images', '--prior', '--alpha', '--layer', '--out-dir',
+                 '--steps', '--atoms', '--average-attention'):
         assert word in done.stdout
 
 

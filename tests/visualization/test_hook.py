@@ -115,6 +115,14 @@ def test_only_every_so_many_validations_are_drawn(make_runner):
     assert counts == [NUM_IMAGES + 1, NUM_IMAGES] * 2
 
 
+def test_a_backbone_of_two_stages_is_drawn_at_either(make_runner):
+    for layer in (1, 2):
+        runner = make_runner('segmentation', 'rvt:vars_s', num_images=1, layer=layer)
+        runner.call_hook('before_run')
+        runner.val()
+        assert pictures(runner) == ['attention_1_0_leftImg8bit_0.png']
+
+
 @pytest.mark.parametrize('off', ['draw', 'rank'])
 def test_off_means_not_one_forward_more_and_no_picture(make_runner, off):
     runner = make_runner('segmentation', draw=off != 'draw')
@@ -140,6 +148,7 @@ def test_bad_numbers_are_refused_at_construction(arguments, message):
 
 @pytest.mark.parametrize('kind,arguments,message', [
     ('AbSViT', dict(layer=7), 'layer must be a block index from 0 to 2'),
+    ('rvt:vars_d', dict(class_attention=True), 'this RVT has no class token'),
     ('ViT', dict(alpha=2.), 'this model has no feedback')])
 def test_what_cannot_be_drawn_is_refused_before_training_starts(make_runner, kind, arguments,
                                                                 message):
