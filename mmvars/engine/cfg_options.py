@@ -38,7 +38,6 @@ OPEN = {
     'custom_keys': None,  # None: any key
     'data_prefix': {'depth_map_path', 'img_path', 'img_path2', 'seg_map_path'},
     'metainfo': None,
-    'mixer_cfg': None,  # the mixer refuses what it does not take, and lists what it does
     'mixer_cfg': None,  # every mixer has its own options, and refuses others
     'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
     'mp_cfg': {'mp_start_method', 'opencv_num_threads', 'omp_num_threads', 'mkl_num_threads'},
