@@ -10,7 +10,8 @@ from mmvars.layers.attention import SelfAttention
 from mmvars.layers.block import Block
 from mmvars.layers.embed import PatchEmbed
 from mmvars.layers.mlp import Mlp
-from mmvars.layers.projections import head_width, join_heads, split_heads, with_value
+from mmvars.layers.projections import (head_width, join_heads, split_heads, with_value,
+                                       without_value)
 from mmvars.layers.tokens import TokenGrid
 
 __all__ = ['ChannelProcessing', 'ClassAttentionBlock', 'FANAttention', 'FANBlock', 'FANStem',
@@ -83,7 +84,7 @@ class FANAttention(SelfAttention):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def _project(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
-        return self.q(x), *with_value(self.kv, x, top_down)
+        return *without_value(self.q, x, top_down), *with_value(self.kv, x, top_down)
 
 
 class _ConvBranchMlp(nn.Module):

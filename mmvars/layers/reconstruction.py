@@ -9,11 +9,10 @@ from mmvars.errors import check_choice, check_number
 from mmvars.layers.dictionaries import Dictionary
 from mmvars.layers.grid_tied import GridTied
 from mmvars.layers.precision import full_precision, widened
-from mmvars.layers.projections import with_value
 from mmvars.layers.sparse_coding import SHRINKAGES, SparseTrace, unrolled_shrinkage
 from mmvars.layers.tokens import TokenGrid
 
-__all__ = ['VALUES', 'SparseReconstruction', 'project_value']
+__all__ = ['VALUES', 'SparseReconstruction']
 
 STARTS = ('shrunk', 'projection')
 STEP_SCALINGS = ('multiply', 'divide')
@@ -146,11 +145,3 @@ class SparseReconstruction(GridTied):
         gram = dictionary.gram(self._modulation(), self.gram_transpose)
         return unrolled_shrinkage(gram, target, start, step_size, threshold * step_size,
                                   self.num_steps, shrink)
-
-
-def project_value(projection: nn.Linear | None, x: Tensor,
-                  top_down: Tensor | None) -> tuple[Tensor, ...]:
-    """Pieces of a joint projection, or, with ``None``, the tokens themselves as the value."""
-    if projection is None:
-        return (x if top_down is None else x + top_down, )
-    return with_value(projection, x, top_down)

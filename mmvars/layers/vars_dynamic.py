@@ -10,8 +10,9 @@ from mmvars.layers.grid_tied import Grid
 from mmvars.layers.performer import num_features, positive_features
 from mmvars.layers.position import resample_positions, square_grid
 from mmvars.layers.precision import widened
-from mmvars.layers.projections import head_width, join_heads, split_heads
-from mmvars.layers.reconstruction import VALUES, SparseReconstruction, project_value
+from mmvars.layers.projections import (head_width, join_heads, project_value, split_heads,
+                                       without_value)
+from mmvars.layers.reconstruction import VALUES, SparseReconstruction
 from mmvars.layers.sparse_coding import STEP_BOUNDS
 from mmvars.layers.spectral import as_complex, resample_filters, square_side
 from mmvars.layers.tokens import TokenGrid
@@ -50,7 +51,8 @@ class VARSDynamic(SparseReconstruction):
             tokens. Atoms of unit length have entries of about ``N^-1/2``, so P'x of a smooth value
             grows with ``sqrt(N)`` and a fixed sparsity prunes less at larger images (x1.9 in P'x
             from N = 196 to 784). Off by default: the released models do not do it, and it changes
-            nothing at N0.
+            nothing at N0. Atoms that are not normalised keep their entries, and the squared error
+            grows with N: there the factor is ``N / N0``.
 
     Raises:
         InputError: On a value that cannot be used.
@@ -85,7 +87,7 @@ class VARSDynamic(SparseReconstruction):
     def _inputs(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
         if self.value == 'projected':
             return project_value(self.qv, x, top_down)
-        return (self.qv(x), *project_value(None, x, top_down))
+        return *without_value(self.qv, x, top_down), *project_value(None, x, top_down)
 
     def _dictionary(self, inputs: tuple[Tensor, ...],
                     grid: TokenGrid) -> tuple[Tensor, Dictionary, Tensor]:
@@ -104,7 +106,8 @@ class VARSDynamic(SparseReconstruction):
     def _sparsity(self, grid: TokenGrid) -> float:
         if not self.scale_aware_sparsity:
             return self.sparsity
-        return self.sparsity * ((grid.num_patches + grid.num_prefix) / self.training_tokens)**.5
+        ratio = (grid.num_patches + grid.num_prefix) / self.training_tokens
+        return self.sparsity * (ratio**.5 if self.normalise_atoms else ratio)
 
 
 class VARSStaticDynamic(VARSDynamic):
@@ -141,8 +144,8 @@ class VARSStaticDynamic(VARSDynamic):
         return square_grid(tensor.shape[2] - self.num_prefix, name)
 
     def _with_static(self, features: Tensor, grid: TokenGrid) -> Dictionary:
-        static = widened(self.at_grid('static_atoms', grid)).expand(len(features), -1, -1, -1)
-        return DenseDictionary(torch.cat([features, static], dim=-1), self.normalise_atoms)
+        static = widened(self.at_grid('static_atoms', grid))[0]
+        return DenseDictionary(features, self.normalise_atoms, shared=static)
 
 
 class VARSConvolutionalDynamic(VARSDynamic):

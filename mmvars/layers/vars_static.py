@@ -8,7 +8,8 @@ from mmvars.layers.dictionaries import Dictionary, SpectralDictionary
 from mmvars.layers.grid_tied import Grid
 from mmvars.layers.norm import TokenBatchNorm
 from mmvars.layers.precision import widened
-from mmvars.layers.reconstruction import VALUES, SparseReconstruction, project_value
+from mmvars.layers.projections import project_value
+from mmvars.layers.reconstruction import VALUES, SparseReconstruction
 from mmvars.layers.spectral import (as_complex, from_spectrum, half_width, refuse_prefix,
                                     resample_filters, square_side, to_spectrum)
 from mmvars.layers.tokens import TokenGrid

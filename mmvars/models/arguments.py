@@ -20,7 +20,7 @@ _PRETRAINED_KEYS = {'checkpoint': 'path', 'prefix': 'prefix', 'allow_new': 'allo
 
 
 def size_arguments(arch: str | dict) -> dict:
-    """Arguments of :func:`mmvars.networks.build_network` for an ``arch``.
+    """Sizes of a ViT, as :func:`mmvars.networks.build_network` takes them, for an ``arch``.
 
     Raises:
         InputError: If the name or a key is unknown, or a needed key is missing.
@@ -34,7 +34,7 @@ def size_arguments(arch: str | dict) -> dict:
     return _translate('arch', arch, _ARCH_KEYS, required=('embed_dims', 'num_layers', 'num_heads'))
 
 
-_FAMILIES = ('rvt', 'deit_convstem', 'gfnet', 'gfnet_convstem')
+_FAMILIES = ('rvt', 'deit_convstem', 'gfnet', 'gfnet_convstem', 'fan')
 _TRUNK_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'num_heads',
                'mlp_ratio': 'mlp_ratio'}
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_choice, check_number
-from mmvars.models.arguments import ARCHITECTURES, prompt_arguments, size_arguments
+from mmvars.models.arguments import (ARCHITECTURES, named_network, prompt_arguments,
+                                     size_arguments)
 from mmvars.models.base import BackboneTrainOutput, TrunkBackbone
 from mmvars.networks import TopDownOutput
 from mmvars.registry import MODELS
@@ -43,7 +44,6 @@ class ViT(TrunkBackbone):
         InputError: On any value that cannot be used.
     """
 
-    _family = 'vit'
     _transfers = ('end2end', 'linear', 'prompt')
 
     def __init__(self, arch: str | dict = 'base', img_size: int | Sequence[int] = 224,
@@ -51,17 +51,19 @@ class ViT(TrunkBackbone):
                  out_type: str = 'featmap', final_norm: bool = True, drop_path_rate: float = 0.,
                  frozen_stages: int = -1, with_cp: bool = False, transfer: str = 'end2end',
                  prompt_cfg: dict | None = None, init_cfg: dict | list[dict] | None = None) -> None:
-        check_choice(f'transfer of {type(self).__name__}', transfer, self._transfers)
+        check_choice('transfer', transfer, self._transfers)
         if prompt_cfg is not None and transfer != 'prompt':
             raise InputError(f"prompt_cfg needs transfer='prompt', got transfer={transfer!r}")
         self.transfer = transfer
-        network = size_arguments(arch) | dict(
-            name=f'{self._family}_tiny_patch16', img_size=img_size, in_chans=in_channels,
-            num_classes=0, drop_path_rate=drop_path_rate, grad_checkpointing=with_cp,
-            **self._extra_parts())
+        network = self._sizes(arch) | self._extra_parts() | dict(
+            img_size=img_size, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate,
+            grad_checkpointing=with_cp)
         if transfer == 'prompt':
             network |= prompt_arguments(prompt_cfg)
         super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)
+
+    def _sizes(self, arch: str | dict) -> dict:
+        return dict(name='vit_tiny_patch16') | size_arguments(arch)
 
     def _extra_parts(self) -> dict:
         return {}
@@ -83,31 +85,51 @@ class ViT(TrunkBackbone):
 class AbSViT(ViT):
     """Vision transformer with top-down attention from analysis by synthesis (Section 2.5).
 
-    The features are those of pass 2. Takes all arguments of :class:`ViT`, and:
+    On a ViT, or on any trunk whose token mixer has a value path: RVT, FAN, DeiT*, with VARS mixers
+    too. The features are those of the last pass. Takes all arguments of :class:`ViT`, and:
 
     Args:
+        arch: As for :class:`ViT`; or a name or dict with ``trunk`` as for
+            :class:`~mmvars.models.VARS` (``'rvt_tiny'``, ...) or :class:`~mmvars.models.FAN`
+            (``'fan_small'``, ...).
+        mixer: Token mixer, as for :class:`~mmvars.models.VARS`; ``None`` for the trunk's own.
+        mixer_cfg: Its options.
+        design: ``'absvit'``, or one of its rivals: ``'absvit_qkv'`` (signal on query, key and
+            value; Table 2.5), ``'feedback'`` (no reweighting), ``'mask_attention'`` (the mask on
+            the values), ``'perceiver_io'`` (reweighted output, one pass; Table 2.3).
         prior: What to look for: ``'learned_query'``, ``'given'``, or
             ``dict(type='class_prototype', num_classes=K)``.
         alpha: Scale of the top-down signal; 1 in the release, 10 for scenes with several objects
             (Section 2.7).
+        num_passes: Passes through the trunk: 2, or more rounds of feedback.
         reconstruction_loss_weight: Weight of the summed layer-wise reconstruction loss (Eq. 2.13)
             in :meth:`forward_train`; 0.1 for ImageNet (A.5), 0 in the released segmentation recipe.
     """
 
-    _family = 'absvit'
     _transfers = ('end2end', 'linear', 'prompt', 'top-down')
 
-    def __init__(self, *args, prior: str | dict = 'learned_query', alpha: float = 1.,
+    def __init__(self, arch: str | dict = 'base', *args, mixer: str | None = None,
+                 mixer_cfg: dict | None = None, design: str = 'absvit',
+                 prior: str | dict = 'learned_query', alpha: float = 1., num_passes: int = 2,
                  reconstruction_loss_weight: float = 0., **kwargs) -> None:
         check_number('alpha', alpha)
         check_number('reconstruction_loss_weight', reconstruction_loss_weight, 0)
-        self._parts = dict(prior=prior, alpha=alpha)
-        super().__init__(*args, **kwargs)
+        self._parts = dict(top_down=design, prior=prior, alpha=alpha, num_passes=num_passes,
+                           mixer=mixer, mixer_options=mixer_cfg)
+        super().__init__(arch, *args, **kwargs)
+        if reconstruction_loss_weight and not self.network.reconstructs:
+            raise InputError(f'reconstruction_loss_weight ({reconstruction_loss_weight:g}) needs '
+                             f'decoders to train, which design={design!r} does not have: leave it '
+                             f'at 0')
+        last_is_out = self.out_indices[-1] == self.num_layers - 1 and self.final_norm
+        if self.network.feedback is None and not last_is_out:
+            raise InputError(f'design={design!r} reweights the output of the last block alone, so '
+                             f'out_indices must end with it and final_norm be True')
         self.reconstruction_loss_weight = reconstruction_loss_weight
 
     def forward(self, x: Tensor, prior: Tensor | None = None,
                 alpha: float | Tensor | None = None) -> tuple[Tensor, ...]:
-        """Features of pass 2 for images ``(B, in_channels, H, W)``.
+        """Features of the last pass for images ``(B, in_channels, H, W)``.
 
         Args:
             prior: Prior for this call: ``(C,)``, ``(B, C)``, or class ids; ``None`` for the own.
@@ -123,14 +145,27 @@ class AbSViT(ViT):
         losses = {}
         if weight > 0:
             losses['loss_reconstruction'] = weight * output.reconstruction.sum()
-        return BackboneTrainOutput(self._features(output.final),
-                                   (self._last_feature(output.bottom_up), ), losses)
+        one_pass = self.network.feedback is None
+        bottom_up = None if one_pass else (self._last_feature(output.bottom_up), )
+        return BackboneTrainOutput(self._features(output.final), bottom_up, losses)
+
+    def _sizes(self, arch: str | dict) -> dict:
+        other_trunk = (arch not in ARCHITECTURES if isinstance(arch, str) else
+                       isinstance(arch, dict) and 'trunk' in arch)
+        if not other_trunk:
+            return super()._sizes(arch)
+        if self.transfer == 'prompt':
+            raise InputError(f"transfer='prompt' is for ViT sizes, got arch={arch!r}")
+        return named_network(arch)
 
     def _extra_parts(self) -> dict:
         return self._parts
 
     def _unused_modules(self) -> list[nn.Module]:
-        # Pass 1 runs every block and the final norm; only what pass 2 alone uses can be unused.
-        last = self.out_indices[-1]
-        unused = [decoder.readout for decoder in self.network.feedback.decoders[last + 1:]]
-        return unused + [m for m in super()._unused_modules() if m is self.network.trunk.fc_norm]
+        # Pass 1 runs every block and the final norm; only what the last pass alone uses can be
+        # unused.
+        unused = [m for m in super()._unused_modules() if m is self.network.trunk.fc_norm]
+        if self.network.reconstructs:
+            decoders = self.network.feedback.decoders[self.out_indices[-1] + 1:]
+            unused += [decoder.readout for decoder in decoders]
+        return unused

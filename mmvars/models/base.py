@@ -71,6 +71,10 @@ class TrunkBackbone(BaseModule):
         self.embed_dims = trunk.embed_dim
         self.num_layers = trunk.depth
         self.out_indices = self._checked_indices(out_indices)
+        if (out_type == 'cls_token' and not trunk.num_block_prefix
+                and self.out_indices != (self.num_layers - 1, )):
+            raise InputError(f"out_type='cls_token' needs out_indices=-1 here, since the blocks of "
+                             f'this trunk have no class token yet, got {out_indices!r}')
         self.out_channels = tuple(trunk.widths[i] for i in self.out_indices)
         self.out_strides = tuple(trunk.strides[i] for i in self.out_indices)
         self.out_type = out_type

@@ -131,6 +131,12 @@ class RVT(Trunk):
     def strides(self) -> tuple[int, ...]:
         return tuple(self.patch_embed.patch_size * 2**stage for stage in self._stage_of)
 
+    def block_grids(self, grid: TokenGrid) -> tuple[TokenGrid, ...]:
+        grids = [grid]
+        for _ in self.pools:
+            grids.append(TokenGrid(-(-grids[-1].height // 2), -(-grids[-1].width // 2)))
+        return tuple(grids[stage] for stage in self._stage_of)
+
     def block_modules(self, index: int) -> list[nn.Module]:
         stage = self._stage_of[index]
         first = index == self._stage_of.index(stage)

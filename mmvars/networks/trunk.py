@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
+from mmvars.layers.projections import TopDownSignal
 from mmvars.networks.recomputation import run_checkpointed
 
 __all__ = ['BlockTrace', 'Trunk', 'TrunkOutput']
@@ -85,8 +86,17 @@ class Trunk(nn.Module):
 
     @property
     def num_prefix(self) -> int:
-        """Class and prompt tokens before the patches."""
+        """Class and prompt tokens before the patches of the output."""
+        return self.num_block_prefix
+
+    @property
+    def num_block_prefix(self) -> int:
+        """Those of them that the blocks see."""
         return 0
+
+    def block_grids(self, grid: TokenGrid) -> tuple[TokenGrid, ...]:
+        """Layout of the tokens in each block, for embedded tokens of ``grid``."""
+        return (grid, ) * self.depth
 
     def block_modules(self, index: int) -> list[nn.Module]:
         """What runs for block ``index``: the block, and whatever only leads to it."""
@@ -115,14 +125,15 @@ class Trunk(nn.Module):
         """From the last block to the output tokens, and their grid: the final norm."""
         return self.norm(tokens), grid
 
-    def run(self, tokens: Tensor, grid: TokenGrid, top_down: Sequence[Tensor] | None = None,
+    def run(self, tokens: Tensor, grid: TokenGrid, top_down: Sequence[TopDownSignal] | None = None,
             out_indices: Sequence[int] = (), trace: bool = False) -> TrunkOutput:
         """One pass through all blocks.
 
         Args:
             tokens: ``(B, N, C)`` from :meth:`embed`.
             grid: Their layout.
-            top_down: One signal ``(B, N, C)`` a block, or ``None``.
+            top_down: One signal a block, see :data:`~mmvars.layers.projections.TopDownSignal`, or
+                ``None``.
             out_indices: Blocks whose output is wanted, 0-based.
             trace: Keep every block's input and output (for the reconstruction loss).
         """

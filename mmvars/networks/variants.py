@@ -5,14 +5,15 @@ import inspect
 from torch import nn
 
 from mmvars.errors import InputError, check_choice
-from mmvars.networks.feedback import Feedback
+from mmvars.networks.fan import FAN
+from mmvars.networks.feedback import Feedback, MaskFeedback
 from mmvars.networks.prior import PRIORS, ClassPrototype, Prior
 from mmvars.networks.rvt import RVT
 from mmvars.networks.top_down import TopDown
 from mmvars.networks.trunk import Trunk
 from mmvars.networks.vit import VisionTransformer
 
-__all__ = ['SIZES', 'TRUNKS', 'TRUNK_MIXERS', 'VARIANTS', 'build_network', 'build_prior']
+__all__ = ['DESIGNS', 'SIZES', 'TRUNKS', 'TRUNK_MIXERS', 'VARIANTS', 'build_network', 'build_prior']
 
 _TINY = dict(embed_dim=192, depth=12, num_heads=3)
 _SMALL = dict(embed_dim=384, depth=12, num_heads=6)
@@ -72,6 +73,16 @@ VARIANTS: tuple[str, ...] = (*TRUNKS, *(f'absvit_{size}' for size in SIZES))
 """Names that :func:`build_network` knows."""
 
 
+DESIGNS: dict[str, dict] = {
+    'absvit': dict(injection='value'),
+    'absvit_qkv': dict(injection='qkv'),
+    'feedback': dict(injection='value', prior=None),
+    'mask_attention': dict(feedback='mask'),
+    'perceiver_io': dict(feedback=None),
+}
+"""Designs of top-down attention by their parts (Tables 2.3 and 2.5)."""
+
+
 def build_prior(prior: str | dict, embed_dim: int, classifier: nn.Module | None = None) -> Prior:
     """Build a prior from its name or ``dict(type=name, ...)``.
 
@@ -92,16 +103,18 @@ def build_prior(prior: str | dict, embed_dim: int, classifier: nn.Module | None 
     return PRIORS[name](embed_dim, **arguments)
 
 
-def build_network(name: str, prior: str | dict = 'learned_query', alpha: float = 1.,
-                  mixer: str | None = None, mixer_options: dict | None = None,
-                  **overrides) -> TopDown:
+def build_network(name: str, top_down: str | None = None, prior: str | dict = 'learned_query',
+                  alpha: float = 1., num_passes: int = 2, mixer: str | None = None,
+                  mixer_options: dict | None = None, **overrides) -> TopDown:
     """Build a network by name, with torch's current default device and dtype.
 
     Args:
-        name: One of :data:`VARIANTS`: ``absvit_*`` has feedback, all others are one bottom-up pass.
-        prior: For ``absvit_*``: a name of :data:`mmvars.networks.PRIORS`, or
+        name: One of :data:`VARIANTS`; ``absvit_*`` is ``vit_*`` with ``top_down='absvit'``.
+        top_down: One of :data:`DESIGNS` around any trunk; ``None`` for one bottom-up pass.
+        prior: With ``top_down``: a name of :data:`mmvars.networks.PRIORS`, or
             ``dict(type=name, ...)``.
-        alpha: For ``absvit_*``: scale of the modulated tokens.
+        alpha: With ``top_down``: scale of the modulated tokens.
+        num_passes: With ``top_down``: passes through the trunk.
         mixer: Token mixer, one of :data:`TRUNK_MIXERS`; ``None`` for the trunk's own. In a DeiT*
             ``vars_s``, which works on the map alone, comes without class token and with average
             pooling, unless ``overrides`` say otherwise.
@@ -113,7 +126,8 @@ def build_network(name: str, prior: str | dict = 'learned_query', alpha: float =
         **overrides: Arguments of the trunk that replace the named size's.
 
     Raises:
-        InputError: On an unknown name or argument, listing the choices.
+        InputError: On an unknown name or argument, listing the choices; if the mixer has no value
+            path for a top-down signal.
     """
     check_choice('network name', name, VARIANTS)
     family, size = name.split('_', 1)
@@ -131,11 +145,27 @@ def build_network(name: str, prior: str | dict = 'learned_query', alpha: float =
         arguments = arguments | dict(class_token=False, global_pool='avg')
     if mixer == 'vars_s' and family != 'rvt':
         mixer_options.setdefault('preset', 'thesis')
-    trunk = trunk_class(**arguments | dict(mixer_options=mixer_options) | overrides)
-    if family != 'absvit':
-        return TopDown(trunk)
-    return TopDown(trunk, prior=build_prior(prior, trunk.embed_dim, trunk.head),
-                   feedback=Feedback(trunk.embed_dim, trunk.depth), alpha=alpha)
+    if trunk_class is not FAN:
+        arguments = arguments | dict(mixer_options=mixer_options)
+    trunk = trunk_class(**arguments | overrides)
+    if family == 'absvit':
+        top_down = top_down or 'absvit'
+    return TopDown(trunk) if top_down is None else _with_top_down(trunk, top_down, prior, alpha,
+                                                                  num_passes)
+
+
+def _with_top_down(trunk: Trunk, design: str, prior: str | dict, alpha: float,
+                   num_passes: int) -> TopDown:
+    check_choice('top_down', design, DESIGNS)
+    parts = DESIGNS[design]
+    wanted = parts.get('prior', prior)
+    found = None if wanted is None else build_prior(wanted, trunk.embed_dim, trunk.head)
+    kind = parts.get('feedback', 'decoders')
+    if kind == 'decoders':
+        feedback = Feedback(trunk.widths, trunk.strides, parts['injection'])
+    else:
+        feedback = MaskFeedback() if kind == 'mask' else None
+    return TopDown(trunk, found, feedback, alpha, num_passes)
 
 
 def _check_mixer(family: str, mixer: str) -> None:

@@ -161,7 +161,7 @@ class VisionTransformer(Trunk, GridTied):
         return square_grid(tensor.shape[1] - self._num_class_tokens, name)
 
     @property
-    def num_prefix(self) -> int:
+    def num_block_prefix(self) -> int:
         return self._num_class_tokens + self.num_prompt_tokens
 
     @property

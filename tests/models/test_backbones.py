@@ -195,5 +195,5 @@ def test_a_mistake_survives_the_registry(tiny_arch):
 
 
 def test_top_down_transfer_is_not_for_the_plain_twin():
-    with pytest.raises(InputError, match='transfer of ViT must be one of end2end'):
+    with pytest.raises(InputError, match='transfer must be one of end2end, linear, prompt; got'):
         ViT(transfer='top-down')
