@@ -1,17 +1,19 @@
 """Whole networks: pure torch, no host framework."""
 
-from mmvars.networks.feedback import Feedback
+from mmvars.networks.fan import FAN
+from mmvars.networks.feedback import Feedback, MaskFeedback
 from mmvars.networks.prior import (PRIORS, ClassPrototype, GivenVector, LearnedQuery, Prior,
                                    token_mask)
 from mmvars.networks.rvt import RVT
 from mmvars.networks.top_down import TopDown, TopDownOutput
 from mmvars.networks.trunk import Trunk, TrunkOutput
-from mmvars.networks.variants import (SIZES, TRUNK_MIXERS, TRUNKS, VARIANTS, build_network,
-                                       build_prior)
+from mmvars.networks.variants import (DESIGNS, SIZES, TRUNK_MIXERS, TRUNKS, VARIANTS,
+                                       build_network, build_prior)
 from mmvars.networks.vit import VisionTransformer
 
 __all__ = [
-    'PRIORS', 'RVT', 'SIZES', 'TRUNKS', 'TRUNK_MIXERS', 'VARIANTS', 'ClassPrototype', 'Feedback',
-    'GivenVector', 'LearnedQuery', 'Prior', 'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput',
-    'VisionTransformer', 'build_network', 'build_prior', 'token_mask'
+    'DESIGNS', 'FAN', 'PRIORS', 'RVT', 'SIZES', 'TRUNKS', 'TRUNK_MIXERS', 'VARIANTS',
+    'ClassPrototype', 'Feedback', 'GivenVector', 'LearnedQuery', 'MaskFeedback', 'Prior',
+    'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput', 'VisionTransformer', 'build_network',
+    'build_prior', 'token_mask'
 ]

@@ -5,6 +5,7 @@ import inspect
 from torch import nn
 
 from mmvars.errors import InputError, check_choice
+from mmvars.layers import mixer_options as resolve_options
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import Feedback, MaskFeedback
 from mmvars.networks.prior import PRIORS, ClassPrototype, Prior
@@ -36,6 +37,16 @@ _MASKED_BLOCKS = {'rvt_tiny': 10, 'rvt_small': 5, 'rvt_base': 5}
 _GFNET = dict(embed_dim=256, depth=12, num_heads=4, class_token=False, global_pool='norm_avg',
               single_residual=True, mixer='global_filter')
 
+_FAN = {
+    'fan_tiny': dict(embed_dim=192, depth=12, num_heads=4),
+    'fan_small': dict(embed_dim=384, depth=12, num_heads=8),
+    'fan_base': dict(embed_dim=448, depth=18, num_heads=8),
+    'fan_large': dict(embed_dim=480, depth=24, num_heads=10),
+    'fan_tiny_hybrid': dict(embed_dim=192, depth=8, num_heads=8, stem_widths=(128, 256)),
+    'fan_small_hybrid': dict(embed_dim=384, depth=10, num_heads=8, stem_widths=(128, 256)),
+    'fan_base_hybrid': dict(embed_dim=448, depth=16, num_heads=8, stem_widths=(128, 256)),
+}
+
 TRUNKS: dict[str, tuple[type[Trunk], dict]] = {
     **{f'vit_{size}': (VisionTransformer, arguments) for size, arguments in SIZES.items()},
     **{f'deit_convstem_{size}': (VisionTransformer, arguments | dict(stem='conv'))
@@ -45,6 +56,7 @@ TRUNKS: dict[str, tuple[type[Trunk], dict]] = {
     **{name: (RVT, arguments) for name, arguments in _RVT.items()},
     **{f'{name}_plus': (RVT, arguments | dict(num_masked_blocks=_MASKED_BLOCKS[name]))
        for name, arguments in _RVT.items()},
+    **{name: (FAN, arguments) for name, arguments in _FAN.items()},
 }
 """Bottom-up networks: class of the trunk, and its arguments (Tables 1.2 and 2.2).
 
@@ -58,6 +70,7 @@ TRUNK_MIXERS: dict[str, tuple[str, ...]] = {
     'absvit': _ATTENTION,
     'rvt': (*_ATTENTION, 'masked_attention'),
     'gfnet': ('global_filter', *_ATTENTION[1:]),
+    'fan': ('self_attention', ),
 }
 """Family -> mixers it is defined with (Table 1.2)."""
 
@@ -145,7 +158,10 @@ def build_network(name: str, top_down: str | None = None, prior: str | dict = 'l
         arguments = arguments | dict(class_token=False, global_pool='avg')
     if mixer == 'vars_s' and family != 'rvt':
         mixer_options.setdefault('preset', 'thesis')
-    if trunk_class is not FAN:
+    if trunk_class is FAN:
+        arguments = {key: value for key, value in arguments.items() if key != 'mixer'}
+        resolve_options('self_attention', **mixer_options)
+    else:
         arguments = arguments | dict(mixer_options=mixer_options)
     trunk = trunk_class(**arguments | overrides)
     if family == 'absvit':
