@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from mmengine.logging import print_log
+
+from mmvars.layers import VARSStatic
 from mmvars.models.arguments import named_network
 from mmvars.models.base import TrunkBackbone
 from mmvars.registry import MODELS
@@ -50,6 +53,14 @@ class VARS(TrunkBackbone):
             mixer=mixer, mixer_options=mixer_cfg, img_size=img_size, in_chans=in_channels,
             num_classes=0, drop_path_rate=drop_path_rate, grad_checkpointing=with_cp)
         super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)
+
+    def init_weights(self) -> None:
+        """As everywhere; with VARS-S, also say what its training needs, whoever runs it."""
+        super().init_weights()
+        if any(isinstance(m, VARSStatic) and hasattr(m, 'step_bound') for m in self.modules()):
+            print_log('VARS-S: its step bounds are to be refreshed while it trains. `mmvars train` '
+                      "does so; with another script, put dict(type='mmvars.StepSizeHook') into "
+                      'custom_hooks', logger='current')
 
 
 @MODELS.register_module()

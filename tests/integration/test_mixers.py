@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -142,6 +143,17 @@ def test_every_mixer_trains_in_every_trunk(host, trunk, mixer, repo, tmp_path) -
     # DDP runs with find_unused_parameters=False: a parameter that no loss reaches would stop it.
     assert Witness.last.missed == {}
     assert Witness.last.count > 20
+
+
+@pytest.mark.parametrize('trunk, mixer', [('rvt', mixer) for mixer in EVERYWHERE]
+                         + [('gfnet', 'global_filter')])
+def test_mixers_train_in_bfloat16(trunk, mixer, repo, tmp_path) -> None:
+    """Autocast around all: the tools leave --amp out where there is no accelerator."""
+    config = write_config('seg', trunk, mixer, repo, tmp_path)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert run_train([str(config), '--work-dir', str(tmp_path)]) == 0
+    assert all(math.isfinite(loss) for loss in Witness.last.losses)
+    assert Witness.last.missed == {}
 
 
 @pytest.mark.parametrize('trunk, mixer', INVALID)

@@ -130,10 +130,12 @@ def test_a_run_without_the_hook_gets_it_and_is_told(train) -> None:
     folder = train('seg', arguments=('--cfg-options', 'max_iters=1'))
 
     assert "added dict(type='mmvars.StepSizeHook', interval=100, rate=0.1)" in log_of(folder)
+    # The backbone itself tells those who train it with another script.
+    assert "with another script, put dict(type='mmvars.StepSizeHook')" in log_of(folder)
 
 
 def test_a_hook_without_vars_s_is_told(train) -> None:
     folder = train('seg', REFRESH.format(interval=2), mixer='vars_d',
                    arguments=('--cfg-options', 'max_iters=1'))
     assert "StepSizeHook has nothing to do: the model has no mixer 'vars_s'" in log_of(folder)
-    assert 'added dict' not in log_of(folder)
+    assert 'added dict' not in log_of(folder) and 'another script' not in log_of(folder)
