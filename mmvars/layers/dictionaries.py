@@ -1,5 +1,6 @@
 """Dictionaries of atoms: how a signal is encoded (P'x), decoded (P u) and compared (P'P u)."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -36,35 +37,50 @@ class DenseDictionary:
     """Atoms that are vectors over the tokens. Signal ``(B, h, N, D)``, code ``(B, h, M, D)``.
 
     Args:
-        atoms: ``(B, h, N, M)``.
+        atoms: ``(B, h, N, M1)``.
         normalise: Scale each atom to unit length over the tokens. The atoms themselves are never
             rescaled: the lengths come from the Gram matrix's diagonal, and go into code and Gram
             matrix, so the work is M^2, not N M.
+        shared: ``(h, N, M2)``, atoms that all images have, or ``None``. They follow the others, M =
+            M1 + M2, but are never copied beside them, and their part of the Gram matrix is made
+            once for the batch.
 
     Attributes:
         gram_matrix: ``(B, h, M, M)``, P'P.
     """
 
-    def __init__(self, atoms: Tensor, normalise: bool) -> None:
-        self._atoms = atoms
+    def __init__(self, atoms: Tensor, normalise: bool, shared: Tensor | None = None) -> None:
+        self._own = atoms
+        self._shared = shared
         self._scale = None
-        self.gram_matrix = atoms.transpose(-2, -1) @ atoms
+        self.gram_matrix = self._gram_matrix()
         if normalise:
             square = self.gram_matrix.diagonal(dim1=-2, dim2=-1)
-            # An atom of length 0 stays 0, and clamping the square keeps its gradient finite.
-            self._scale = square.clamp_min(_EPS**2).rsqrt().unsqueeze(-1)
+            # An atom of length 0 stays 0, with gradient 0: see positive_features.
+            self._scale = square.masked_fill(square < _EPS**2, math.inf).rsqrt().unsqueeze(-1)
             self.gram_matrix = self.gram_matrix * self._scale * self._scale.transpose(-2, -1)
 
     @property
     def atoms(self) -> Tensor:
         """P itself, ``(B, h, N, M)``, scaled."""
-        return self._atoms if self._scale is None else self._atoms * self._scale.transpose(-2, -1)
+        atoms = self._own
+        if self._shared is not None:
+            atoms = torch.cat([atoms, self._shared.expand(len(atoms), -1, -1, -1)], dim=-1)
+        return atoms if self._scale is None else atoms * self._scale.transpose(-2, -1)
 
     def encode(self, signal: Tensor) -> Tensor:
-        return self._scaled(self._atoms.transpose(-2, -1) @ signal)
+        code = self._own.transpose(-2, -1) @ signal
+        if self._shared is not None:
+            shared = torch.einsum('hnm,bhnd->bhmd', self._shared, signal)
+            code = torch.cat([code, shared], dim=-2)
+        return self._scaled(code)
 
     def decode(self, code: Tensor) -> Tensor:
-        return self._atoms @ self._scaled(code)
+        code = self._scaled(code)
+        if self._shared is None:
+            return self._own @ code
+        own, shared = code.split([self._own.shape[-1], self._shared.shape[-1]], dim=-2)
+        return self._own @ own + torch.einsum('hnm,bhmd->bhnd', self._shared, shared)
 
     def gram(self, modulation: Tensor | None, transpose: bool) -> Callable[[Tensor], Tensor]:
         matrix = self.gram_matrix
@@ -76,6 +92,16 @@ class DenseDictionary:
     def bound(self, kind: str) -> Tensor:
         """Upper bound of the curvature, ``(B, h, 1, 1)``, by a name of ``STEP_BOUNDS``."""
         return STEP_BOUNDS[kind](self.gram_matrix)[..., None, None]
+
+    def _gram_matrix(self) -> Tensor:
+        own = self._own.transpose(-2, -1) @ self._own
+        if self._shared is None:
+            return own
+        cross = torch.einsum('bhnm,hnk->bhmk', self._own, self._shared)
+        shared = self._shared.transpose(-2, -1) @ self._shared
+        upper = torch.cat([own, cross], dim=-1)
+        lower = torch.cat([cross.transpose(-2, -1), shared.expand(len(own), -1, -1, -1)], dim=-1)
+        return torch.cat([upper, lower], dim=-2)
 
     def _scaled(self, code: Tensor) -> Tensor:
         return code if self._scale is None else code * self._scale
