@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mmvars.checkpoints.rules import Constant, Format, Reason, Rename, same_names
 
-__all__ = ['FORMATS', 'GFNET', 'MMVARS', 'RELEASE', 'RELEASE_SEGMENTOR', 'RVT', 'RVT_VARS_D',
+__all__ = ['FAN', 'FORMATS', 'GFNET', 'MMVARS', 'RELEASE', 'RELEASE_SEGMENTOR', 'RVT', 'RVT_VARS_D',
            'RVT_VARS_S', 'TARGETS', 'TIMM', 'detect_format', 'target_format']
 
 _NOT_OURS = (
@@ -75,6 +75,16 @@ GFNET = Format(
     ),
     signs=('blocks.{i}.filter.{path}', ),
     container='model',
+)
+
+FAN = Format(
+    name='fan',
+    title='released FAN',
+    rows=same_names('trunk.', 'cls_token', 'patch_embed.{path}',
+                    'pos_embed.token_projection.{path}', 'blocks.{i}.{path}',
+                    'cls_attn_blocks.{i}.{path}', 'norm.{path}', 'head.{path}'),
+    signs=('cls_attn_blocks.{i}.{path}', ),
+    container='state_dict',
 )
 
 _RVT_BLOCK, _BLOCK_OF_STAGE = 'transformers.{j}.blocks.{i}', 'trunk.stages.{j}.blocks.{i}'
@@ -158,12 +168,12 @@ MMVARS = Format(
 )
 
 FORMATS: tuple[Format, ...] = (MMVARS, RELEASE_SEGMENTOR, RVT_VARS_S, RVT_VARS_D, RVT, GFNET,
-                               RELEASE, TIMM)
+                               FAN, RELEASE, TIMM)
 """All formats that are read, the more telling signs first."""
 
 TARGETS: dict[str, tuple[Format, ...]] = {
     'mmvars': (MMVARS, ),
-    'release': (RELEASE, RVT, RVT_VARS_D, RVT_VARS_S, GFNET),
+    'release': (RELEASE, RVT, RVT_VARS_D, RVT_VARS_S, GFNET, FAN),
     'timm': (TIMM, ),
 }
 """Formats that are written, by the name of the choice; which of several, the network decides."""

@@ -93,7 +93,7 @@ def test_nan_in_what_is_dropped_does_not_matter(layout, light):
     convert_state_dict(source, 'vit_tiny_patch16', task='segmentation')
 
 
-@pytest.mark.parametrize('true', VARIANTS)
+@pytest.mark.parametrize('true', [arch for arch in VARIANTS if not arch.startswith('fan')])
 def test_the_right_arch_is_guessed(layout, light, true):
     wrong = 'vit_tiny_patch16' if true != 'vit_tiny_patch16' else 'absvit_tiny_patch8_gap'
     with pytest.raises(InputError) as caught:
