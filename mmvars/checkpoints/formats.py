@@ -81,7 +81,9 @@ FAN = Format(
     name='fan',
     title='released FAN',
     rows=same_names('trunk.', 'cls_token', 'patch_embed.{path}',
-                    'pos_embed.token_projection.{path}', 'blocks.{i}.{path}',
+                    'pos_embed.token_projection.{path}', 'blocks.{i}.gamma1', 'blocks.{i}.gamma2',
+                    *(f'blocks.{{i}}.{part}.{{path}}' for part in
+                      ('norm1', 'attn.q', 'attn.kv', 'attn.proj', 'norm2', 'mlp')),
                     'cls_attn_blocks.{i}.{path}', 'norm.{path}', 'head.{path}'),
     signs=('cls_attn_blocks.{i}.{path}', ),
     container='state_dict',

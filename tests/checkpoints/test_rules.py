@@ -76,7 +76,7 @@ def test_foreign_names_are_not_recognised():
 
 
 def test_formats_have_distinct_names():
-    assert len({f.name for f in FORMATS}) == len(FORMATS) == 8
+    assert len({f.name for f in FORMATS}) == len(FORMATS) == 9
     assert len(VARIANTS) >= 18
 
 
