@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mmvars import __version__
 from mmvars.checkpoints.account import Account, Status
+from mmvars.checkpoints.constants import (Recorded, mixer_meta, recorded_mixer,
+                                          released_args)
 from mmvars.checkpoints.containers import select_weights
 from mmvars.checkpoints.files import (check_destination, read_checkpoint, read_meta,
                                       write_checkpoint)
@@ -16,8 +18,7 @@ from mmvars.checkpoints.fit import fit_tensors
 from mmvars.checkpoints.formats import TARGETS, target_format
 from mmvars.checkpoints.grids import Grid
 from mmvars.checkpoints.mixer_choice import check_variable, choose_mixer
-from mmvars.checkpoints.mixers import (Recorded, check_mixer, check_shown, mixer_meta,
-                                       recorded_mixer)
+from mmvars.checkpoints.mixers import check_mixer, check_shown
 from mmvars.checkpoints.naming import is_head, name_tensors, without_head
 from mmvars.checkpoints.rules import Format, reason_for
 from mmvars.checkpoints.sizes import (NEW_PARTS, meta_network, refuse_unknown_parts, size_advice,
@@ -76,7 +77,7 @@ def convert_checkpoint(source: str | Path, destination: str | Path, arch: str, *
     content = read_checkpoint(source)
     check_destination(destination, source, overwrite)
     state_dict = select_weights(content, weights, account, ignore)
-    recorded = recorded_mixer(read_meta(source, content), account.title)
+    recorded = recorded_mixer(read_meta(source, content), account.title) or released_args(content)
     tensors, _, container, meta = convert_state_dict(state_dict, arch, to=to, ignore=ignore,
                                                      recorded=recorded, account=account, **options)
     meta |= dict(converted_by=f'mmvars {__version__}', converted_from=Path(source).name, arch=arch)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from mmvars.checkpoints.account import Account, Status
+from mmvars.checkpoints.constants import check_constants, recorded_mixer
 from mmvars.checkpoints.containers import select_weights
 from mmvars.checkpoints.files import read_checkpoint, read_meta
 from mmvars.checkpoints.fit import fit_tensors
 from mmvars.checkpoints.formats import MMVARS
-from mmvars.checkpoints.mixers import (check_constants, check_mixer, check_shown,
-                                       recorded_mixer)
+from mmvars.checkpoints.mixers import check_mixer, check_shown
 from mmvars.checkpoints.naming import name_tensors, without_head
 from mmvars.checkpoints.sizes import refuse_unknown_parts
 from mmvars.errors import InputError

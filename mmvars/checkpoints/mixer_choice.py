@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmvars.checkpoints.account import Account
-from mmvars.checkpoints.mixers import SHOWN_OPTIONS, Recorded, mixers_seen, stated
+from mmvars.checkpoints.constants import Recorded, stated
+from mmvars.checkpoints.mixers import SHOWN_OPTIONS, mixers_seen
 from mmvars.checkpoints.rules import Format
 from mmvars.checkpoints.sizes import meta_network
 from mmvars.checkpoints.source import Source

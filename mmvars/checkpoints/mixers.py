@@ -1,18 +1,16 @@
-"""Token mixers and their constants: what a file's tensors show, and what only its meta can say."""
+"""Token mixers and those of their options that the tensors of a file show."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from mmvars.checkpoints.account import Account
+from mmvars.checkpoints.constants import stated
 from mmvars.checkpoints.source import Source
 from mmvars.errors import InputError
 from mmvars.networks import TopDown, Trunk
 
-__all__ = ['SHOWN_OPTIONS', 'Recorded', 'check_constants', 'check_mixer', 'check_shown',
-           'mixer_meta', 'mixers_seen', 'recorded_mixer', 'shown_options', 'stated']
+__all__ = ['SHOWN_OPTIONS', 'check_mixer', 'check_shown', 'mixers_seen', 'shown_options']
 
 _OF_BLOCK = re.compile(r'(.*\bblocks\.\d+)\.attn\.(.+)')
 
@@ -69,18 +67,6 @@ _SHOWN: tuple[Shown, ...] = (
 
 SHOWN_OPTIONS = frozenset(row.option for row in _SHOWN)
 """Options that tensors show, at least for some mixers."""
-
-
-class Recorded(NamedTuple):
-    """What a file's meta says of its mixer.
-
-    Attributes:
-        mixer: Its name.
-        options: Its constants, by name.
-    """
-
-    mixer: str
-    options: dict[str, Any]
 
 
 def mixers_seen(names: Collection[str]) -> Counter[str]:
@@ -150,71 +136,6 @@ def check_shown(trunk: Trunk, sources: Mapping[str, Source], title: str, remedy:
         options = {option: value for option, (value, _) in others.items()}
         raise InputError(f'{title}: the file was made with {told}. '
                          f'{remedy.format(**_told_twice(options))}')
-
-
-def check_constants(trunk: Trunk, recorded: Recorded | None, account: Account,
-                    allow: Sequence[str] = ()) -> None:
-    """Refuse a file that was made with other constants than the network's.
-
-    Args:
-        trunk: What the file is for.
-        recorded: What the file says; without, a remark says that nothing could be compared.
-        account: Gets the remarks.
-        allow: Names of constants that may differ.
-
-    Raises:
-        InputError: Naming each constant, both values and the remedies; or an unknown name.
-    """
-    own = trunk.mixer_options
-    strangers = sorted(set(allow) - set(own))
-    if strangers:
-        raise InputError(f'allow_constants names {", ".join(strangers)}; the constants of mixer '
-                         f'{trunk.mixer!r} are {", ".join(own) or "none"}')
-    if recorded is None or recorded.mixer != trunk.mixer:
-        if own:
-            account.remark(f'the file does not say its constants; the network has '
-                                   f'{stated(own)}')
-        return
-    others = {name: value for name, value in recorded.options.items()
-              if name in own and value != own[name]}
-    refused = {name: value for name, value in others.items() if name not in allow}
-    if refused:
-        told = ', '.join(f'{name}={value!r} (network: {own[name]!r})'
-                         for name, value in refused.items())
-        raise InputError(f'{account.title}: the file was made with {told}. Build the network with '
-                         f'mixer_cfg=dict({stated(refused)}), or, to run it with other constants '
-                         f'on purpose, say allow_constants={tuple(refused)!r} (in init_cfg, or of '
-                         f'load_pretrained)')
-    if others:
-        account.remark(f'other constants than the file was made with, as allowed: '
-                               f'{stated({name: own[name] for name in others})} instead of '
-                               f'{stated(others)}')
-
-
-def mixer_meta(trunk: Trunk) -> dict[str, str]:
-    """What a converted file says of its mixer, in strings."""
-    return dict(mixer=trunk.mixer, mixer_options=json.dumps(trunk.mixer_options))
-
-
-def recorded_mixer(meta: Mapping[str, Any], title: str) -> Recorded | None:
-    """What :func:`mixer_meta` wrote, or ``None`` where it is not there.
-
-    Raises:
-        InputError: If the entry is damaged.
-    """
-    if 'mixer_options' not in meta:
-        return None
-    try:
-        options = json.loads(meta['mixer_options'])
-        return Recorded(str(meta['mixer']), dict(options))
-    except (TypeError, ValueError, KeyError):
-        raise InputError(f'{title}: the entries mixer and mixer_options of its meta are damaged '
-                         f'({meta["mixer_options"]!r}); convert the original file again') from None
-
-
-def stated(options: Mapping[str, Any]) -> str:
-    """Options as Python writes them: ``num_steps=3, start='shrunk'``."""
-    return ', '.join(f'{name}={value!r}' for name, value in options.items())
 
 
 def _by_block(names: Collection[str]) -> dict[str, set[str]]:

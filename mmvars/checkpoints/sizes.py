@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmvars.checkpoints.constants import stated
 from mmvars.checkpoints.grids import Grid, tied_tensors
-from mmvars.checkpoints.mixers import mixers_seen, shown_options, stated
+from mmvars.checkpoints.mixers import mixers_seen, shown_options
 from mmvars.checkpoints.naming import is_head
 from mmvars.checkpoints.source import Source
 from mmvars.errors import InputError

@@ -1,5 +1,7 @@
 """Mixers and their constants in files: what tensors show, what the meta says, what is refused."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -149,6 +151,22 @@ def test_what_the_user_says_must_not_contradict_the_file(converted, tmp_path):
     assert not (tmp_path / 'x.pth').exists()
     convert_checkpoint(converted, tmp_path / 'x.pth', 'rvt_tiny', mixer_options=dict(num_steps=3),
                        **SIZE)
+
+
+def test_options_of_the_released_script_count_where_a_file_kept_them(golden, tmp_path):
+    args = Namespace(attention='vars_d', num_step=4, lam=.1, rand_feat_dim_ratio=2, lr=1e-3)
+    torch.save(dict(model=golden('rvt_vars_d')['state_dict'], args=args), tmp_path / 'a.pth')
+    convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'b.pth', 'rvt_tiny', **SIZE)
+    network = _network('vars_d', num_steps=4, sparsity=.1)
+    load_pretrained(network, tmp_path / 'b.pth')
+    with pytest.raises(InputError, match='made with num_steps=4, not num_steps=5'):
+        convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'c.pth', 'rvt_tiny',
+                           mixer_options=dict(num_steps=5), **SIZE)
+    # VARS-S takes no notice of them
+    args.attention = 'vars_s'
+    torch.save(dict(model=golden('rvt_vars_s')['state_dict'], args=args), tmp_path / 'a.pth')
+    convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'd.pth', 'rvt_tiny', **SIZE)
+    load_pretrained(_network('vars_s'), tmp_path / 'd.pth')
 
 
 def test_damaged_constants_are_told(converted, tmp_path):
