@@ -119,7 +119,7 @@ def apply_overrides(cfg: Config, cfg_options: Mapping[str, Any] | None) -> list[
             raise InputError(f'--cfg-options gives {key} and {full}, which are the same thing: '
                              f'leave one out')
     before = {key: cfg.get(key) for key in ('data_root', 'crop_size', 'img_scale')}
-    mixer = cfg.get('model', {}).get('backbone', {}).get('mixer')
+    mixer = Editor(cfg, options).get('model.backbone.mixer')  # a model may be anything yet
     cfg.merge_from_dict({key: value for key, value in options.items() if key not in given})
     editor = Editor(cfg, options)
     if 'data_root' in given:
