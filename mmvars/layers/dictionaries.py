@@ -122,7 +122,7 @@ class SpectralDictionary:
 
     def __init__(self, spectrum: Tensor, size: tuple[int, int]) -> None:
         self._spectrum = spectrum
-        self._conjugate = spectrum.conj()
+        self._conjugate = spectrum.conj().resolve_conj()  # once, not in every product with it
         self._size = size
 
     def encode(self, signal: Tensor) -> Tensor:
