@@ -1,7 +1,6 @@
 """Peak memory of one call."""
 
 import ctypes
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
     Returns:
         ``None`` where the system does not tell, see :func:`memory_source`.
     """
-    gc.collect()
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -29,8 +29,8 @@ def select_rows(table: str | None = None,
 
     Args:
         table: A key of ``TABLES``; ``None`` for all.
-        patterns: Rows wanted, each a name, a part of one, or a pattern with ``*`` between other
-            characters; small and capital letters are the same. None given: all rows.
+        patterns: Rows wanted, each a name; or, where that is nobody's, a part of names or a
+            pattern with ``*``. Small and capital letters are the same. None given: all rows.
 
     Raises:
         InputError: If the table is unknown, or a pattern fits no row.
@@ -42,7 +42,9 @@ def select_rows(table: str | None = None,
     patterns = list(patterns)
     wanted = set()
     for pattern in patterns:
-        found = {i for i, (_, row) in enumerate(rows) if _fits(row.name, pattern)}
+        # The names themselves hold stars, and some are the beginning of others.
+        found = {i for i, (_, row) in enumerate(rows) if row.name.lower() == pattern.lower()}
+        found = found or {i for i, (_, row) in enumerate(rows) if _fits(row.name, pattern)}
         if not found:
             raise InputError(f'--rows {pattern!r} fits no row; the rows are '
                              f'{", ".join(row.name for _, row in rows)}')
@@ -90,7 +92,6 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _fits(name: str, pattern: str) -> bool:
-    # The names themselves hold stars: as they stand they are no patterns.
     name, pattern = name.lower(), pattern.lower()
     return pattern in name or fnmatch.fnmatchcase(name, pattern)
 

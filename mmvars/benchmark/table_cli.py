@@ -13,7 +13,7 @@ __all__ = ['main', 'parse_args']
 _EPILOG = """\
 examples:
   mmvars table
-  mmvars table --rows 'RVT*' 'w/ VARS-SD' --json sizes.json
+  mmvars table --rows 'RVT*' vars-sd --json sizes.json
 
 Everything is counted from models built without memory for their weights, in seconds."""
 
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--table', metavar='N', help=f'one table: {", ".join(TABLES)}; '
                         'default: all')
     parser.add_argument('--rows', nargs='+', default=[], metavar='NAME',
-                        help="rows, by (part of) their name, for instance 'RVT* w/ VARS-D'")
+                        help="rows by name, a part of it, or a pattern: 'RVT* w/ VARS-D', vars-sd")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers as JSON')
     parser.add_argument('--overwrite', action='store_true', help='replace FILE')
     return parser.parse_args(argv)
