@@ -72,6 +72,10 @@ class SparseReconstruction(GridTied):
             self.gram_modulation = nn.Parameter(torch.eye(modulated_atoms))
             self.sparsity_scale = nn.Parameter(torch.ones(1))
             self.step_scale = nn.Parameter(torch.ones(1))
+            if num_steps == 0:  # no loss reaches what no step uses
+                self.gram_modulation.requires_grad_(False)
+                self.step_scale.requires_grad_(False)
+                self.sparsity_scale.requires_grad_(start == 'shrunk')
 
     def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
         """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``."""

@@ -169,7 +169,8 @@ class VARSConvolutionalDynamic(VARSDynamic):
         super().__init__(embed_dim, num_heads, grid, num_prefix, **options)
         self.tie_to_grid(grid)
         self.dictionary = nn.Parameter(new_filters(embed_dim, atoms_per_channel, self.grid))
-        self.static_modulation = nn.Parameter(torch.eye(atoms_per_channel))
+        self.static_modulation = nn.Parameter(torch.eye(atoms_per_channel),
+                                              requires_grad=self.num_steps > 0)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
         return resample_filters(tensor, from_grid, to_grid)

@@ -51,6 +51,14 @@ def test_a_top_down_signal_is_added_to_the_value_alone(name, preset):
     torch.testing.assert_close(steered.signal - plain.signal, value(signal)[..., -12:])
 
 
+@pytest.mark.parametrize(('name', 'preset'), [b for b in BUILDS if b[0] in RECONSTRUCTING])
+def test_without_steps_what_trains_is_what_a_loss_reaches(name, preset):
+    mixer = build(name, preset=preset, num_steps=0)
+    mixer(torch.randn(2, 24, 12), GRID).square().sum().backward()
+    assert {n for n, p in mixer.named_parameters() if p.grad is not None} == {
+        n for n, p in mixer.named_parameters() if p.requires_grad}
+
+
 @pytest.mark.parametrize('name', RECONSTRUCTING)
 @pytest.mark.parametrize('preset', ['release', 'thesis'])
 def test_the_trace_tells_what_the_forward_does(name, preset):
