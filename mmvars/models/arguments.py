@@ -39,13 +39,14 @@ _TRUNK_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'n
                'mlp_ratio': 'mlp_ratio'}
 
 
-def named_network(arch: str | dict, family: str = '') -> dict:
+def named_network(arch: str | dict, family: str = '', others: Sequence[str] = ()) -> dict:
     """``name`` and sizes, as :func:`mmvars.networks.build_network` takes them, for an ``arch``.
 
     Args:
         arch: A name, or a dict with ``trunk`` (unless ``family`` says it), ``embed_dims``,
             ``num_layers``, ``num_heads`` and optionally ``mlp_ratio``.
         family: The trunk where the backbone fixes it.
+        others: Names that the backbone understands by itself, for the message.
 
     Raises:
         InputError: If the name or a key is unknown, or a needed key is missing.
@@ -56,7 +57,8 @@ def named_network(arch: str | dict, family: str = '') -> dict:
     if isinstance(arch, str) and arch in names:
         return dict(name=f'{family}_{arch}' if family else arch)
     if not isinstance(arch, dict):
-        raise InputError(f'arch must be one of {", ".join(names)}, or a dict; got {arch!r}')
+        raise InputError(f'arch must be one of {", ".join([*others, *names])}, or a dict; got '
+                         f'{arch!r}')
     sizes = dict(arch)
     trunk = family or sizes.pop('trunk', None)
     if trunk not in _FAMILIES:

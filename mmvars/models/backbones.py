@@ -156,7 +156,7 @@ class AbSViT(ViT):
             return super()._sizes(arch)
         if self.transfer == 'prompt':
             raise InputError(f"transfer='prompt' is for ViT sizes, got arch={arch!r}")
-        return named_network(arch)
+        return named_network(arch, others=tuple(ARCHITECTURES))
 
     def _extra_parts(self) -> dict:
         return self._parts

@@ -45,7 +45,9 @@ class TrunkBackbone(BaseModule):
         frozen_stages: -1: nothing; 0: the embedding; k: the embedding and the first k blocks are
             frozen and kept in eval mode.
         init_cfg: As everywhere in OpenMMLab. ``type='Pretrained'`` loads strictly: a file that
-            does not fill this backbone is an error, not a line in the log.
+            does not fill this backbone is an error, not a line in the log. ``allow_new`` lists key
+            prefixes that the file may lack, ``allow_constants`` options of the mixer (such as
+            ``'num_steps'``) in which the file's record may differ.
 
     Attributes:
         out_channels: Channels of each output.
