@@ -91,7 +91,8 @@ class DenseDictionary:
 
     def bound(self, kind: str) -> Tensor:
         """Upper bound of the curvature, ``(B, h, 1, 1)``, by a name of ``STEP_BOUNDS``."""
-        return STEP_BOUNDS[kind](self.gram_matrix)[..., None, None]
+        # No gradient passes the bound; with one, eigenvalues cost twice as much.
+        return STEP_BOUNDS[kind](self.gram_matrix.detach())[..., None, None]
 
     def _gram_matrix(self) -> Tensor:
         own = self._own.transpose(-2, -1) @ self._own
