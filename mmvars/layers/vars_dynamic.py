@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmvars.errors import check_choice
+from mmvars.errors import InputError, check_choice
 from mmvars.layers.dictionaries import (DenseDictionary, Dictionary, JoinedDictionary,
                                         SpectralDictionary)
 from mmvars.layers.grid_tied import Grid
@@ -52,7 +52,9 @@ class VARSDynamic(SparseReconstruction):
             grows with ``sqrt(N)`` and a fixed sparsity prunes less at larger images (x1.9 in P'x
             from N = 196 to 784). Off by default: the released models do not do it, and it changes
             nothing at N0. Atoms that are not normalised keep their entries, and the squared error
-            grows with N: there the factor is ``N / N0``.
+            grows with N: there the factor is ``N / N0``. Exact for the soft threshold; GELU's width
+            does not scale with it. Keep ``img_size`` at the size of the pretraining where this is
+            on: N0 is counted there, and inputs of any size run all the same.
 
     Raises:
         InputError: On a value that cannot be used.
@@ -103,7 +105,7 @@ class VARSDynamic(SparseReconstruction):
     def _to_tokens(self, signal: Tensor) -> Tensor:
         return join_heads(signal)
 
-    def _sparsity(self, grid: TokenGrid) -> float:
+    def sparsity_at(self, grid: TokenGrid) -> float:
         if not self.scale_aware_sparsity:
             return self.sparsity
         ratio = (grid.num_patches + grid.num_prefix) / self.training_tokens
@@ -159,7 +161,8 @@ class VARSConvolutionalDynamic(VARSDynamic):
         **options: As :class:`VARSDynamic`.
 
     Raises:
-        InputError: As :class:`VARSDynamic`, or if there is no filter.
+        InputError: As :class:`VARSDynamic`, if there is no filter, or with
+            ``scale_aware_sparsity``.
     """
 
     grid_tied = ('dictionary', )
@@ -167,6 +170,10 @@ class VARSConvolutionalDynamic(VARSDynamic):
     def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
                  atoms_per_channel: int = 3, **options) -> None:
         super().__init__(embed_dim, num_heads, grid, num_prefix, **options)
+        if self.scale_aware_sparsity:
+            raise InputError("scale_aware_sparsity does not go with static_atoms='convolution': "
+                             'filters keep their size in pixels and need no scaling, dynamic atoms '
+                             "do; use static_atoms='free'")
         self.tie_to_grid(grid)
         self.dictionary = nn.Parameter(new_filters(embed_dim, atoms_per_channel, self.grid))
         self.static_modulation = nn.Parameter(torch.eye(atoms_per_channel),

@@ -205,6 +205,7 @@ def test_running_bound_is_the_largest_singular_value_of_the_real_part():
     ('vars_d', dict(preset='paper'), 'release, thesis'), ('vars_s', dict(num_prefix=1), 'class'),
     ('global_filter', dict(num_prefix=1), 'class'), ('masked_attention', dict(num_prefix=1), 'RVT'),
     ('vars_d', dict(step_scaling='x'), 'multiply'),
+    ('vars_sd', dict(preset='thesis', scale_aware_sparsity=True), 'filters keep their size'),
 ])
 def test_bad_options_are_named(name, options, told):
     with pytest.raises(InputError, match=told):
