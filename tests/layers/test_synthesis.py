@@ -1,0 +1,430 @@
+"""The theory of analysis by synthesis (Section 2.4) on layers small enough to solve exactly."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+import torch
+from sklearn.linear_model import Lasso
+from torch import Tensor
+
+from mmvars.errors import InputError
+from mmvars.layers import TokenGrid, build_mixer
+from mmvars.layers.sparse_coding import largest_eigenvalue, soft_threshold, unrolled_shrinkage
+from mmvars.layers.synthesis import (GenerativeLayer, joint_dynamics, joint_energy,
+                                     modulated_dynamics, modulated_energy, stable_time_step)
+
+# Under-complete, square and over-complete dictionaries (N, M).
+SIZES = [(20, 6), (9, 9), (8, 12)]
+SPARSITY = .7
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.double)
+
+
+def one_layer(size: tuple[int, int], decodes: bool) -> tuple[GenerativeLayer, Tensor, Tensor]:
+    """Four layers at once, with atoms of length one, and bottom-up and top-down signals."""
+    rows, atoms = size
+    dictionary = randn(4, rows, atoms)
+    decoder = .3 * randn(4, 11, rows) if decodes else None
+    layer = GenerativeLayer(dictionary / dictionary.norm(dim=-2, keepdim=True), decoder)
+    return layer, 2 * randn(4, rows, 3), randn(4, rows, 3)
+
+
+def hierarchy(channels: int = 2) -> tuple[list[GenerativeLayer], Tensor, Tensor]:
+    """Three layers (the middle one over-complete) over an image of 12 pixels, and a prior."""
+    layers = [GenerativeLayer(.5 * randn(9, 7), .5 * randn(12, 9)),
+              GenerativeLayer(.5 * randn(5, 8), .5 * randn(9, 5)),
+              GenerativeLayer(.5 * randn(6, 4), .5 * randn(5, 6))]
+    return layers, 2 * randn(12, channels), randn(6, channels)
+
+
+def last(steps: Iterable):
+    for step in steps:  # noqa: B007 the last one
+        pass
+    return step
+
+
+def stacked(layer: GenerativeLayer, signal: Tensor) -> tuple[Tensor, Tensor]:
+    """The modulated objective as a plain lasso: P over g P must make the signal over zeros."""
+    dictionary, decoder = layer
+    if decoder is None:
+        return dictionary, signal
+    below = decoder @ dictionary
+    zeros = signal.new_zeros(*below.shape[:-1], signal.shape[-1])
+    return torch.cat([dictionary, below], dim=-2), torch.cat([signal, zeros], dim=-2)
+
+
+def lasso(matrix: Tensor, target: Tensor, sparsity: float) -> Tensor:
+    """Scikit-learn's solution (coordinate descent), ``(M, D)``."""
+    solver = Lasso(sparsity / len(matrix), fit_intercept=False, tol=1e-12, max_iter=100_000)
+    columns = [solver.fit(matrix.numpy(), column.numpy()).coef_ for column in target.T]
+    return torch.stack([torch.from_numpy(column) for column in columns], dim=-1)
+
+
+def assert_optimal(matrix: Tensor, target: Tensor, code: Tensor, sparsity: float) -> None:
+    """KKT: columns in use correlate with the error by exactly +-sparsity, others by no more."""
+    correlation = matrix.mT @ (target - matrix @ code)
+    used = code != 0
+    assert 0 < used.sum() < used.numel()
+    torch.testing.assert_close(correlation[used], sparsity * code[used].sign(), atol=1e-8, rtol=0)
+    assert correlation[~used].abs().max() <= sparsity + 1e-8
+
+
+def as_one_lasso(layers: list[GenerativeLayer], image: Tensor,
+                 prior: Tensor) -> tuple[Tensor, Tensor]:
+    """The joint problem as one plain lasso of all codes, written from Eq. 2.6-2.8.
+
+    A row of blocks for every step of the generation: what layer l + 1 predicts of layer l, less
+    layer l itself, must be 0; at the bottom it must be the image, at the top the latent the prior.
+    """
+    predicts = [decoder @ dictionary for dictionary, decoder in layers]
+    blocks = [[image.new_zeros(rows, layer.dictionary.shape[1]) for layer in layers]
+              for rows in (len(image), *(len(layer.dictionary) for layer in layers))]
+    for position, layer in enumerate(layers):
+        blocks[position][position] = predicts[position]
+        blocks[position + 1][position] = -layer.dictionary
+    matrix = torch.cat([torch.cat(row, dim=1) for row in blocks])
+    target = matrix.new_zeros(len(matrix), image.shape[1])
+    target[:len(image)], target[-len(prior):] = image, -prior
+    return matrix, target
+
+
+# The energies: Eq. 2.10 follows from Eq. 2.6-2.9, with half the printed r
+
+
+def test_the_joint_energy_is_the_negative_log_posterior():
+    layers, image, prior = hierarchy()
+    codes = [randn(layer.dictionary.shape[1], 2) for layer in layers]
+    matrix, target = as_one_lasso(layers, image, prior)
+    every = torch.cat(codes)
+    expected = (matrix @ every - target).square().sum(0) / 2 + SPARSITY * every.abs().sum(0)
+    torch.testing.assert_close(joint_energy(layers, codes, image, prior, SPARSITY), expected)
+
+
+@pytest.mark.parametrize('position', [0, 1, 2])
+def test_a_layer_sees_the_joint_energy_as_its_modulated_energy(position):
+    """Eq. 2.10: as functions of one layer's code they differ by a constant. With the printed r,
+    which is twice ours, they do not."""
+    layers, image, prior = hierarchy()
+    codes = [randn(layer.dictionary.shape[1], 2) for layer in layers]
+    latents = [image, *(layer.dictionary @ code for layer, code in zip(layers, codes, strict=True))]
+    layer = layers[position]
+    bottom_up = layer.decoder.T @ latents[position]
+    top_down = prior if position == 2 else layers[position + 1].decoder @ latents[position + 2]
+    gaps, printed = [], []
+    for _ in range(5):
+        codes[position] = randn(*codes[position].shape)
+        whole = joint_energy(layers, codes, image, prior, SPARSITY)
+        gaps.append(whole - modulated_energy(layer, codes[position], bottom_up, top_down, SPARSITY))
+        r = (layer.decoder @ layer.dictionary @ codes[position]).square().sum(0) / 2
+        printed.append(gaps[-1] - r)
+    torch.testing.assert_close(torch.stack(gaps), gaps[0].expand(5, 2))
+    assert torch.stack(printed).std(dim=0).min() > .1
+
+
+def test_with_a_decoder_that_is_not_linear_eq_2_10_holds_for_gradients():
+    """g(z) = tanh(W z): the gradients agree if the Jacobian in x_bu is held fixed, else not."""
+    layer, _, top_down = one_layer((9, 5), decodes=True)
+    below = randn(4, 11, 3)
+
+    def predicted(code: Tensor) -> Tensor:
+        return (layer.decoder @ (layer.dictionary @ code)).tanh()
+
+    def bottom_up(code: Tensor) -> Tensor:
+        slope = 1 - predicted(code).square()
+        return layer.decoder.mT @ (slope * below)
+
+    def eq_2_10(code: Tensor, signal: Tensor) -> Tensor:
+        r = predicted(code).square().sum() / 2
+        return (layer.dictionary @ code - signal - top_down).square().sum() / 2 + r
+
+    def posterior(code: Tensor) -> Tensor:
+        return ((below - predicted(code)).square().sum()
+                + (layer.dictionary @ code - top_down).square().sum()) / 2
+
+    code = randn(4, 5, 3).requires_grad_()
+    expected, = torch.autograd.grad(posterior(code), code)
+    fixed, = torch.autograd.grad(eq_2_10(code, bottom_up(code).detach()), code)
+    torch.testing.assert_close(fixed, expected)
+    moving, = torch.autograd.grad(eq_2_10(code, bottom_up(code)), code)
+    assert (moving - expected).abs().max() > .1
+
+
+# One layer: Eq. 2.11 comes to rest at the minimum of Eq. 2.10
+
+
+@pytest.mark.parametrize('decodes', [False, True])
+@pytest.mark.parametrize('size', SIZES)
+def test_the_dynamics_come_to_rest_at_the_optimum(size, decodes):
+    """Optimality conditions, scikit-learn's lasso and proximal gradient steps agree."""
+    layer, bottom_up, top_down = one_layer(size, decodes)
+    step = stable_time_step([layer])
+    code = last(modulated_dynamics(layer, bottom_up, top_down, SPARSITY, step, 3000))
+    matrix, target = stacked(layer, bottom_up + top_down)
+    assert_optimal(matrix, target, code, SPARSITY)
+    expected = lasso(matrix[0], target[0], SPARSITY)
+    torch.testing.assert_close(code[0], expected, atol=1e-5, rtol=0)
+
+    gram, encoded = matrix.mT @ matrix, matrix.mT @ target
+    length = 1 / largest_eigenvalue(gram)[:, None, None]
+    ista = last(unrolled_shrinkage(gram.matmul, encoded, encoded, length, SPARSITY * length, 3000,
+                                   soft_threshold))
+    torch.testing.assert_close(code, ista, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize('decodes', [False, True])
+@pytest.mark.parametrize('size', SIZES)
+def test_the_modulated_energy_never_rises(size, decodes):
+    layer, bottom_up, top_down = one_layer(size, decodes)
+    stable = stable_time_step([layer])
+    far = 5 * randn(4, size[1], 3)
+    for step in (.1 * stable, stable, min(1., 1.99 * stable)):
+        for start in (None, far):
+            codes = list(modulated_dynamics(layer, bottom_up, top_down, SPARSITY, step, 60, start))
+            energies = torch.stack([
+                modulated_energy(layer, code, bottom_up, top_down, SPARSITY) for code in codes])
+            assert energies.shape == (61, 4, 3)
+            assert energies.diff(dim=0).max() <= 1e-12 * energies.max()
+            assert energies[-1].mean() < energies[0].mean() - 1
+
+
+def test_the_modulated_energy_rises_if_steps_are_too_long():
+    """The law above has teeth; without sparsity every atom takes part, and 2 / L is sharp."""
+    layer, bottom_up, top_down = one_layer((8, 12), decodes=True)
+    rises = []
+    for stretch in (1.99, 2.01):
+        step = stretch * stable_time_step([layer])
+        codes = modulated_dynamics(layer, bottom_up, top_down, 0., step, 500)
+        energies = torch.stack([modulated_energy(layer, code, bottom_up, top_down, 0.)
+                                for code in codes])
+        rises.append(energies.diff(dim=0).max().item())
+    assert rises[0] < 1e-9 and rises[1] > 1
+
+
+@pytest.mark.parametrize('decodes', [False, True])
+def test_without_a_top_down_signal_it_is_the_bottom_up_solution(decodes):
+    layer, bottom_up, top_down = one_layer((20, 6), decodes)
+    alone, zero, modulated = (
+        last(modulated_dynamics(layer, bottom_up, signal, SPARSITY, .2, 600))
+        for signal in (None, torch.zeros_like(top_down), top_down))
+    assert alone.equal(zero)
+    matrix, target = stacked(layer, bottom_up)
+    torch.testing.assert_close(alone[0], lasso(matrix[0], target[0], SPARSITY), atol=1e-5, rtol=0)
+    assert (modulated - alone).abs().max() > .1
+
+
+# The hierarchy: Eq. 2.9
+
+
+def test_the_joint_energy_never_rises_and_all_layers_reach_the_optimum():
+    """From rest and from afar, the same codes: the MAP estimate of Eq. 2.8."""
+    layers, image, prior = hierarchy()
+    far = [3 * randn(layer.dictionary.shape[1], 2) for layer in layers]
+    start = [torch.stack([torch.zeros_like(potential), potential]) for potential in far]
+    energies = []
+    step = stable_time_step(layers)
+    for codes in joint_dynamics(layers, image, prior, .3, step, 4000, start):
+        if len(energies) < 200:
+            energies.append(joint_energy(layers, codes, image, prior, .3))
+    energies = torch.stack(energies)
+    assert energies.shape == (200, 2, 2)
+    assert energies.diff(dim=0).max() <= 1e-12 * energies.max()
+    assert (energies[-1] < energies[0] - 1).all()
+
+    from_rest, from_afar = torch.cat(codes, dim=-2)
+    torch.testing.assert_close(from_rest, from_afar, atol=1e-7, rtol=0)
+    matrix, target = as_one_lasso(layers, image, prior)
+    assert_optimal(matrix, target, from_rest, .3)
+    torch.testing.assert_close(from_rest, lasso(matrix, target, .3), atol=1e-5, rtol=0)
+
+
+def test_the_joint_energy_rises_if_steps_are_too_long():
+    layers, image, prior = hierarchy()
+    matrix, _ = as_one_lasso(layers, image, prior)
+    sharp = 1 / largest_eigenvalue(matrix.T @ matrix).item()
+    assert .5 * sharp < stable_time_step(layers) <= sharp
+    rises = []
+    for stretch in (1.99, 2.01):
+        steps = joint_dynamics(layers, image, prior, 0., stretch * sharp, 500)
+        energies = torch.stack([joint_energy(layers, codes, image, prior, 0.) for codes in steps])
+        rises.append(energies.diff(dim=0).max().item())
+    assert rises[0] < 1e-9 and rises[1] > 1
+
+
+def test_batches_are_solved_apart():
+    layers, image, prior = hierarchy()
+    images, priors = torch.stack([image, 2 * image]), torch.stack([prior, -prior])
+    together = last(joint_dynamics(layers, images, priors, .3, .1, 50))
+    for b in range(2):
+        alone = last(joint_dynamics(layers, images[b], priors[b], .3, .1, 50))
+        for codes, code in zip(together, alone, strict=True):
+            torch.testing.assert_close(codes[b], code)
+    first = next(joint_dynamics(layers, images, priors, .3, .1, 0))
+    assert [tuple(code.shape) for code in first] == [(2, 7, 2), (2, 8, 2), (2, 4, 2)]
+
+
+# Attention: a top-down signal shifts the choice of atoms
+
+
+def test_without_r_a_signal_along_an_atom_raises_its_code_and_drops_no_rival():
+    """u_j never falls with alpha; once in use it grows as alpha does and nothing else moves."""
+    grown = 0
+    for _ in range(3):
+        layer, bottom_up, _ = one_layer((20, 6), decodes=False)
+        atom = layer.dictionary[..., :1]
+        alphas = torch.linspace(0, 3, 13, dtype=torch.double)[:, None, None, None]
+        codes = last(modulated_dynamics(layer, bottom_up, alphas * atom, SPARSITY,
+                                        stable_time_step([layer]), 400))
+        assert codes.shape == (13, 4, 6, 3)
+        changes = codes.diff(dim=0)
+        assert changes[:, :, 0].min() > -1e-9
+        above = codes[:-1, :, 0] > 1e-9
+        rise = changes[:, :, 0][above]
+        torch.testing.assert_close(rise, torch.full_like(rise, .25), atol=1e-8, rtol=0)
+        assert changes[:, :, 1:].transpose(1, 2)[:, 0][above].abs().max() < 1e-8
+        grown += above.sum().item()
+    assert grown > 100
+
+
+def test_with_r_the_latent_moves_towards_the_signal():
+    """p_j'z never falls with alpha, whatever is decoded below."""
+    layer, bottom_up, _ = one_layer((20, 6), decodes=True)
+    atom = layer.dictionary[..., :1]
+    alphas = torch.linspace(0, 3, 13, dtype=torch.double)[:, None, None, None]
+    step = stable_time_step([layer])
+    codes = last(modulated_dynamics(layer, bottom_up, alphas * atom, SPARSITY, step, 600))
+    towards = (atom.mT @ (layer.dictionary @ codes)).squeeze(-2)
+    assert towards.diff(dim=0).min() > -1e-9
+    assert (towards[-1] - towards[0]).min() > .1
+
+
+def used(code: Tensor) -> list[int]:
+    return (code[:, 0].abs() > 1e-9).nonzero().flatten().tolist()
+
+
+def overlapping_objects(pairs: int, overlap: float = .9) -> Tensor:
+    """Images ``(4 pairs, 2 pairs)``: object k and k + pairs share pixels, correlated by overlap."""
+    images = torch.zeros(4 * pairs, 2 * pairs, dtype=torch.double)
+    for k in range(pairs):
+        images[4 * k, [k, k + pairs]] = overlap**.5
+        images[4 * k + 1, k] = images[4 * k + 2, k + pairs] = (1 - overlap)**.5
+    return images
+
+
+def test_the_prior_selects_the_asked_object_of_two():
+    """Two objects of about equal strength over one another; atoms 1 and 3 are not in the scene."""
+    images = overlapping_objects(2)
+    dictionary = torch.linalg.qr(randn(6, 4))[0]
+    layer = GenerativeLayer(dictionary, images @ dictionary.T)
+    scene = images[:, :1] + 1.02 * images[:, 2:3]
+    bottom_up = layer.decoder.T @ scene
+    step = stable_time_step([layer])
+
+    def chosen(top_down: Tensor | None) -> list[int]:
+        return used(last(modulated_dynamics(layer, bottom_up, top_down, 1.4, step, 500)))
+
+    assert chosen(None) == [0, 2]
+    assert chosen(.9 * dictionary[:, :1]) == [0]
+    assert chosen(.9 * dictionary[:, 2:3]) == [2]
+    assert chosen(.9 * dictionary[:, 1:2]) == [0, 2]  # asking for what is not there
+    # Selection is the work of r: without it, the rival stays as it is.
+    blind = GenerativeLayer(dictionary)
+    rival = [last(modulated_dynamics(blind, bottom_up, signal, 1.4, 1., 500))[2]
+             for signal in (None, .9 * dictionary[:, :1])]
+    torch.testing.assert_close(*rival)
+    assert rival[0] > .1
+
+
+def test_without_r_the_prior_selects_among_objects_too_faint_to_be_seen():
+    dictionary = torch.linalg.qr(randn(6, 4))[0]
+    layer, scene = GenerativeLayer(dictionary), dictionary[:, :1] + 1.02 * dictionary[:, 2:3]
+    for sought, expected in ((None, []), (0, [0]), (2, [2]), (1, [])):
+        top_down = None if sought is None else .5 * dictionary[:, [sought]]
+        code = last(modulated_dynamics(layer, scene, top_down, 1.2, 1., 200))
+        assert used(code) == expected
+
+
+def test_a_prior_on_objects_selects_their_parts_in_the_layer_below():
+    """Objects of two parts each; in the image each part lies over one of the other object."""
+    parts = torch.linalg.qr(randn(6, 4))[0]
+    objects = torch.linalg.qr(randn(5, 2))[0]
+    belongs = torch.tensor([[1., 0], [1, 0], [0, 1], [0, 1]], dtype=torch.double) / 2**.5
+    images = overlapping_objects(2)
+    layers = [GenerativeLayer(parts, images @ parts.T),
+              GenerativeLayer(objects, parts @ belongs @ objects.T)]
+    scene = images.sum(1, keepdim=True)
+    step = stable_time_step(layers)
+
+    def codes(alpha: float, sought: int) -> tuple[Tensor, ...]:
+        prior = alpha * objects[:, [sought]]
+        return last(joint_dynamics(layers, scene, prior, SPARSITY, step, 600))
+
+    neutral = codes(0., 0)
+    assert used(neutral[0]) == [0, 1, 2, 3]
+    first, second = codes(3., 0), codes(3., 1)
+    assert (used(first[0]), used(first[1])) == ([0, 1], [0])
+    assert (used(second[0]), used(second[1])) == ([2, 3], [1])
+    # The scene is symmetric: the mirrored prior gives the mirrored codes.
+    torch.testing.assert_close(first[0], second[0].roll(2, 0))
+    torch.testing.assert_close(first[1], second[1].flip(0))
+    # A part grows with the prior's strength, its rival shrinks.
+    for weak, strong in pairwise(codes(alpha, 0)[0] for alpha in (.5, 1., 1.5, 2.)):
+        assert (strong[:2] > weak[:2] + .05).all() and (strong[2:] < weak[2:] - .05).all()
+
+
+# The networks
+
+
+def test_vars_d_with_a_top_down_signal_solves_the_objective_without_r():
+    """Its codes end at the lasso of x + t (Eq. 2.10, r = 0); its dictionary never sees t.
+
+    The tokens are six groups, and each random feature prefers one: an atom is a mask of a group.
+    (With random ones the atoms can be so alike that 20,000 steps are not enough.)
+    """
+    sparsity, grid = 2., TokenGrid(6, 4)
+    mixer = build_mixer('vars_d', 12, 2, (6, 4), preset='thesis', feature_ratio=1., num_steps=500,
+                        sparsity=sparsity).double()
+    groups = torch.eye(6, dtype=torch.double).repeat(4, 2)
+    with torch.no_grad():
+        mixer.qv.weight.copy_(torch.eye(12))
+        mixer.random_features.copy_(2 * torch.eye(6).expand(2, 6, 6))
+    x, top_down = (3 * groups + .3 * randn(24, 12))[None], .3 * randn(1, 24, 12)
+    alone, trace = mixer.trace(x, grid), mixer.trace(x, grid, top_down)
+    assert trace.atoms.equal(alone.atoms)
+    heads = [signal[0].unflatten(1, (2, 6)).unbind(1) for signal in (x, top_down)]
+    for head, (bottom_up, signal) in enumerate(zip(*heads, strict=True)):
+        atoms, code = trace.atoms[0, head], trace.codes[-1][0, head]
+        assert_optimal(atoms, bottom_up + signal, code, sparsity)
+        expected = lasso(atoms, bottom_up + signal, sparsity)
+        torch.testing.assert_close(code, expected, atol=1e-5, rtol=0)
+        layer = GenerativeLayer(atoms)
+        step = stable_time_step([layer])
+        same = last(modulated_dynamics(layer, bottom_up, signal, sparsity, step, 3000))
+        torch.testing.assert_close(same, code, atol=1e-7, rtol=0)
+        assert (code - alone.codes[-1][0, head]).abs().max() > .01
+
+
+# Bad input
+
+
+def test_what_does_not_fit_is_refused():
+    layers, image, prior = hierarchy()
+    with pytest.raises(InputError, match='at least one GenerativeLayer'):
+        joint_dynamics([], image, prior, .3, .1, 5)
+    with pytest.raises(InputError, match='at least one GenerativeLayer'):
+        stable_time_step([])
+    with pytest.raises(InputError, match=r'decoder of layer 2 must be \(9, 5\).*got None'):
+        joint_dynamics([layers[0], GenerativeLayer(layers[1].dictionary), layers[2]], image, prior,
+                       .3, .1, 5)
+    with pytest.raises(InputError, match=r'decoder of layer 1 must be \(3, 9\).*got \(12, 9\)'):
+        joint_energy(layers, [], image[:3], prior, .3)
+    with pytest.raises(InputError, match='prior must have 6 rows.*got 5'):
+        joint_dynamics(layers, image, prior[:5], .3, .1, 5)
+    for name, numbers in (('sparsity', (-.1, .1, 5)), ('time_step', (.3, -.1, 5)),
+                          ('num_steps', (.3, .1, 2.5))):
+        with pytest.raises(InputError, match=name):
+            joint_dynamics(layers, image, prior, *numbers)
+        with pytest.raises(InputError, match=name):
+            modulated_dynamics(layers[0], prior[:1], None, *numbers)
