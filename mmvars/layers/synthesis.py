@@ -2,11 +2,12 @@
 
 An image h is thought to be made from the top: ``z_L -> ... -> z_1 -> z_0 = h``, each latent of few
 atoms, ``z_l = P_l u_l``, and each a sharper version of what the layer above predicts, ``g_l
-(z_l+1)``. With linear predictions, g_l a matrix, the most probable codes minimise (Eq. 2.6-2.8)
+(z_l+1)``. With linear predictions, g_l a matrix, the codes sought minimise (Eq. 2.6-2.8)
 
     E = 1/2 ||h - g_0 z_1||^2 + sum over l of 1/2 ||z_l - x_td_l||^2 + sparsity ||u_l||_1
 
-with ``x_td_l = g_l z_l+1`` and, at the top, ``x_td_L`` the prior, the mean of a normal density. It
+with ``x_td_l = g_l z_l+1`` and, at the top, ``x_td_L`` the prior, the mean of a normal density. (As
+in the thesis, the factor that makes Eq. 2.6 a density is left out, though it depends on z_l+1.) E
 is convex. As a function of one layer's code it is, but for a constant, the modulated objective
 
     1/2 ||P u - (x_bu + x_td)||^2 + sparsity ||u||_1 + r(u),    x_bu = g' z_below    (Eq. 2.10)
@@ -124,7 +125,7 @@ def modulated_dynamics(layer: GenerativeLayer, bottom_up: Tensor, top_down: Tens
 
 def joint_energy(layers: Sequence[GenerativeLayer], codes: Sequence[Tensor], image: Tensor,
                  prior: Tensor, sparsity: float) -> Tensor:
-    """The negative logarithm of Eq. 2.8's posterior, but for a constant: E of all layers.
+    """E of all layers: the negative logarithm of Eq. 2.8, the factors of its densities left out.
 
     Args:
         layers: 1 to L; each has a decoder, the first one that of the image.
