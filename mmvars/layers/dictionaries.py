@@ -1,5 +1,6 @@
 """Dictionaries of atoms: how a signal is encoded (P'x), decoded (P u) and compared (P'P u)."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -125,6 +126,12 @@ class SpectralDictionary:
         self._spectrum = spectrum
         self._conjugate = spectrum.conj().resolve_conj()  # once, not in every product with it
         self._size = size
+
+    def of_channels(self, channels: slice) -> 'SpectralDictionary':
+        """The same for some of the channels."""
+        part = copy.copy(self)
+        part._spectrum, part._conjugate = self._spectrum[channels], self._conjugate[channels]
+        return part
 
     def encode(self, signal: Tensor) -> Tensor:
         return from_spectrum(to_spectrum(signal).unsqueeze(2) * self._spectrum, self._size)

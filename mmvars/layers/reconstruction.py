@@ -18,6 +18,7 @@ STARTS = ('shrunk', 'projection')
 STEP_SCALINGS = ('multiply', 'divide')
 VALUES = ('projected', 'input')
 _EPS = 1e-12
+_ALL = slice(None)
 
 
 class SparseReconstruction(GridTied):
@@ -82,12 +83,7 @@ class SparseReconstruction(GridTied):
         inputs = self._inputs(x, top_down)
         with full_precision(x):
             signal, dictionary, bound = self._dictionary(tuple(map(widened, inputs)), grid)
-            for code in self._codes(signal, dictionary, bound, grid):  # noqa: B007 the last one
-                pass
-            out = self._refined(dictionary.decode(code), grid)
-            if self.residual:
-                out = out + signal
-            out = self._to_tokens(out)
+            out = self._to_tokens(self._reconstruct(signal, dictionary, bound, grid))
         return self.proj(self._normalised(out.to(inputs[-1].dtype)))
 
     @torch.no_grad()
@@ -107,6 +103,14 @@ class SparseReconstruction(GridTied):
             return SparseTrace(codes, decoded, self._to_tokens(signal),
                                getattr(dictionary, 'atoms', None))
 
+    def _reconstruct(self, signal: Tensor, dictionary: Dictionary, bound: Tensor, grid: TokenGrid,
+                     channels: slice = _ALL) -> Tensor:
+        """The signal as the dictionary rebuilds it; all arguments hold these channels alone."""
+        for code in self._codes(signal, dictionary, bound, grid):  # noqa: B007 the last one
+            pass
+        out = self._refined(dictionary.decode(code), grid, channels)
+        return out + signal if self.residual else out
+
     def _inputs(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
         """What the tokens are projected to, each ``(B, N, C)``; the value is the last."""
         raise NotImplementedError
@@ -120,9 +124,9 @@ class SparseReconstruction(GridTied):
         """From the dictionary's layout to ``(B, N, C)``."""
         raise NotImplementedError
 
-    def _refined(self, signal: Tensor, grid: TokenGrid) -> Tensor:
-        """The reconstruction as it goes on, in the dictionary's layout."""
-        del grid
+    def _refined(self, signal: Tensor, grid: TokenGrid, channels: slice) -> Tensor:
+        """The reconstruction of these channels as it goes on, in the dictionary's layout."""
+        del grid, channels
         return signal
 
     def _normalised(self, tokens: Tensor) -> Tensor:
@@ -131,7 +135,8 @@ class SparseReconstruction(GridTied):
     def _modulation(self) -> Tensor | tuple[Tensor, ...] | None:
         return widened(self.gram_modulation) if self.learned else None
 
-    def _sparsity(self, grid: TokenGrid) -> float:
+    def sparsity_at(self, grid: TokenGrid) -> float:
+        """lambda of Eq. 1.10 for tokens of this layout, before w1."""
         del grid
         return self.sparsity
 
@@ -139,7 +144,7 @@ class SparseReconstruction(GridTied):
                grid: TokenGrid) -> Iterator[Tensor]:
         shrink = SHRINKAGES[self.shrinkage]
         # A bound of 0 belongs to a dictionary of zeros, whose code is 0 with any step.
-        threshold, step_size = self._sparsity(grid), 1 / bound.detach().clamp_min(_EPS)
+        threshold, step_size = self.sparsity_at(grid), 1 / bound.detach().clamp_min(_EPS)
         if self.learned:
             threshold = threshold * widened(self.sparsity_scale)
             scale = widened(self.step_scale)

@@ -18,6 +18,7 @@ __all__ = ['VARSStatic', 'new_filters', 'running_bound']
 
 BOUNDS = ('running', 'spectral')
 NORMS = ('batch', 'layer')
+_CHUNK_NUMBERS = 2**17  # complex numbers, 1 MiB: with the other temporaries, what an L2 cache holds
 
 
 def new_filters(embed_dim: int, atoms_per_channel: int, grid: Grid) -> Tensor:
@@ -172,10 +173,32 @@ class VARSStatic(SparseReconstruction):
             bound = running_bound(filters)[:, None, None, None]
         return grid.to_map(inputs[0]), dictionary, bound
 
-    def _refined(self, signal: Tensor, grid: TokenGrid) -> Tensor:
+    def _reconstruct(self, signal: Tensor, dictionary: SpectralDictionary, bound: Tensor,
+                     grid: TokenGrid, channels: slice = slice(None)) -> Tensor:
+        num_channels, size = signal.shape[1], self._channels_at_once(signal)
+        if num_channels <= size:
+            return super()._reconstruct(signal, dictionary, bound, grid, channels)
+        parts = [slice(start, start + size) for start in range(0, num_channels, size)]
+        return torch.cat([super(VARSStatic, self)._reconstruct(
+            signal[:, part], dictionary.of_channels(part), bound[part], grid, part)
+            for part in parts], dim=1)
+
+    def _channels_at_once(self, signal: Tensor) -> int:
+        """Every channel is coded by itself, so inference on CPU takes a few at a time.
+
+        Codes and spectra then stay in the cache, and their memory is used again; with all channels
+        at once most of the time goes into fetching fresh memory from the system.
+        """
+        if torch.is_grad_enabled() or not signal.is_cpu or torch.compiler.is_compiling():
+            return signal.shape[1]
+        batch, _, height, width = signal.shape
+        numbers = batch * self.dictionary.shape[1] * height * half_width(width)
+        return max(1, _CHUNK_NUMBERS // numbers)
+
+    def _refined(self, signal: Tensor, grid: TokenGrid, channels: slice) -> Tensor:
         if self.output_filter is None:
             return signal
-        spectrum = as_complex(self.at_grid('output_filter', grid))
+        spectrum = as_complex(self.at_grid('output_filter', grid)[channels])
         return from_spectrum(to_spectrum(signal) * spectrum, (grid.height, grid.width))
 
     def _to_tokens(self, signal: Tensor) -> Tensor:
