@@ -18,6 +18,8 @@ __all__ = ['COMMANDS', 'main', 'run_tool']
 COMMANDS = {
     'train': ('mmvars.engine.train:main', 'train a model from a config'),
     'test': ('mmvars.engine.test:main', 'test a checkpoint: metrics, predictions, pictures'),
+    'compare': ('mmvars.engine.compare:main',
+                'train variants of a config with several seeds, mean and spread'),
     'convert': ('mmvars.checkpoints.cli:main', 'convert checkpoints from and to other formats'),
     'visualize': ('mmvars.visualization.cli:main', 'draw bottom-up and top-down attention'),
     'table': ('mmvars.benchmark.table_cli:main',

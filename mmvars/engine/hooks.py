@@ -42,8 +42,9 @@ class SaveOnInterruptHook(Hook):
     to any of them stops all. The checkpoint is written like those of ``CheckpointHook`` and named
     in ``last_checkpoint``, so ``--resume`` goes on from it. During validation a signal is honoured
     after the batch in a single process, and after the validation in distributed runs, where ranks
-    may be at different batches. A second Ctrl-C stops at once, without saving; one that comes
-    within a second counts as the same, since launchers pass signals on.
+    may be at different batches; a run that was stopped in its last validation makes it when it is
+    resumed. A second Ctrl-C stops at once, without saving; one that comes within a second counts as
+    the same, since launchers pass signals on.
 
     In a loop by iterations, a resumed run goes on with the next iteration. mmengine's loop by
     epochs can only begin at the start of an epoch: the interrupted epoch is run again, with the
@@ -95,10 +96,23 @@ class SaveOnInterruptHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self.install()
         self._training = True
+        if self._only_validation_is_left(runner):
+            runner.val_loop.run()
 
     def after_train(self, runner: Runner) -> None:
         self._training = False
         self.uninstall()
+
+    @staticmethod
+    def _only_validation_is_left(runner: Runner) -> bool:
+        """Whether a run was resumed at its end, as after a stop in the last validation.
+
+        mmengine's loops validate after a step alone, so that validation would never be made.
+        """
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        done, length = ((runner.epoch, runner.max_epochs) if by_epoch else
+                        (runner.iter, runner.max_iters))
+        return runner.val_loop is not None and done >= length > 0
 
     def before_train_epoch(self, runner: Runner) -> None:
         if isinstance(runner.train_loop, EpochBasedTrainLoop):

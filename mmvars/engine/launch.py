@@ -19,8 +19,8 @@ from mmvars.engine.runner import StrictRunner, use_safe_loading
 from mmvars.errors import InputError
 from mmvars.resources import config_path
 
-__all__ = ['add_common_arguments', 'build_runner', 'clear_errors', 'is_segmentation', 'load_config',
-           'set_work_dir']
+__all__ = ['add_cfg_options', 'add_common_arguments', 'build_runner', 'clear_errors',
+           'is_segmentation', 'load_config', 'set_work_dir']
 
 _LOG_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL', 'NOTSET')
 
@@ -42,15 +42,20 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that training and testing share, as MMSegmentation's tools name them."""
     parser.add_argument('--work-dir', help='folder for logs and results '
                         '(default: work_dir of the config, else work_dirs/<config name>)')
+    add_cfg_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='how the processes of a distributed run were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help='set by launchers; not for hand use')
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options`` alone."""
     parser.add_argument('--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
                         help='override settings of the config, such as '
                         'train_dataloader.batch_size=4; lists are written "[a,b]" or a,b without '
                         'spaces. Shorthands that set all that depends on them: '
                         'data_root, crop_size, img_scale, arch, max_iters, max_epochs')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='how the processes of a distributed run were started')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
-                        help='set by launchers; not for hand use')
 
 
 def load_config(args: argparse.Namespace) -> tuple[Config, list[str]]:
