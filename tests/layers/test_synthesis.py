@@ -203,6 +203,21 @@ def test_the_modulated_energy_rises_if_steps_are_too_long():
     assert rises[0] < 1e-9 and rises[1] > 1
 
 
+def test_a_step_by_hand_from_where_it_is_told():
+    layer, bottom_up, top_down = one_layer((9, 5), decodes=True)
+    dictionary, decoder = layer
+    start = 2 * randn(4, 5, 3)
+    given = start.clone()
+    before, after = modulated_dynamics(layer, bottom_up, top_down, SPARSITY, .1, 1, start)
+    assert start.equal(given)
+    assert before.equal(soft_threshold(start, SPARSITY))
+    inhibition = dictionary.mT @ dictionary - torch.eye(5).double()
+    below = decoder @ dictionary
+    rate = (-start - inhibition @ before + dictionary.mT @ bottom_up + dictionary.mT @ top_down
+            - below.mT @ below @ before)
+    torch.testing.assert_close(after, soft_threshold(start + .1 * rate, SPARSITY))
+
+
 @pytest.mark.parametrize('decodes', [False, True])
 def test_without_a_top_down_signal_it_is_the_bottom_up_solution(decodes):
     layer, bottom_up, top_down = one_layer((20, 6), decodes)
