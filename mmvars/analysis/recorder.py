@@ -143,7 +143,7 @@ class AttentionRecorder(Recorder):
         if not self._inside:
             return
         with torch.no_grad():  # no trace in the graph: checkpointed blocks count what they save
-            probabilities = module.attention_probabilities(*args[:2])
+            probabilities = module.attention_probabilities(*args)
             if self._query == 'mean':
                 probabilities = probabilities.mean(dim=2, keepdim=True)
             elif self._query is not None:

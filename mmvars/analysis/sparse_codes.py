@@ -111,7 +111,7 @@ def check_sparse_codes(network: nn.Module, layer: int | None) -> int:
 
 def sparsity_weight(mixer: nn.Module, grid: TokenGrid) -> float:
     """The weight of ``||u||_1`` that a mixer works with at a grid: ``sparsity * w1`` (Eq. 1.12)."""
-    weight = mixer._sparsity(grid)
+    weight = mixer.sparsity_at(grid)
     return float(weight * mixer.sparsity_scale.detach() if mixer.learned else weight)
 
 

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from mmvars.errors import InputError
 from mmvars.layers.grid_tied import Grid, GridTied
 from mmvars.layers.position import square_grid
-from mmvars.layers.projections import head_width, join_heads, split_heads, with_value
+from mmvars.layers.projections import (TopDownSignal, head_width, join_heads, split_heads,
+                                       with_value)
 from mmvars.layers.tokens import TokenGrid
 
 __all__ = ['MaskedAttention', 'SelfAttention']
@@ -51,13 +52,15 @@ class SelfAttention(nn.Module):
         q, k, v = self._query_key_value(x, top_down)
         return self.proj(join_heads(self._mix(q, k, v, grid)))
 
-    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None) -> Tensor:
+    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None,
+                                top_down: TopDownSignal | None = None) -> Tensor:
         """``softmax(q k' / sqrt(D))`` of shape ``(B, h, N, N)`` for ``x (B, N, C)``.
 
-        The fused forward never forms this matrix; call this where a picture of it is wanted.
+        The fused forward never forms this matrix; call this where a picture of it is wanted. Of the
+        top-down signals only one on query and key too (AbSViT-QKV) changes it.
         """
         del grid
-        q, k, _ = self._query_key_value(x, None)
+        q, k, _ = self._query_key_value(x, top_down)
         return self._logits(q, k).softmax(dim=-1)
 
     def _query_key_value(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
@@ -105,8 +108,9 @@ class MaskedAttention(SelfAttention, GridTied):
         patches = self.grid[0] * self.grid[1]
         self.attention_mask = nn.Parameter(torch.zeros(num_heads, patches, patches))
 
-    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None) -> Tensor:
-        q, k, _ = self._query_key_value(x, None)
+    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None,
+                                top_down: TopDownSignal | None = None) -> Tensor:
+        q, k, _ = self._query_key_value(x, top_down)
         return self._masked(q, k, self.grid if grid is None else grid)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:

@@ -178,9 +178,18 @@ class _ClassAttention(nn.Module):
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(part, self.num_heads)
-                   for part in (self.q(x[:, :1]), self.k(x), self.v(x)))
+        q, k = self._query_key(x)
+        v = split_heads(self.v(x), self.num_heads)
         return self.proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
+
+    def attention_probabilities(self, x: Tensor) -> Tensor:
+        """What the class token attends to, ``(B, h, 1, 1 + N)``; for pictures."""
+        q, k = self._query_key(x)
+        return (q @ k.transpose(-2, -1) * q.shape[-1]**-0.5).softmax(dim=-1)
+
+    def _query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (split_heads(self.q(x[:, :1]), self.num_heads),
+                split_heads(self.k(x), self.num_heads))
 
 
 class ClassAttentionBlock(nn.Module):

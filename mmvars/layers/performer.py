@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_number
 from mmvars.layers.precision import full_precision, widened
-from mmvars.layers.projections import head_width, join_heads, split_heads, with_value
+from mmvars.layers.projections import (TopDownSignal, head_width, join_heads, split_heads,
+                                       with_value)
 from mmvars.layers.tokens import TokenGrid
 
 __all__ = ['Performer', 'num_features', 'positive_features']
@@ -94,9 +95,27 @@ class Performer(nn.Module):
         del grid
         q, k, v = with_value(self.qkv, x, top_down)
         with full_precision(x):
-            q, k, values = (split_heads(widened(t), self.num_heads) for t in (q, k, v))
-            weights = widened(self.random_features)
-            q, k = positive_features(q, weights), positive_features(k, weights)
+            q, k = self._features(q, k)
+            values = split_heads(widened(v), self.num_heads)
             mass = (q @ k.sum(dim=2).unsqueeze(-1)).clamp_min(_EPS)
             out = q @ (k.transpose(-2, -1) @ values) / mass
         return self.proj(join_heads(out).to(v.dtype))
+
+    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None,
+                                top_down: TopDownSignal | None = None) -> Tensor:
+        """``Phi(q) Phi(k)'`` with rows that sum to 1, ``(B, h, N, N)`` for ``x (B, N, C)``.
+
+        What the linear forward multiplies the values with, without ever forming it: for pictures.
+        """
+        del grid
+        q, k, _ = with_value(self.qkv, x, top_down)
+        with full_precision(x):
+            q, k = self._features(q, k)
+            weights = q @ k.transpose(-2, -1)
+            return weights / weights.sum(dim=-1, keepdim=True).clamp_min(_EPS)
+
+    def _features(self, *projected: Tensor) -> tuple[Tensor, ...]:
+        """Positive features ``(B, h, N, m)`` of queries or keys ``(B, N, C)``."""
+        weights = widened(self.random_features)
+        return tuple(positive_features(split_heads(widened(t), self.num_heads), weights)
+                     for t in projected)
