@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 
 import numpy as np
 
@@ -16,7 +17,8 @@ PANEL_AREA = 4.6
 MIN_WIDTH, MAX_WIDTH = 1.75, 4.2
 MAX_ROW = 17.  # of many columns, as far as the least width allows
 GAP, MARGIN = 0.1, 0.08
-TITLE, STRIP, FOOTER, ROW_LABEL = 0.42, 0.3, 0.2, 0.28
+TITLE, STRIP, FOOTER = 0.42, 0.3, 0.2
+LABEL_LINE, LABEL_LETTER = 0.135, 0.063  # of row labels: one line's height, one letter's width
 LEGEND_LINE, LEGEND_WIDTH = 0.155, 1.62
 DPI = 150
 
@@ -53,7 +55,9 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
                          f'{[len(row.panels) for row in rows]}')
     num_columns = columns.pop()
     cell_width, cell_height = _cell(image_size, num_columns)
-    left = MARGIN + (ROW_LABEL if any(row.label for row in rows) else 0)
+    labels = [_wrapped(row.label, cell_height + STRIP - GAP) for row in rows]
+    label_width = LABEL_LINE * max(label.count('\n') + 1 if label else 0 for label in labels)
+    left = MARGIN + label_width + (GAP if label_width else 0)
     with_legend = any(isinstance(panel, LabelMap) for row in rows for panel in row.panels)
     right = MARGIN + (LEGEND_WIDTH if with_legend else 0)
     width = left + num_columns * cell_width + (num_columns - 1) * GAP + right
@@ -68,8 +72,9 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
     for r, row in enumerate(rows):
         top = TITLE * sum(titled[:r + 1]) + r * (cell_height + STRIP)
         if row.label:
-            figure.text((MARGIN + 0.06) / width, 1 - (top + cell_height / 2) / height, row.label,
-                        rotation=90, ha='center', va='center', fontsize=SMALL, linespacing=1.3)
+            figure.text((MARGIN + label_width / 2) / width, 1 - (top + cell_height / 2) / height,
+                        labels[r], rotation=90, ha='center', va='center', fontsize=SMALL,
+                        linespacing=1.2)
         for c, panel in enumerate(row.panels):
             x = left + c * (cell_width + GAP)
             below = place(x, top + cell_height + 0.04, cell_width, STRIP - 0.08)
@@ -121,6 +126,12 @@ def _cell(image_size: tuple[int, int], num_columns: int) -> tuple[float, float]:
     width = min((PANEL_AREA / shape)**0.5, MAX_WIDTH, MAX_ROW / num_columns - GAP)
     width = max(width, MIN_WIDTH)
     return width, width * shape
+
+
+def _wrapped(label: str, length: float) -> str:
+    """A row's label in lines of at most ``length`` inches."""
+    letters = max(int(length / LABEL_LETTER), 4)
+    return '\n'.join(part for line in label.splitlines() for part in wrap(line, letters))
 
 
 def _draw_legend(axes, panel: LabelMap, height: float) -> None:

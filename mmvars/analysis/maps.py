@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 
-__all__ = ['attention_from_class_token', 'attention_row', 'suppress_below', 'token_mask_map',
-           'token_norm_map', 'upsample_map']
+__all__ = ['attention_from_class_token', 'attention_row', 'kept_above', 'suppress_below',
+           'token_mask_map', 'token_norm_map', 'upsample_map']
 
 
 def token_norm_map(tokens: Tensor, grid: TokenGrid) -> Tensor:
@@ -93,10 +93,19 @@ def suppress_below(maps: Tensor, fraction: float = 0.7) -> Tensor:
     Raises:
         InputError: If ``fraction`` is outside 0..1.
     """
+    return maps.where(kept_above(maps, fraction), maps.amin((-2, -1), keepdim=True))
+
+
+def kept_above(maps: Tensor, fraction: float) -> Tensor:
+    """Where a map is at least ``min + fraction * (max - min)``: booleans ``(B, h, w)``.
+
+    Raises:
+        InputError: If ``fraction`` is outside 0..1.
+    """
     if not 0 <= fraction <= 1:
         raise InputError(f'threshold must be between 0 and 1, got {fraction}')
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    return maps.where(maps >= low + fraction * (high - low), low)
+    return maps >= low + fraction * (high - low)
 
 
 def upsample_map(maps: Tensor, patch_size: int, image_size: tuple[int, int]) -> Tensor:

@@ -14,6 +14,7 @@ __all__ = ['Blank', 'HeatMap', 'LabelMap', 'Panel', 'Picture', 'TopClasses', 'bl
 SMALL, TINY = 7.5, 6.5  # points
 GREY = '0.35'
 MAX_NAME = 20  # letters
+BAR_HEIGHT = 0.19  # inches, of one class with its name
 
 
 class Panel(Protocol):
@@ -136,6 +137,7 @@ class TopClasses:
     Args:
         highlight: A class drawn in another colour; where it is none of the likeliest, it takes the
             last place and its rank is said.
+        others: More classes to draw in any case, in a third colour.
     """
 
     scores: np.ndarray
@@ -144,13 +146,17 @@ class TopClasses:
     note: str = ''
     count: int = 5
     highlight: int | None = None
+    others: tuple[int, ...] = ()
 
     def draw(self, axes, below) -> None:
-        shown = self.shown()
+        height = axes.get_window_extent().height / axes.figure.dpi  # inches
+        shown = self.shown(min(self.count, int(height / BAR_HEIGHT)))
         count = len(shown)
         for row, (index, rank) in enumerate(shown):
             y = count - 1 - row
-            colour = '#d95f02' if index == self.highlight else '#4c78a8'
+            colour = '#4c78a8'
+            if index in (self.highlight, *self.others):
+                colour = '#d95f02' if index == self.highlight else '#7a8f3a'
             axes.barh(y - 0.18, self.scores[index], height=0.3, color=colour)
             name = _elided(self.classes[index])
             axes.text(0.0, y + 0.08, name if rank == row + 1 else f'{rank}. {name}', va='bottom',
@@ -161,13 +167,18 @@ class TopClasses:
         axes.set_ylim(-0.45, count - 0.35)
         axes.axis('off')
 
-    def shown(self) -> list[tuple[int, int]]:
-        """Index and rank (1 is likeliest) of the classes drawn."""
+    def shown(self, count: int | None = None) -> list[tuple[int, int]]:
+        """Index and rank (1 is likeliest) of the classes drawn, where there is room for ``count``.
+
+        Those that are to be drawn in any case are, even in too little room.
+        """
+        count = self.count if count is None else count
         order = np.argsort(-self.scores, kind='stable').tolist()
-        ranks = list(range(min(self.count, len(order))))
-        if self.highlight is not None and self.highlight not in order[:len(ranks)]:
-            ranks[-1] = order.index(self.highlight)
-        return [(order[rank], rank + 1) for rank in ranks]
+        ranks = {order.index(c) for c in (self.highlight, *self.others) if c is not None}
+        for rank in range(len(order)):
+            if len(ranks) < count:
+                ranks.add(rank)
+        return [(order[rank], rank + 1) for rank in sorted(ranks)]
 
 
 def _percent(share: float) -> str:

@@ -6,9 +6,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmvars.analysis import Row, draw_figure, figure_to_array, resolve_layer
-from mmvars.errors import InputError, check_number
+from mmvars.errors import check_number
 from mmvars.registry import HOOKS
 from mmvars.visualization.host import ClassTable, Sample, network_of, num_classes_of, unwrap
+from mmvars.visualization.steering import Steering, check_steering, maps_footer
 from mmvars.visualization.views import ViewOptions, check_options, observe, panels_of
 
 __all__ = ['AttentionVisualizationHook']
@@ -34,7 +35,8 @@ class AttentionVisualizationHook(Hook):
 
     Raises:
         InputError: If ``interval`` or ``num_images`` is no positive number, or (before the first
-            iteration) the model has no mmvars backbone, no such layer or no class token to draw.
+            iteration) the model has no mmvars backbone, no such layer, no class token to draw, or
+            no use for ``alpha``.
     """
 
     priority = 'LOW'
@@ -58,9 +60,8 @@ class AttentionVisualizationHook(Hook):
             return
         network = network_of(unwrap(runner.model))
         check_options(network, self.options)
-        if self.alpha is not None and network.feedback is None:
-            raise InputError('alpha scales top-down attention, and this model has no feedback; '
-                             'leave it out of AttentionVisualizationHook')
+        check_steering(network, alpha=self.alpha is not None,
+                       remedy='leave it out of AttentionVisualizationHook')
 
     def before_val_epoch(self, runner: Runner) -> None:
         wanted = self.draw and runner.rank == 0 and self._validations % self.interval == 0
@@ -96,9 +97,9 @@ class AttentionVisualizationHook(Hook):
         seen = observe(model, sample, self.options, alpha=self.alpha)
         name = os.path.basename(str(sample.data_sample.metainfo.get('img_path', 'image')))
         layer = resolve_layer(self.options.layer, network.trunk.depth)
-        footer = f'{name} · token norms after block {layer + 1} of {network.trunk.depth}'
-        if network.feedback is not None:
-            footer += f' · α = {network.alpha if self.alpha is None else self.alpha:g}'
+        footer = f'{name} · {maps_footer(network, layer)}'
+        if (alpha := Steering(alpha=self.alpha).scale(network)) is not None:
+            footer += f' · α = {alpha:g}'
         figure = draw_figure([Row(panels_of(seen, classes, self.options))], sample.size, footer)
         stem = os.path.splitext(name)[0]
         runner.visualizer.add_image(f'attention_{number}_{stem}', figure_to_array(figure),

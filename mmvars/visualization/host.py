@@ -23,10 +23,12 @@ class Sample:
     Attributes:
         inputs: ``(3, H, W)`` pixels, 0 to 255, before normalisation and padding.
         data_sample: The packed data sample, for the data preprocessor.
+        seam: Where the image is two photos side by side: column where the right one begins.
     """
 
     inputs: Tensor
     data_sample: object
+    seam: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,7 +89,7 @@ def network_of(model: nn.Module) -> TopDown:
     network = getattr(backbone, 'network', None)
     if not isinstance(network, TopDown):
         raise InputError(f'the backbone {type(backbone).__name__} has no tokens to draw: attention '
-                         'pictures need mmvars.AbSViT, ViT, VARS, RVT or GFNet as '
+                         'pictures need mmvars.AbSViT, ViT, VARS, RVT, FAN or GFNet as '
                          'model.backbone.type')
     return network
 

@@ -9,7 +9,7 @@ from mmengine.dataset import Compose
 from mmvars.errors import InputError
 from mmvars.visualization.host import Sample
 
-__all__ = ['find_images', 'load_sample', 'test_dataset', 'test_pipeline']
+__all__ = ['find_images', 'load_sample', 'picture_files', 'test_dataset', 'test_pipeline']
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 LABEL_STEPS = ('CheckLabels', 'LoadAnnotations', 'LoadDepthAnnotation')
@@ -94,6 +94,34 @@ def load_sample(path: str, pipeline: Compose, patch_size: int) -> Sample:
                          f'smaller than one patch of {patch_size}x{patch_size}: there is nothing '
                          'to tell apart in it')
     return Sample(packed['inputs'], data_sample)
+
+
+def picture_files(images: list[str], out_dir: str, kinds: list[str],
+                  joined: bool = False) -> list[dict[str, str]]:
+    """A file for each image and kind of picture, different even where images' names are the same.
+
+    Args:
+        joined: All images are one picture, named after all of them.
+
+    Raises:
+        InputError: If a picture would overwrite one of the images.
+    """
+    sources = {os.path.realpath(image) for image in images}
+    names = [os.path.splitext(os.path.basename(image))[0] for image in images]
+    targets: list[dict[str, str]] = []
+    taken: set[str] = set()
+    for name in ['+'.join(names)] if joined else names:
+        stem, count = name, 1
+        while stem in taken:
+            count += 1
+            stem = f'{name}-{count}'
+        taken.add(stem)
+        targets.append({kind: os.path.join(out_dir, f'{stem}_{kind}.png') for kind in kinds})
+        for target in targets[-1].values():
+            if os.path.realpath(target) in sources:
+                raise InputError(f'the picture {target!r} would overwrite an image of that name: '
+                                 'give another --out-dir')
+    return targets
 
 
 def _images_in(folder: str, left_out: str) -> Iterator[str]:

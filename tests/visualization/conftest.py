@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
+from mmvars.networks import DESIGNS
 from mmvars.visualization.host import Sample
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -18,7 +19,12 @@ CLASS_NAMES = ('tench, Tinca tinca', 'golden retriever', 'tabby', 'crane', 'pier
 
 def backbone(kind: str, out_type: str = 'featmap') -> tuple[dict, int]:
     """Backbone and width of its last map: ``AbSViT``, ``ViT``, ``GFNet``, ``RVT``, or the name of a
-    mixer in an RVT trunk (``rvt:vars_d``) or one with class token (``deit_convstem:vars_d``)."""
+    mixer in an RVT trunk (``rvt:vars_d``) or one with class token (``deit_convstem:vars_d``).
+
+    ``AbSViT/WORD/...`` is an AbSViT with average pooling and any of a trunk (``rvt``, ``fan``), a
+    mixer, a design, a number of passes."""
+    if kind.startswith('AbSViT/'):
+        return steered_backbone(kind.split('/')[1:], out_type)
     trunk, _, mixer = kind.partition(':')
     if trunk in ('AbSViT', 'ViT'):
         arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2, patch_size=16)
@@ -34,6 +40,25 @@ def backbone(kind: str, out_type: str = 'featmap') -> tuple[dict, int]:
             config['mixer_cfg'] = dict(sparsity=.1)
     width = WIDTH * len(np.atleast_1d(arch['num_layers']))
     return config | dict(img_size=64, out_type=out_type), width
+
+
+def steered_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
+    arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2)
+    config = dict(type='mmvars.AbSViT', img_size=64, out_type=out_type)
+    for word in words:
+        if word == 'rvt':  # two stages: the mask has the grid of the second
+            arch = dict(embed_dims=[WIDTH, 2 * WIDTH], num_layers=[2, 1], num_heads=[2, 4])
+        if word in ('rvt', 'fan'):
+            arch['trunk'] = word
+        elif word in DESIGNS:
+            config['design'] = word
+        elif word.isdigit():
+            config['num_passes'] = int(word)
+        else:
+            config['mixer'] = word
+    if 'trunk' not in arch:
+        arch |= dict(patch_size=16, global_pool='avg')
+    return config | dict(arch=arch), 2 * WIDTH if 'rvt' in words else WIDTH
 
 
 def segmentation_config(kind: str = 'AbSViT') -> Config:
@@ -127,7 +152,8 @@ def write_config(tmp_path):
 
     def write(task: str, kind: str = 'AbSViT') -> tuple[Path, Path]:
         cfg = CONFIGS[task](kind)
-        config, checkpoint = tmp_path / f'{task}_{kind}.py', tmp_path / f'{task}_{kind}.pth'
+        stem = f'{task}_{kind}'.replace('/', '-')
+        config, checkpoint = tmp_path / f'{stem}.py', tmp_path / f'{stem}.pth'
         cfg.dump(config)
         torch.save({'meta': {'epoch': 1}, 'state_dict': build(cfg).state_dict(),
                     'message_hub': {}}, checkpoint)
