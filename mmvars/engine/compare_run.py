@@ -97,7 +97,7 @@ class Run:
         Raises:
             InputError: If there is none of that name; lists those that are.
         """
-        metrics = self.record['metrics']
+        metrics = {k: v for k, v in self.record['metrics'].items() if isinstance(v, int | float)}
         if metric not in metrics:
             raise InputError(f'--metric {metric!r} is not among those of the last validation: '
                              f'{", ".join(metrics)}')

@@ -62,7 +62,7 @@ score = 10 + 2 * seed + 100 * cfg['model']['drop_path_rate']
 logs = folder / ('2' if resumes else '1') / 'vis_data'
 logs.mkdir(parents=True)
 rows = [dict(lr=.1, loss=2., step=4), dict(score=1., time=.1, step=4),
-        dict(lr=.1, loss=1., step=8), dict(score=score, other=3., time=.1, step=8)]
+        dict(lr=.1, loss=1., step=8), dict(score=score, other=3., each=[3.], time=.1, step=8)]
 (logs / 'scalars.json').write_text(''.join(json.dumps(row) + '\\n' for row in rows))
 """
 
@@ -231,9 +231,11 @@ def test_only_one_at_a_time(bench) -> None:
 
 
 def test_an_unknown_metric_lists_those_there_are(bench) -> None:
-    with pytest.raises(InputError, match="'mIoU' is not among .*: score, other"):
+    with pytest.raises(InputError, match="'mIoU' is not among .*: score, other$"):
         bench.run('--metric', 'mIoU', seeds=('0', ))
     assert bench.calls() == ['low-0']
+    with pytest.raises(InputError, match="'each' is not among"):  # a list has no mean
+        bench.run('--metric', 'each', seeds=('0', ))
     assert bench.run(seeds=('0', )) == 0  # the training was not lost
     assert bench.calls() == ['high-0']
 

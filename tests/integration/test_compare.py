@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from mmengine.hooks import Hook
@@ -73,10 +74,10 @@ def test_a_table_of_real_trainings(toy, repo, tmp_path) -> None:
                                 stderr=subprocess.PIPE)
 
     first = start()
-    for line in first.stdout:
-        if line.startswith('[2/4]'):
-            first.send_signal(signal.SIGINT)
-            break
+    log = tmp_path / 'work' / 'without' / 'seed_0' / 'train.log'  # of the second run
+    while first.poll() is None and not (log.is_file() and 'Iter(train)' in log.read_text()):
+        time.sleep(.05)
+    first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=300)
     assert first.returncode == 130, err
     assert 'goes on from here' in out
