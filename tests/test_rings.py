@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-RINGS = ('layers', 'networks', 'checkpoints', 'analysis')
+RINGS = ('layers', 'networks', 'checkpoints', 'analysis', 'benchmark')
 LEAST_MODULES = 25  # a sweep that finds nothing must not be green
 
 BLOCKED_IMPORT = """
