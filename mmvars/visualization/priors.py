@@ -19,7 +19,8 @@ HELP = ('what top-down attention looks for: "query" (default) the learned query;
         '"class:NUMBER" a class prototype, the row of the classifier of CHECKPOINT (classification '
         'models only); "file:PATH" a tensor of width C (.pt, .npy), or "file:PATH:ROW" a row of a '
         '(K, C) tensor or of the classifier in a classification checkpoint. Several make a row of '
-        'panels each')
+        'panels each; with --pair the first is that of the left photo, the second that of the '
+        'right one')
 
 WRAPPERS = ('state_dict', 'model')
 HEAD_KEYS = ('head.fc.weight', 'head.weight', 'trunk.head.weight', 'module.head.weight')

@@ -13,7 +13,7 @@ from mmvars.visualization.cli import main
 from mmvars.visualization.host import ClassTable, Sample, network_of
 from mmvars.visualization.images import test_pipeline as pipeline_of
 from mmvars.visualization.pairs import load_pair
-from mmvars.visualization.views import ViewOptions, observe, panels_of
+from mmvars.visualization.views import ViewOptions, check_options, observe, panels_of
 
 SIZE, SEAM = (40, 100), 56  # padded to 48x112 by the network
 
@@ -131,6 +131,7 @@ def test_a_reweighted_output_is_drawn_where_the_mask_acts(make_model, make_sampl
 def test_class_and_average_attention_of_each_pass(kind, make_model, make_sample):
     model, sample = make_model('classification', kind), pair_sample(make_sample, 'classification')
     options = ViewOptions(class_attention='rvt' not in kind, average_attention=True)
+    check_options(network_of(model), options)
     seen = observe(model, sample, options, alpha=3.)
     passes = {'AbSViT/rvt/performer/3': 3, 'AbSViT/fan/perceiver_io': 1}.get(kind, 2)
     assert len(seen.average_attention) == passes
@@ -139,6 +140,19 @@ def test_class_and_average_attention_of_each_pass(kind, make_model, make_sample)
     drawn = [panel.title for panel in panels if 'looks at' in panel.title]
     assert len(drawn) == passes * (1 + options.class_attention)
     assert all(m.shape == SIZE and m.min() > 0 for m in seen.average_attention)
+
+
+def test_fan_s_class_token_looks_from_its_own_class_attention(make_model, make_sample):
+    model = make_model('classification', 'AbSViT/fan')
+    sample, whole = pair_sample(make_sample, 'classification'), []
+    attention = network_of(model).trunk.cls_attn_blocks[-1].attn
+    handle = attention.register_forward_hook(
+        lambda module, args, out: whole.append(module.attention_probabilities(*args)))
+    seen = observe(model, sample, ViewOptions(class_attention=True), alpha=3.)
+    handle.remove()
+    for drawn, expected in zip(seen.class_attention, whole, strict=True):
+        grid = expected[0, :, 0, 1:].mean(0).reshape(1, 3, 7)
+        np.testing.assert_allclose(drawn, seen.enlarge(grid), rtol=1e-5)
 
 
 def test_rows_numbers_and_json(draw, tmp_path):
