@@ -155,6 +155,20 @@ def test_fan_s_class_token_looks_from_its_own_class_attention(make_model, make_s
         np.testing.assert_allclose(drawn, seen.enlarge(grid), rtol=1e-5)
 
 
+def test_a_signal_on_query_and_key_is_in_the_attention_of_pass_2(make_model, make_sample):
+    model, calls = make_model('classification', 'AbSViT/absvit_qkv'), []
+    sample = pair_sample(make_sample, 'classification')
+    attention = network_of(model).trunk.blocks[0].attn
+    handle = attention.register_forward_hook(lambda module, args, out: calls.append(args))
+    seen = observe(model, sample, ViewOptions(average_attention=True), alpha=500.)
+    handle.remove()
+    with torch.no_grad():
+        maps = [attention.attention_probabilities(*arguments)[0].mean(dim=(0, 1))[1:].view(1, 3, 7)
+                for arguments in (calls[1], calls[1][:2])]
+    np.testing.assert_allclose(seen.average_attention[1], seen.enlarge(maps[0]), rtol=1e-4)
+    assert np.abs(seen.average_attention[1] - seen.enlarge(maps[1])).max() > 1e-4
+
+
 def test_rows_numbers_and_json(draw, tmp_path):
     arguments = ['--prior', 'class:tench', 'class:2', '--alpha', 1, 10, '--threshold', 0.5,
                  '--json', tmp_path / 'shares.json']
