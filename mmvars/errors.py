@@ -1,11 +1,11 @@
-"""The one exception that means "the user can fix this", and the check that raises it most."""
+"""The one exception that means "the user can fix this", and the checks that raise it most."""
 
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ['InputError', 'check_choice', 'check_number']
+__all__ = ['InputError', 'check_choice', 'check_flag', 'check_number']
 
 
 class InputError(ValueError):
@@ -25,6 +25,16 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """
     if not isinstance(value, str) or value not in choices:
         raise InputError(f'{name} must be one of {", ".join(choices)}; got {value!r}')
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither ``True`` nor ``False``: ``'no'`` would count as true.
+
+    Raises:
+        InputError: Naming it.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f'{name} must be True or False, got {value!r}')
 
 
 def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from mmvars.errors import InputError, check_choice
+from mmvars.errors import InputError, check_choice, check_flag
 from mmvars.layers.attention import MaskedAttention, SelfAttention
 from mmvars.layers.grid_tied import Grid
 from mmvars.layers.performer import Performer
@@ -57,7 +57,7 @@ of the attention that is replaced stays, which the equations leave out."""
 _COMMON = ('self', 'embed_dim', 'num_heads', 'grid', 'num_prefix', 'qkv_bias', 'options')
 
 
-def mixer_options(name: str, preset: str = 'release', **options: Any) -> dict[str, Any]:
+def mixer_options(name: str, /, preset: str = 'release', **options: Any) -> dict[str, Any]:
     """All options of a mixer, with those that were not given filled in from the preset.
 
     Args:
@@ -66,7 +66,8 @@ def mixer_options(name: str, preset: str = 'release', **options: Any) -> dict[st
         **options: Win over the preset.
 
     Raises:
-        InputError: On an unknown name, preset or option, listing the choices.
+        InputError: On an unknown name, preset or option, listing the choices; on a switch that is
+            neither true nor false.
     """
     check_choice('mixer', name, MIXERS)
     check_choice('preset', preset, PRESETS)
@@ -78,6 +79,9 @@ def mixer_options(name: str, preset: str = 'release', **options: Any) -> dict[st
     if unknown:
         raise InputError(f'mixer {name!r} takes no option {", ".join(unknown)}; it takes '
                          f'{", ".join(found) or "none"}')
+    for option, value in given.items():
+        if isinstance(found[option], bool):
+            check_flag(option, value)
     return found | given
 
 

@@ -27,7 +27,7 @@ def num_features(feature_ratio: float, head_dim: int) -> int:
     if count < 1:
         raise InputError(f'feature_ratio must give at least one feature, but {feature_ratio:g} x '
                          f'the head width ({head_dim}) gives {count}; use at least '
-                         f'{1 / head_dim:g}')
+                         f'{math.ceil(1000 / head_dim) / 1000:g}')
     return count
 
 

@@ -84,7 +84,10 @@ def prompt_arguments(prompt_cfg: dict | None) -> dict:
 
 def split_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | None, list[dict] | None]:
     """The ``Pretrained`` entry as arguments of :func:`load_pretrained`, and all other entries."""
-    entries = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+    entries = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg] if init_cfg else []
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"init_cfg must be a dict or a list of dicts, such as "
+                         f"dict(type='Pretrained', checkpoint=FILE); got {init_cfg!r}")
     pretrained = [dict(e) for e in entries if e.get('type') == 'Pretrained']
     others = [e for e in entries if e.get('type') != 'Pretrained']
     if len(pretrained) > 1:

@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmvars.checkpoints import load_pretrained
-from mmvars.errors import InputError, check_choice, check_number
+from mmvars.errors import InputError, check_choice, check_flag, check_number
 from mmvars.models.arguments import split_init_cfg
 from mmvars.networks import TrunkOutput, build_network
 
@@ -63,6 +63,7 @@ class TrunkBackbone(BaseModule):
         self._pretrained, others = split_init_cfg(init_cfg)
         super().__init__(init_cfg=others)
         check_choice('out_type', out_type, OUT_TYPES)
+        check_flag('final_norm', final_norm)
         if not final_norm and out_type != 'featmap':
             raise InputError(f"final_norm=False needs out_type='featmap', got {out_type!r}")
         self.network = build_network(**network)
@@ -135,6 +136,7 @@ class TrunkBackbone(BaseModule):
         depth = self.num_layers
         indices = tuple(i + depth if isinstance(i, int) and i < 0 else i for i in given)
         if (not indices or any(not isinstance(i, int) or not 0 <= i < depth for i in indices)
+                or any(isinstance(i, bool) for i in given)
                 or list(indices) != sorted(set(indices))):
             raise InputError(f'out_indices must be increasing block numbers in [{-depth}, '
                              f'{depth - 1}], got {out_indices!r}')

@@ -174,13 +174,15 @@ class RVT(Trunk):
 
 
 def _by_stage(*sizes: int | Sequence[int]) -> list[tuple[int, ...]]:
-    given = [[size] if isinstance(size, int) else list(size) for size in sizes]
-    embed_dim, depth, num_heads = given
+    embed_dim, depth, num_heads = (
+        list(size) if isinstance(size, list | tuple) else [size] for size in sizes)
     if not embed_dim or not len(embed_dim) == len(depth) == len(num_heads):
         raise InputError(f'embed_dim, depth and num_heads must have one number for each stage, got '
                          f'{embed_dim}, {depth} and {num_heads}')
+    for width in embed_dim:
+        check_number('embed_dim', width, 1, whole=True)
     for before, after in zip(embed_dim, embed_dim[1:], strict=False):
         if after % before:
             raise InputError(f'embed_dim of a stage must be a multiple of that of the stage '
                              f'before, got {embed_dim}')
-    return list(zip(*given, strict=True))
+    return list(zip(embed_dim, depth, num_heads, strict=True))

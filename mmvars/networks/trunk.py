@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_flag
 from mmvars.layers import TokenGrid
 from mmvars.layers.projections import TopDownSignal
 from mmvars.networks.recomputation import run_checkpointed
@@ -67,6 +67,7 @@ class Trunk(nn.Module):
 
     def __init__(self, norm: nn.Module, grad_checkpointing: bool) -> None:
         super().__init__()
+        check_flag('grad_checkpointing (with_cp of a backbone)', grad_checkpointing)
         self.norm = norm
         self.grad_checkpointing = grad_checkpointing
 

@@ -1,6 +1,7 @@
 """Named networks: the one place that knows all parts."""
 
 import inspect
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -153,6 +154,10 @@ def build_network(name: str, top_down: str | None = None, prior: str | dict = 'l
     if mixer is not None:
         _check_mixer(family, mixer)
         arguments = arguments | dict(mixer=mixer)
+    if not isinstance(mixer_options, Mapping | None) or not all(
+            isinstance(key, str) for key in mixer_options or {}):
+        raise InputError(f'mixer_options (mixer_cfg of a backbone) must be a dict of options by '
+                         f'name, such as dict(num_steps=3); got {mixer_options!r}')
     mixer_options = dict(mixer_options or {})
     if mixer == 'vars_s' and family == 'deit':
         arguments = arguments | dict(class_token=False, global_pool='avg')
@@ -186,7 +191,7 @@ def _with_top_down(trunk: Trunk, design: str, prior: str | dict, alpha: float,
 
 def _check_mixer(family: str, mixer: str) -> None:
     choices = TRUNK_MIXERS[family]
-    if mixer not in choices and mixer in _WHY_NOT:
+    if isinstance(mixer, str) and mixer not in choices and mixer in _WHY_NOT:
         raise InputError(f'mixer={mixer!r} does not go into the {family} trunk: {_WHY_NOT[mixer]}. '
                          f'Take one of {", ".join(choices)}')
     check_choice(f'mixer of the {family} trunk', mixer, choices)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mmvars.errors import InputError
 from mmvars.layers import MIXERS, TokenGrid, build_mixer, mixer_options
 from mmvars.layers.dictionaries import DenseDictionary, JoinedDictionary, SpectralDictionary
-from mmvars.layers.performer import positive_features
+from mmvars.layers.performer import num_features, positive_features
 from mmvars.layers.spectral import as_complex, from_spectrum, to_spectrum
 from mmvars.layers.vars_static import new_filters, running_bound
 
@@ -206,10 +206,24 @@ def test_running_bound_is_the_largest_singular_value_of_the_real_part():
     ('global_filter', dict(num_prefix=1), 'class'), ('masked_attention', dict(num_prefix=1), 'RVT'),
     ('vars_d', dict(step_scaling='x'), 'multiply'),
     ('vars_sd', dict(preset='thesis', scale_aware_sparsity=True), 'filters keep their size'),
+    ('vars_d', dict(residual='no'), "residual must be True or False, got 'no'"),
+    ('vars_s', dict(output_filter=0), 'output_filter must be True or False'),
 ])
 def test_bad_options_are_named(name, options, told):
     with pytest.raises(InputError, match=told):
         build(name, **options)
+
+
+def test_an_option_of_a_parameter_s_name_is_no_option():
+    with pytest.raises(InputError, match='takes no option name'):
+        mixer_options('vars_d', **dict(name=3))
+
+
+@pytest.mark.parametrize('head_dim', [1, 3, 7, 12, 32, 1000])
+def test_the_least_feature_ratio_that_is_told_makes_a_feature(head_dim):
+    with pytest.raises(InputError, match='use at least') as told:
+        num_features(1e-6, head_dim)
+    assert num_features(float(str(told.value).rsplit(' ', 1)[1]), head_dim) == 1
 
 
 @pytest.mark.parametrize('name', [n for n in MIXERS if n not in ('vars_s', 'global_filter')])

@@ -99,6 +99,13 @@ def test_layers_for_the_decay_of_learning_rates():
     (dict(mixer_cfg=dict(lam=1)), 'takes no option lam'), (dict(out_type='cls_token'), 'class'),
     (dict(mixer_cfg=dict(sparsity=-.1)), 'sparsity'), (dict(out_indices=12), 'out_indices'),
     (dict(frozen_stages=13), 'frozen_stages'), (dict(img_size=8), 'img_size'),
+    (dict(mixer=['vars_d']), "got .'vars_d'."), (dict(mixer_cfg=5), 'mixer_cfg .* must be a dict'),
+    (dict(mixer_cfg='num_steps=3'), 'mixer_cfg .* must be a dict'),
+    (dict(mixer_cfg={3: 4}), 'mixer_cfg .* must be a dict'), (dict(mixer_cfg=[]), 'mixer_cfg'),
+    (dict(arch=dict(trunk='rvt') | RVT_ARCH | dict(embed_dims='24')), 'embed_dim'),
+    (dict(with_cp='no'), 'with_cp'), (dict(final_norm='no'), 'final_norm'),
+    (dict(out_indices=True), 'out_indices'), (dict(init_cfg=5), 'init_cfg must be a dict'),
+    (dict(init_cfg=['vars.pth']), 'init_cfg must be a dict'),
 ])
 def test_bad_arguments(arguments, told):
     with pytest.raises(InputError, match=told):
