@@ -32,6 +32,10 @@ class SparseReconstruction(GridTied):
 
     A top-down signal is added to the value; the dictionary never sees it.
 
+    Differs from the thesis where the constants are those of the release: w2 multiplies the step
+    instead of dividing it, Gamma is not transposed on the left, the first code is shrunk, nothing
+    is added to the reconstruction, and the value is projected. Each is an argument.
+
     Args:
         embed_dim: Channels C.
         modulated_atoms: Side of ``gram_modulation``; 0 for no learned numbers at all.

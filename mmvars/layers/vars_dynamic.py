@@ -32,6 +32,11 @@ class VARSDynamic(SparseReconstruction):
     The default constants are those of the released models; the preset ``'thesis'`` has the
     equations as printed (see :data:`mmvars.layers.PRESETS`).
 
+    Differs from the thesis with the default constants: 5 steps instead of 3, sparsity 0.3 instead
+    of 0.6 (Eq. 1.16 weighs the code with 2 lambda, lambda = 0.3), the GELU's shrinkage, the row
+    sums' bound, queries and atoms of unit length, and what
+    :class:`~mmvars.layers.SparseReconstruction` lists.
+
     Args:
         embed_dim: Channels C.
         num_heads: Heads h; head width D = C / h.

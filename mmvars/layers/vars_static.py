@@ -72,6 +72,11 @@ class VARSStatic(SparseReconstruction):
     norms (batch norm before ``proj``, none before the mixer, batch norm before the channel mixer)
     and a second filter. The preset ``'thesis'`` replaces the attention alone.
 
+    Differs from the thesis with the default constants: sparsity 3.5 instead of 0.3, 5 atoms a
+    channel where the published sizes fit 3, none of LISTA's learned numbers, a running bound, the
+    norms and the second filter above, and the start, residual and value of the release (see
+    :class:`~mmvars.layers.SparseReconstruction`).
+
     Args:
         embed_dim: Channels C.
         num_heads: Unused: every channel is coded by itself.

@@ -29,6 +29,8 @@ class VARS(TrunkBackbone):
             ``'performer'`` (the modified baselines of Table 1.2), or the trunk's own with ``None``.
         mixer_cfg: ``preset`` (``'release'`` or ``'thesis'``) and options of the mixer, see
             :func:`mmvars.layers.mixer_options`: ``num_steps``, ``sparsity``, ``feature_ratio``, ...
+            The preset is ``'release'``, but for ``'vars_s'`` outside of RVT ``'thesis'``: see
+            :func:`mmvars.networks.build_network`.
         img_size: Pixels (side, or height and width) that static atoms, filters, masks and
             positions are made for. Inputs of any size are accepted.
         in_channels: Image channels.
