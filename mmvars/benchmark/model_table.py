@@ -8,19 +8,38 @@ import torch
 
 from mmvars.benchmark.markdown import escaped, markdown_table
 from mmvars.benchmark.multiply_adds import CONVENTION, MultiplyAdds
-from mmvars.benchmark.published import TABLES, PublishedRow
+from mmvars.benchmark.published import TABLES
+from mmvars.benchmark.rows import PublishedRow
 from mmvars.benchmark.sizes import IMAGE_SIZE, ReadingSize, measure_reading
 from mmvars.errors import InputError, check_choice
 
 __all__ = ['agreements', 'model_table', 'render', 'select_rows']
 
-_HALF_A_DIGIT = .05  # the tables print one digit after the point
-_HEADER = ('row', 'built as', 'params M: all', 'trainable', 'G lin+conv', 'G all', 'G FFT',
-           'release: G all', 'G FFT', 'PUBLISHED: M', 'G', 'agrees')
+_Column = tuple[str, str, str]  # header, part of a reading's entry, number in it
+_HERE: tuple[_Column, ...] = (('G lin+conv', 'multiply_adds', 'linear'),
+                              ('G all', 'multiply_adds', 'all'))
+_COLUMNS: dict[str, tuple[_Column, ...]] = {
+    '1.2': (('params M: all', 'parameters', 'all'), ('trainable', 'parameters', 'trainable'),
+            *_HERE, ('G FFT', 'multiply_adds', 'fourier'),
+            ('release: G all', 'released_multiply_adds', 'all'),
+            ('G FFT', 'released_multiply_adds', 'fourier')),
+    **dict.fromkeys(('2.2', '2.3'), (
+        ('params M', 'parameters', 'all'), *_HERE,
+        ('release: G lin+conv', 'released_multiply_adds', 'linear'),
+        ('G all', 'released_multiply_adds', 'all'))),
+}
 _READING = """\
-Columns 3 to 7 are counted from the built models as this package runs them; "release" is the
-arithmetic of the released code for the same function, where it has that configuration; PUBLISHED is
-what the thesis prints. "agrees": what rounds to the published digit."""
+Parameters and the first columns of G are counted from the built models as this package runs them;
+"release" is the arithmetic of the released code for the same function, where it has that
+configuration; PUBLISHED is what the thesis prints. "agrees": what rounds to the published digit."""
+_TWO_PASSES = """\
+With two passes, "release" is the design of the released AbSViT, on RVT and FAN too, for which no
+such code was released: both passes embed the patches and classify, and the top-down signal goes
+through the whole projection of queries, keys and values, of which the values are used. Here the
+patches are embedded once, only the last pass classifies, and the signal joins the input before the
+projection, so that it costs nothing there. The outputs are the same. The JSON has each of these
+parts ("second_pass"). The reconstructions that the released code makes for its loss in inference
+too are in no column."""
 
 
 def select_rows(table: str | None = None,
@@ -74,8 +93,9 @@ def agreements(row: PublishedRow, size: ReadingSize) -> list[str]:
         ours = set(costs.values())
         costs |= {name: count for name, count in _costs('release ', size.released).items()
                   if count not in ours}
-    found = [name for name, count in params.items() if _rounds(count, row.params, 1e6)]
-    return found + [name for name, count in costs.items() if _rounds(count, row.gflops, 1e9)]
+    found = [name for name, count in params.items()
+             if _rounds(count / 1e6, row.params, row.digits)]
+    return found + [name for name, count in costs.items() if _rounds(count / 1e9, row.gflops, 1)]
 
 
 def render(result: dict[str, Any]) -> str:
@@ -83,11 +103,16 @@ def render(result: dict[str, Any]) -> str:
     parts = []
     for table in dict.fromkeys(row['table'] for row in result['rows']):
         rows = [row for row in result['rows'] if row['table'] == table]
-        cells = [line for row in rows for line in _lines(row)]
+        columns = _COLUMNS[table]
+        cells = [line for row in rows for line in _lines(row, columns)]
         remarks = '\n'.join(f'- {escaped(row["name"])}: {escaped(row["remark"])}' for row in rows)
-        parts.append(f'## Table {table}\n\n{markdown_table(_HEADER, cells)}\n\n{remarks}')
+        header = ('row', 'built as', *(name for name, *_ in columns), 'PUBLISHED: M', 'G', 'agrees')
+        parts.append(f'## Table {table}\n\n{markdown_table(header, cells)}\n\n{remarks}')
+    parts.append(_READING)
+    if any(reading['second_pass'] for row in result['rows'] for reading in row['readings']):
+        parts.append(_TWO_PASSES)
     size = result['image_size']
-    return '\n\n'.join([*parts, _READING, f'One image of {size} x {size} pixels, classifier of '
+    return '\n\n'.join([*parts, f'One image of {size} x {size} pixels, classifier of '
                         f'1000 classes. {result["convention"]}'])
 
 
@@ -105,8 +130,8 @@ def _costs(prefix: str, macs: MultiplyAdds) -> dict[str, int]:
     return {prefix + name: count for name, count in costs.items()}
 
 
-def _rounds(count: int, published: float, unit: float) -> bool:
-    return abs(count / unit - published) <= _HALF_A_DIGIT
+def _rounds(count: float, published: float | None, digits: int) -> bool:
+    return published is not None and abs(count - published) <= .5 * 10**-digits
 
 
 def _row_entry(table: str, row: PublishedRow) -> dict[str, Any]:
@@ -114,27 +139,29 @@ def _row_entry(table: str, row: PublishedRow) -> dict[str, Any]:
     for reading in row.readings:
         size = measure_reading(reading)
         readings.append(dict(
-            label=reading.label, network=reading.network, mixer=reading.mixer,
-            options=dict(reading.options), overrides=dict(reading.overrides),
+            label=reading.label, library=reading.library, network=reading.network,
+            top_down=reading.top_down, mixer=reading.mixer, options=dict(reading.options),
+            overrides=dict(reading.overrides),
             parameters=dict(all=size.parameters, trainable=size.trainable),
             multiply_adds=size.executed.to_dict(),
             released_multiply_adds=None if size.released is None else size.released.to_dict(),
+            second_pass=None if size.second_pass is None else size.second_pass._asdict(),
             agrees=agreements(row, size)))
     return dict(table=table, name=row.name, remark=row.remark, readings=readings,
-                published=dict(params_m=row.params, gflops=row.gflops))
+                published=dict(params_m=row.params, gflops=row.gflops, params_digits=row.digits))
 
 
-def _lines(row: dict[str, Any]) -> list[list[str]]:
+def _lines(row: dict[str, Any], columns: tuple[_Column, ...]) -> list[list[str]]:
+    published = row['published']
+    printed = ['-' if published[kind] is None else f'{published[kind]:.{digits}f}'
+               for kind, digits in (('params_m', published['params_digits']), ('gflops', 1))]
+    if not row['readings']:
+        return [[row['name'], 'not ours, not counted', *('-' for _ in columns), *printed, '-']]
     lines = []
     for number, reading in enumerate(row['readings']):
-        macs, released = reading['multiply_adds'], reading['released_multiply_adds']
-        lines.append([
-            row['name'] if number == 0 else '', reading['label'],
-            *(f'{reading["parameters"][kind] / 1e6:.3f}' for kind in ('all', 'trainable')),
-            *(f'{macs[kind] / 1e9:.3f}' for kind in ('linear', 'all', 'fourier')),
-            *('-' if released is None else f'{released[kind] / 1e9:.3f}'
-              for kind in ('all', 'fourier')),
-            *(f'{row["published"][kind]:.1f}' if number == 0 else ''
-              for kind in ('params_m', 'gflops')),
-            ', '.join(reading['agrees']) or '-'])
+        numbers = ['-' if reading[part] is None else
+                   f'{reading[part][key] / (1e6 if part == "parameters" else 1e9):.3f}'
+                   for _, part, key in columns]
+        lines.append([row['name'] if number == 0 else '', reading['label'], *numbers,
+                      *(printed if number == 0 else ('', '')), ', '.join(reading['agrees']) or '-'])
     return lines

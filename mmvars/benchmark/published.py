@@ -4,48 +4,10 @@ A row of a published table rarely says all that is needed to build its network. 
 one or more *readings*, and a remark that says which of them agrees and what does not.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from mmvars.benchmark.published_top_down import TABLE_2_2, TABLE_2_3
+from mmvars.benchmark.rows import PublishedRow, Reading
 
-__all__ = ['TABLES', 'PublishedRow', 'Reading']
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One way to build a row's network: arguments of :func:`mmvars.networks.build_network`.
-
-    Attributes:
-        label: What sets it apart, for the table.
-        network: Name of the network.
-        mixer: Name of its mixer; ``None`` for its own.
-        options: Options of the mixer.
-        overrides: Sizes that replace the network's.
-    """
-
-    label: str
-    network: str
-    mixer: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """A row as printed.
-
-    Attributes:
-        name: As in the table, with its host where the table leaves that out.
-        params: Millions of parameters.
-        gflops: What the table calls GFLOPs: thousands of millions of multiply-adds.
-        readings: Ways to build it.
-        remark: Where the numbers agree and where they do not, and why.
-    """
-
-    name: str
-    params: float
-    gflops: float
-    readings: tuple[Reading, ...]
-    remark: str
+__all__ = ['TABLES']
 
 
 def _static(network: str, *atoms: int) -> tuple[Reading, ...]:
@@ -140,5 +102,9 @@ _TABLE_1_2 = (
         'The cost of the released code is 25 % (3 steps) to 31 % (5 steps) above the one printed.'),
 )
 
-TABLES: dict[str, tuple[PublishedRow, ...]] = {'1.2': _TABLE_1_2}
+TABLES: dict[str, tuple[PublishedRow, ...]] = {
+    '1.2': _TABLE_1_2,
+    '2.2': TABLE_2_2,
+    '2.3': TABLE_2_3,
+}
 """Number of the thesis's table -> its rows."""
