@@ -59,8 +59,9 @@ def check_constants(trunk: Trunk, recorded: Recorded | None, account: Account,
                          for name, value in refused.items())
         raise InputError(f'{account.title}: the file was made with {told}. Build the network with '
                          f'mixer_cfg=dict({stated(refused)}), or, to run it with other constants '
-                         f'on purpose, say allow_constants={tuple(refused)!r} (in init_cfg, or of '
-                         f'load_pretrained)')
+                         f'on purpose, say allow_constants={tuple(refused)!r} (in init_cfg, of '
+                         f'load_pretrained, or to the tools: --cfg-options '
+                         f'allow_constants={",".join(refused)})')
     if others:
         account.remark(f'other constants than the file was made with, as allowed: '
                        f'{stated({name: own[name] for name in others})} instead of '

@@ -24,13 +24,13 @@ from mmvars.errors import InputError
 __all__ = ['OPEN', 'TOP_LEVEL', 'check_options']
 
 TOP_LEVEL = frozenset({
-    'activation_checkpointing', 'auto_scale_lr', 'compile', 'custom_hooks', 'custom_imports',
-    'data_preprocessor', 'default_hooks', 'default_scope', 'efficient_conv_bn_eval', 'env_cfg',
-    'experiment_name', 'find_unused_parameters', 'launcher', 'load_from', 'log_level',
-    'log_processor', 'model', 'model_wrapper_cfg', 'optim_wrapper', 'param_scheduler', 'randomness',
-    'resume', 'runner_type', 'sync_bn', 'test_cfg', 'test_dataloader', 'test_evaluator',
-    'train_cfg', 'train_dataloader', 'tta_model', 'tta_pipeline', 'val_cfg', 'val_dataloader',
-    'val_evaluator', 'visualizer', 'work_dir'
+    'activation_checkpointing', 'allow_constants', 'auto_scale_lr', 'compile', 'custom_hooks',
+    'custom_imports', 'data_preprocessor', 'default_hooks', 'default_scope',
+    'efficient_conv_bn_eval', 'env_cfg', 'experiment_name', 'find_unused_parameters', 'launcher',
+    'load_from', 'log_level', 'log_processor', 'model', 'model_wrapper_cfg', 'optim_wrapper',
+    'param_scheduler', 'randomness', 'resume', 'runner_type', 'sync_bn', 'test_cfg',
+    'test_dataloader', 'test_evaluator', 'train_cfg', 'train_dataloader', 'tta_model',
+    'tta_pipeline', 'val_cfg', 'val_dataloader', 'val_evaluator', 'visualizer', 'work_dir'
 })
 """Top-level names that mmengine's Runner or the tools read, whether the config has them or not."""
 

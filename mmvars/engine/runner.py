@@ -1,15 +1,25 @@
 """mmengine's Runner, with checkpoints loaded strictly and safely."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
+from mmvars.checkpoints import Account
+from mmvars.checkpoints.constants import check_constants, mixer_meta, recorded_mixer
+from mmvars.checkpoints.files import read_meta
 from mmvars.engine.safe_load import load_from_local
 from mmvars.errors import InputError
+from mmvars.networks import Trunk
 
-__all__ = ['StrictRunner', 'use_safe_loading']
+__all__ = ['StrictRunner', 'allowed_constants', 'use_safe_loading']
+
+
+def allowed_constants(cfg: Mapping) -> tuple[str, ...]:
+    """Constants of the mixer in which a config lets a checkpoint differ: ``allow_constants``."""
+    names = cfg.get('allow_constants') or ()
+    return (names, ) if isinstance(names, str) else tuple(map(str, names))
 
 
 def use_safe_loading() -> None:
@@ -26,6 +36,10 @@ class StrictRunner(Runner):
 
     Testing and resuming need every key to match. Fine-tuning (``load_from`` in training) may leave
     out or replace parts, such as a head with other classes, but must fill some of the backbone.
+
+    No tensor shows how many steps a mixer makes, or how sparse its codes are: checkpoints say it in
+    their ``meta``, and one that was made with other constants is refused, but for those that the
+    config names in ``allow_constants``.
     """
 
     _training = False
@@ -72,6 +86,11 @@ class StrictRunner(Runner):
             raise InputError(f'checkpoint {filename!r} does not fit the model of this config:\n'
                              f'{str(error).strip()}\nUse the config that it was trained with; a '
                              'released or timm file goes through `mmvars convert` first') from None
+        trunk = self._trunk()
+        if trunk is not None:
+            account = Account(f'checkpoint {filename!r}')
+            recorded = recorded_mixer(read_meta(filename, checkpoint), account.title)
+            check_constants(trunk, recorded, account, allowed_constants(self.cfg))
         if fine_tuning:
             self._need_some_backbone(checkpoint, filename)
         elif self._resume and not ('optimizer' in checkpoint and {'epoch', 'iter'}
@@ -79,6 +98,15 @@ class StrictRunner(Runner):
             raise InputError(f'checkpoint {filename!r} holds weights only, no training state to '
                              'resume from: use --cfg-options load_from=... to start from it')
         return checkpoint
+
+    def save_checkpoint(self, *args, meta: dict | None = None, **kwargs) -> None:
+        """As mmengine's, with the constants of the token mixer in ``meta``."""
+        trunk = self._trunk()
+        stated = {} if trunk is None else mixer_meta(trunk)
+        super().save_checkpoint(*args, meta=stated | (meta or {}), **kwargs)
+
+    def _trunk(self) -> Trunk | None:
+        return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)
 
     def _need_some_backbone(self, checkpoint: dict, filename: str) -> None:
         model = self.model.module if is_model_wrapper(self.model) else self.model

@@ -14,6 +14,7 @@ from mmvars.checkpoints.containers import select_weights
 from mmvars.checkpoints.fit import fit_tensors
 from mmvars.checkpoints.source import Source
 from mmvars.engine.launch import clear_errors, load_config
+from mmvars.engine.runner import allowed_constants
 from mmvars.errors import InputError
 from mmvars.visualization.host import network_of
 
@@ -49,7 +50,7 @@ def build_model(cfg: Config, checkpoint: str,
         model = MODELS.build(config)
     network_of(model)
     model = revert_sync_batchnorm(model)
-    load_pretrained(model.backbone, checkpoint)
+    load_pretrained(model.backbone, checkpoint, allow_constants=allowed_constants(cfg))
     meta = _load_heads(model, checkpoint)
     return model.to(device).eval(), meta
 
