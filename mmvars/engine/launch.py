@@ -55,7 +55,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
                         help='override settings of the config, such as '
                         'train_dataloader.batch_size=4; lists are written "[a,b]" or a,b without '
                         'spaces. Shorthands that set all that depends on them: '
-                        'data_root, crop_size, img_scale, arch, max_iters, max_epochs')
+                        'data_root, crop_size, img_scale, arch, mixer, max_iters, max_epochs')
 
 
 def load_config(args: argparse.Namespace) -> tuple[Config, list[str]]:

@@ -87,7 +87,8 @@ class GFNet(VARS):
     """The global filter network: :class:`VARS` with a GFNet trunk and its own filters.
 
     Args:
-        arch: ``'tiny'``, or a dict as for :class:`VARS` without ``trunk``.
+        arch: ``'tiny'``, ``'convstem_tiny'`` (GFNet*), or a dict as for :class:`VARS` without
+            ``trunk``.
         mixer: As for :class:`VARS`.
         **kwargs: As for :class:`VARS`.
     """
