@@ -1,6 +1,7 @@
 """Tensors that are tied to a patch grid: for which grid a file has them, and resampling."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from mmvars.checkpoints.account import Account, Status
 from mmvars.checkpoints.source import Source, tensor_fault
 from mmvars.errors import InputError
-from mmvars.layers import GridTied
-from mmvars.networks import TopDown
+from mmvars.layers import GridTied, TokenGrid
+from mmvars.networks import TopDown, Trunk
 
 __all__ = ['Grid', 'GridRecord', 'TiedTensor', 'grid_records', 'tied_tensors']
 
@@ -39,12 +40,14 @@ class TiedTensor(NamedTuple):
         path: What stands before the network names of the module's tensors.
         of_input: Whether the module stands at the grid of the embedding, not at that of a later
             stage.
+        place: Grid of the embedding -> that of the module.
     """
 
     module: GridTied
     leaf: str
     path: str
     of_input: bool
+    place: Callable[[Grid], Grid]
 
     @property
     def record(self) -> str:
@@ -72,8 +75,8 @@ class TiedTensor(NamedTuple):
             if fault or recorded.shape != (2, ):
                 raise InputError(f'{recorded.key} must hold (height, width), two whole numbers')
             grid = tuple(recorded.value.tolist())
-        elif given is not None and self.of_input:
-            grid = tuple(given)
+        elif given is not None:
+            grid = self.place(given) if len(given) == 2 else tuple(given)
         else:
             return self.module.stored_grid(self.leaf, table)
         if len(grid) != 2 or min(grid) < 1:
@@ -111,9 +114,20 @@ def tied_tensors(network: TopDown) -> dict[str, TiedTensor]:
         if isinstance(module, GridTied) and module.grid is not None:
             for leaf in module.grid_tied:
                 if isinstance(getattr(module, leaf), Tensor):
-                    tied[f'{path}.{leaf}'] = TiedTensor(module, leaf, f'{path}.',
-                                                        module.grid == network.trunk.grid)
+                    name = f'{path}.{leaf}'
+                    block = network.trunk.block_index(name.removeprefix('trunk.'))
+                    tied[name] = TiedTensor(module, leaf, f'{path}.',
+                                            module.grid == network.trunk.grid,
+                                            partial(_grid_in, network.trunk, block))
     return tied
+
+
+def _grid_in(trunk: Trunk, block: int | None, grid: Grid) -> Grid:
+    """The grid in a block (``None``: in the embedding) of images with ``grid`` patches."""
+    if block is None:
+        return tuple(grid)
+    placed = trunk.block_grids(TokenGrid(*grid))[block]
+    return placed.height, placed.width
 
 
 class GridRecord(NamedTuple):

@@ -109,3 +109,15 @@ def test_the_grid_of_a_released_file_is_seen(golden):
         found = convert_state_dict(golden(name)['state_dict'], 'rvt_tiny', img_size=128, **RVT_SIZE)
         summary = found.account.summary()
         assert 'from 6x6 to 8x8' in summary and 'from 3x3 to 4x4' in summary
+
+
+def test_a_grid_that_the_user_states_holds_for_all_stages(golden):
+    """2x8 patches are 1x4 after a pooling, which a length of 4 does not tell from 2x2."""
+    wide = {key: value for key, value in _build('vars_sd', (32, 128)).state_dict().items()
+            if not key.endswith('trained_grid')}
+    found = _convert('vars_sd', wide, img_size=(32, 128), source_grid=(2, 8)).tensors
+    key = 'stages.1.blocks.0.attn.static_atoms'
+    assert torch.equal(found[f'backbone.network.trunk.{key}'], wide[f'trunk.{key}'])
+    with pytest.raises(CheckpointError, match='2x5 patches'):  # 4x9 is 36 patches, 3x3 is not 2x5
+        convert_state_dict(golden('rvt_vars_sd')['state_dict'], 'rvt_tiny', source_grid=(4, 9),
+                           **RVT_SIZE)
