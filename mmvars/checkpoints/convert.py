@@ -134,7 +134,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], arch: str, *, to: str = 'm
     network = meta_network(arch, **size)
     target = target_format(to, list(network.state_dict()), heads=bool(read.carried))
     check_mixer(network, sources, account.title,
-                lambda: f'{size_advice(read.tensors)} Nothing was written.')
+                lambda: ('' if mixer is None else 'Leave --mixer out, or name that of the file. ')
+                + f'{size_advice(read.tensors)} Nothing was written.')
     check_shown(network.trunk, sources, account.title,
                 'Say --mixer-cfg {words}. Nothing was written.')
     for each in {read.format.name: read.format, target.name: target}.values():

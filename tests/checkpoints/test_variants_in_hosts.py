@@ -90,7 +90,7 @@ def test_options_of_the_command_line(tmp_path, released, capsys):
     (['--mixer-cfg', 'sparsity=lots'], "sparsity must be a number of at least 0, got 'lots'"),
     (['--mixer-cfg', 'feature_ratio=0.01'], 'at least one feature'),
     (['--mixer-cfg', 'feature_ratio=4'], 'made with feature_ratio=2 .*network has feature_ratio=4'),
-    (['--mixer', 'vars_s'], 'mixes tokens with vars_sd, the network with vars_s'),
+    (['--mixer', 'vars_s'], 'with vars_sd, the network with vars_s. Leave --mixer out'),
     (['--mixer', 'global_filter'], "does not go into the rvt trunk"),
     (['--depth', '2'], 'one number for each stage'),
     (['--num-heads', '5', '4'], 'must be divisible by num_heads')])
