@@ -1,0 +1,11 @@
+# AbSViT's recipe; the authors report no number with UperNet.
+_base_ = [
+    '../_base_/models/upernet_vit-b16.py', '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/adamw_flat.py', '../_base_/schedules/warmup_poly_160k.py',
+    '../_base_/runtime/segmentation.py'
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(type='mmvars.AbSViT', arch='rvt_base'),
+    decode_head=dict(num_classes=_base_.num_classes),
+    auxiliary_head=dict(num_classes=_base_.num_classes))
