@@ -29,29 +29,26 @@ SHAPES: dict[str, list[torch.Size]] = {}
 def describe(path: str) -> dict:
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
+    model = build(cfg.model)
     names = [name for name, _ in model.named_parameters()]
     keys = cfg.optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
-    key = json.dumps(cfg.model.backbone, sort_keys=True)  # data sets share backbones
+    backbone = getattr(model, 'backbone', model)  # a classifier of timm is one piece
+    key = json.dumps(cfg.model.get('backbone', cfg.model), sort_keys=True)  # data sets share them
     if key not in SHAPES:
-        SHAPES[key] = feature_shapes(model.backbone)
-    trunk = getattr(getattr(model.backbone, 'network', None), 'trunk', None)
+        SHAPES[key] = feature_shapes(backbone)
+    trunk = getattr(getattr(backbone, 'network', None), 'trunk', None)
     return dict(
         config=path,
-        backbone_parameters=sum(p.numel() for p in model.backbone.parameters()),
+        backbone_parameters=sum(p.numel() for p in backbone.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=[name for name, p in model.named_parameters() if p.requires_grad],
         channels=[shape[1] for shape in SHAPES[key]],
-        strides=[INPUT[0] // shape[2] for shape in SHAPES[key] if len(shape) == 4],
+        strides=[image_size(backbone)[0] // shape[2] for shape in SHAPES[key] if len(shape) == 4],
         mixer=getattr(trunk, 'mixer', None),
         exempt=[name for name in names if trunk is not None
                 and name.removeprefix('backbone.network.trunk.') in trunk.no_weight_decay()],
         decay=decay_of(cfg, model),
-        heads={name: dict(in_channels=head.in_channels, in_index=getattr(head, 'in_index', -1),
-                          num_classes=head.num_classes)
-               for name in ('decode_head', 'auxiliary_head', 'head')
-               if (head := getattr(model, name, None)) is not None},
+        heads=heads(model),
         unmatched_keys=[key for key in keys if not any(key in name for name in names)],
         num_classes={split: class_count(cfg[f'{split}_dataloader'].dataset)
                      for split in ('train', 'val', 'test')},
@@ -59,11 +56,38 @@ def describe(path: str) -> dict:
         resolved=resolve_types(cfg))
 
 
+def build(config: dict) -> torch.nn.Module:
+    """On the meta device; models of other packages compute with tensors when they are built."""
+    others = ('mmpretrain.ImageClassifier', 'mmpretrain.TimmClassifier')
+    with torch.device('cpu' if config.type in others else 'meta'):
+        return MODELS.build(config).to('meta')
+
+
 def feature_shapes(backbone: torch.nn.Module) -> list[torch.Size]:
     """Shapes of the features, measured in a forward on the meta device."""
     backbone.eval()
     with torch.device('meta'), torch.no_grad():
-        return [feat.shape for feat in backbone(torch.zeros(1, 3, *INPUT))]
+        images = torch.zeros(1, 3, *image_size(backbone))
+        if (timm := getattr(backbone, 'model', None)) is not None:
+            return [timm.forward_head(timm.forward_features(images), pre_logits=True).shape]
+        return [feat.shape for feat in backbone(images)]
+
+
+def image_size(backbone: torch.nn.Module) -> tuple[int, int]:
+    """Any, where it may be any; the classifiers of other packages have a fixed one."""
+    return INPUT if type(backbone).__module__.startswith(('mmvars.', 'mmseg.')) else (224, 224)
+
+
+def heads(model: torch.nn.Module) -> dict[str, dict]:
+    """What every head takes and tells apart."""
+    if (timm := getattr(model, 'model', None)) is not None:
+        linear = timm.get_classifier()
+        return dict(head=dict(in_channels=linear.in_features, in_index=-1,
+                              num_classes=linear.out_features))
+    return {name: dict(in_channels=head.in_channels, in_index=getattr(head, 'in_index', -1),
+                       num_classes=head.num_classes)
+            for name in ('decode_head', 'auxiliary_head', 'head')
+            if (head := getattr(model, name, None)) is not None}
 
 
 def decay_of(cfg: Config, model: torch.nn.Module) -> dict[str, list[str]]:

@@ -13,19 +13,23 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
 CANONICAL = [p for p in LEAVES if p.parent != CONFIGS]
+BASELINES = [p for p in CANONICAL if p.parent.name == 'baselines']
 SHORT_NAMES = [p for p in LEAVES if p.parent == CONFIGS]
-FAMILIES = {'absvit', 'vit', 'resnet', 'deit', 'gfnet', 'rvt', 'vars'}
-CHAPTER_1 = ('deit', 'gfnet', 'rvt', 'vars')
+FAMILIES = {'absvit', 'vit', 'resnet', 'deit', 'gfnet', 'rvt', 'vars', 'fan', 'baselines'}
 
+MIXER = r'performer|vars-(?:s|d|sd)'
+DESIGN = r'absvit|absvit-qkv|feedback|mask-attention|perceiver-io'
 SEGMENTATION = re.compile(
     r'(?P<model>[a-z]+)(?P<stem>-convstem)?-?(?P<size>ti16|s16|b16|101)'
-    r'(-(?P<transfer>linear|prompt|topdown)|-(?P<mixer>performer|vars-(s|d|sd)))?_upernet_'
+    rf'(-(?P<transfer>linear|prompt|topdown)|-(?P<mixer>{MIXER})|-(?P<design>{DESIGN}))?_upernet_'
     r'(?P<gpus>\d+)xb(?P<batch>\d+)-(?P<length>\d+)(?P<unit>k|iter)_'
     r'(?P<data>[a-z0-9-]+)-(?P<height>\d+)x(?P<width>\d+)')
 CLASSIFICATION = re.compile(
     r'(?P<model>[a-z]+)(?P<stem>-convstem)?-(?P<size>tiny|small|base)-p(?P<patch>\d+)'
-    r'(-gap|-(?P<mixer>performer|vars-(s|d|sd)))?_'
+    rf'(-gap|-(?P<no_rec>no-rec)|-(?P<mixer>{MIXER})|-(?P<design>{DESIGN}))?_'
     r'(?P<gpus>\d+)xb(?P<batch>\d+)(-coslr)?-(?P<epochs>\d+)e_(?P<data>in1k|mini-imagenet)')
+BASELINE = re.compile(
+    r'(?P<model>convit|convnext|pit|swin)-(?P<size>tiny|small|base)_8xb128-coslr-300e_in1k')
 ARCH = {'ti16': 'tiny', 's16': 'small', 'b16': 'base'}
 DATASETS = {
     'ade20k': 'mmseg.ADE20KDataset', 'cityscapes': 'mmseg.CityscapesDataset',
@@ -68,11 +72,26 @@ def _check_backbone(path: Path, name: re.Match, size: str) -> None:
     if host == 'deit':  # DeiT-Ti is ViT-Ti
         assert (backbone.type, backbone.arch) == ('mmvars.ViT', size)
     else:
-        family = {'mmvars.VARS': '', 'mmvars.RVT': 'rvt_', 'mmvars.GFNet': 'gfnet_'}[backbone.type]
+        family = {'mmvars.VARS': '', 'mmvars.RVT': 'rvt_', 'mmvars.GFNet': 'gfnet_',
+                  'mmvars.FAN': 'fan_'}[backbone.type]
         assert family + backbone.arch == f'{host}_{size}'
         assert mixer or family, 'mmvars.VARS has a mixer of its own'
     assert backbone.get('mixer') == mixer
     assert path.parent.name == ('vars' if mixer and mixer.startswith('vars') else name['model'])
+
+
+def _check_top_down(path: Path, name: re.Match, size: str) -> None:
+    """Trunk, size and design of a config's name are those of its backbone."""
+    backbone = _load(path).model.backbone
+    host = '' if name['model'] in ('vit', 'absvit') else f"{name['model']}_"
+    if name['model'] == 'vit' and not name['design']:
+        assert backbone.type == 'mmvars.ViT'
+    else:
+        assert backbone.type == 'mmvars.AbSViT'
+    assert backbone.arch == host + size
+    design = (name['design'] or 'absvit').replace('-', '_')
+    assert backbone.get('design', 'absvit') == design
+    assert path.parent.name == ('absvit' if name['design'] else name['model'])
 
 
 def _find(pipeline: list, name: str) -> dict:
@@ -81,7 +100,7 @@ def _find(pipeline: list, name: str) -> dict:
 
 
 def test_the_sweep_sees_the_configs():
-    assert len(LEAVES) >= 107
+    assert len(LEAVES) >= 160
     assert {p.parent.name for p in CANONICAL} == FAMILIES
     assert [p.name for p in SHORT_NAMES] == [
         'absvit_upernet_ade20k.py', 'absvit_upernet_cityscapes.py', 'absvit_upernet_voc12.py']
@@ -136,6 +155,42 @@ def test_published_sizes(built):
                         ('vit-tiny-p16', 5_717_416), ('vit-base-p16', 86_567_656)):
         path = CONFIGS / name.split('-')[0] / f'{name}_8xb128-coslr-300e_in1k.py'
         assert built[path]['parameters'] == count
+
+
+def test_sizes_of_table_2_2(built):
+    """Millions, as printed; but 8 for FAN-Ti with AbS, where the table has 9: our design."""
+    published = dict(zip((f'{host}-{size}-p16{design}' for host in ('rvt', 'fan')
+                          for design in ('', '-absvit') for size in ('tiny', 'small', 'base')),
+                         (9, 22, 86, 11, 26, 100, 7, 28, 54, 8, 32, 62), strict=True))
+    published |= {'pit-tiny': 5, 'convit-tiny': 6, 'swin-base': 88, 'convnext-base': 89,
+                  'pit-base': 74, 'swin-tiny': 28, 'convnext-tiny': 29}
+    for name, millions in published.items():
+        (path, ) = [p for p in CANONICAL if p.stem.startswith(f'{name}_') and 'in1k' in p.stem]
+        assert round(built[path]['parameters'] / 1e6) == millions, name
+
+
+def test_designs_have_the_parts_that_they_name(built):
+    """Parameters of top-down attention and its rivals on ViT-Ti and RVT-Ti: prior and decoders."""
+    for host, prior, decoders in (('vit', 192, 12 * 2 * 192**2),
+                                  ('rvt', 384, 10 * 2 * 192**2 + 2 * 2 * 384**2 + 9 * 384 * 192
+                                   + 192)):
+        recipe = '_8xb128-coslr-300e_in1k.py'
+        plain = built[CONFIGS / host / f'{host}-tiny-p16{recipe}']['parameters']
+        whole = 'absvit-qkv' if host == 'vit' else 'absvit'
+        for design, added in (('feedback', decoders), ('perceiver-io', prior),
+                              ('mask-attention', prior), (whole, prior + decoders)):
+            path = CONFIGS / 'absvit' / f'{host}-tiny-p16-{design}{recipe}'
+            assert built[path]['parameters'] - plain == added, path.name
+
+
+def test_every_design_has_a_mini_version():
+    names = {p.stem for p in CONFIGS.glob('absvit/*mini-*.py')}
+    designs = ('feedback', 'perceiver-io', 'mask-attention', 'absvit-qkv')
+    for size, rest in (('tiny-p16', '1xb16-20e_mini-imagenet-64px'),
+                       ('ti16', 'upernet_1xb8-400iter_mini-cityscapes-128x256')):
+        wanted = {f'vit-{size}-{design}_{rest}' for design in designs}
+        wanted |= {f'{host}-{size}-absvit_{rest}' for host in ('rvt', 'fan')}
+        assert wanted <= names
 
 
 def test_transfer_modes_train_what_they_say(built):
@@ -215,18 +270,16 @@ def test_segmentation_names_tell_the_truth(path):
     if name['model'] == 'resnet':
         assert cfg.model.backbone.depth == int(name['size'])
         return
-    if path.parent.name in CHAPTER_1:
+    if path.parent.name not in ('absvit', 'vit'):
         _check_backbone(path, name, ARCH[name['size']])
         return
-    backbone = {'absvit': 'mmvars.AbSViT', 'vit': 'mmvars.ViT'}[name['model']]
-    assert cfg.model.backbone.type == backbone
-    assert cfg.model.backbone.arch == ARCH[name['size']]
+    _check_top_down(path, name, ARCH[name['size']])
     transfer = {'topdown': 'top-down', None: 'end2end'}.get(name['transfer'], name['transfer'])
     assert cfg.model.backbone.get('transfer', 'end2end') == transfer
-    assert path.parent.name == name['model']
 
 
-@pytest.mark.parametrize('path', [p for p in CANONICAL if 'upernet' not in p.name], ids=_id)
+@pytest.mark.parametrize('path', [
+    p for p in CANONICAL if 'upernet' not in p.name and p.parent.name != 'baselines'], ids=_id)
 def test_classification_names_tell_the_truth(path):
     name = CLASSIFICATION.fullmatch(re.sub(r'-\d+px$', '', path.stem))
     assert name, 'not a canonical name'
@@ -235,19 +288,39 @@ def test_classification_names_tell_the_truth(path):
     assert cfg.train_dataloader.batch_size == int(name['batch'])
     assert cfg.auto_scale_lr.base_batch_size == total
     assert cfg.train_dataloader.dataset.type == DATASETS[name['data']]
-    assert int(name['patch']) == (8 if cfg.model.backbone.arch == 'tiny_patch8_gap' else 16)
-    if path.parent.name in CHAPTER_1:
-        _check_backbone(path, name, name['size'])
+    gap = '-gap_' in path.stem
+    assert int(name['patch']) == (8 if gap else 16)
+    if path.parent.name in ('absvit', 'vit'):
+        _check_top_down(path, name, name['size'] + ('_patch8_gap' if gap else ''))
+        averages = gap or name['model'] == 'rvt'
+        assert (cfg.model.backbone.out_type == 'avg_featmap') == averages
     else:
-        assert cfg.model.backbone.arch.startswith(name['size'])
-        assert (cfg.model.backbone.out_type == 'avg_featmap') == ('-gap_' in path.stem)
-        assert path.parent.name == name['model']
+        _check_backbone(path, name, name['size'])
     cosine = [s for s in cfg.param_scheduler if s.type == 'CosineAnnealingLR']
     assert [s.end for s in cosine] == [int(name['epochs'])]
     if name['data'] == 'in1k':
         assert cfg.optim_wrapper.optimizer.lr == pytest.approx(5e-4 * total / 512)
     weight = cfg.model.backbone.get('reconstruction_loss_weight', 0)
-    assert weight == (0.1 if name['model'] == 'absvit' else 0)
+    reconstructs = name['model'] == 'absvit' or (name['design'] or '').startswith('absvit')
+    assert weight == (0.1 if reconstructs and not name['no_rec'] else 0)
+
+
+@pytest.mark.parametrize('path', BASELINES, ids=lambda path: path.stem)
+def test_baselines_are_models_of_other_packages(path):
+    name = BASELINE.fullmatch(path.stem)
+    assert name, 'not a canonical name'
+    cfg = _load(path)
+    assert (cfg.auto_scale_lr.base_batch_size, cfg.optim_wrapper.optimizer.lr) == (1024, 1e-3)
+    if cfg.model.type == 'mmpretrain.TimmClassifier':
+        short = {'tiny': ('ti', 'tiny'), 'small': ('s', 'small'), 'base': ('b', 'base')}
+        model, size = cfg.model.model_name.split('_')[:2]
+        assert model == name['model']
+        assert size in short[name['size']]
+    else:
+        assert cfg.model.type == 'mmpretrain.ImageClassifier'
+        assert cfg.model.backbone.arch == name['size']
+        assert cfg.model.backbone.type == {
+            'swin': 'mmpretrain.SwinTransformer', 'convnext': 'mmpretrain.ConvNeXt'}[name['model']]
 
 
 @pytest.mark.parametrize('path', SHORT_NAMES, ids=_id)
@@ -270,17 +343,28 @@ def test_short_names_are_the_published_recipe(path):
     assert cfg.model.test_cfg.mode == 'whole'
 
 
+def _twin(path: Path) -> Path | None:
+    """The config of the trunk without top-down attention."""
+    name = re.sub(rf'-({DESIGN}|no-rec)_', '_', path.name).removeprefix('abs')
+    twin = CONFIGS / name.split('-')[0] / name
+    return None if '-topdown_' in name else twin  # a plain ViT has nothing to train in this mode
+
+
 def test_twins_differ_in_the_backbone_alone():
-    twins = 0
+    twins = dict.fromkeys(('vit', 'rvt', 'fan'), 0)
     for path in (p for p in CANONICAL if p.parent.name == 'absvit'):
-        other = CONFIGS / 'vit' / path.name.removeprefix('abs')
-        if '-topdown_' in path.name:
-            continue  # a plain ViT has nothing to train in this mode
+        if (other := _twin(path)) is None:
+            continue
         ours, theirs = _load(path).to_dict(), _load(other).to_dict()
         backbone, plain = ours['model'].pop('backbone'), theirs['model'].pop('backbone')
-        assert (backbone.pop('type'), plain.pop('type')) == ('mmvars.AbSViT', 'mmvars.ViT')
-        backbone.pop('reconstruction_loss_weight')
-        assert backbone == plain
-        assert ours == theirs
-        twins += 1
-    assert twins >= 16
+        assert backbone.pop('type') == 'mmvars.AbSViT'
+        family = plain.pop('type').removeprefix('mmvars.').lower()
+        for own in ('reconstruction_loss_weight', 'design'):
+            backbone.pop(own, None)
+        if family != 'vit':
+            plain['arch'] = f"{family}_{plain.get('arch', 'tiny')}"
+        assert backbone == plain, path.name
+        assert ours == theirs, path.name
+        twins[family] += 1
+    assert twins['vit'] >= 29
+    assert min(twins['rvt'], twins['fan']) >= 8
