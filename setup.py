@@ -18,7 +18,7 @@ SUFFIXES = {'.py', '.yml', '.yaml', '.sh', '.txt', '.md'}
 
 ONEDL = ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain']
 OPENMMLAB = ['mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain']
-DEV = ['pytest', 'ruff', 'scikit-learn', 'tensorboard']
+DEV = ['pytest', 'pytest-xdist', 'ruff', 'scikit-learn', 'tensorboard']
 
 
 def version() -> str:

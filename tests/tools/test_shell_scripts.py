@@ -129,5 +129,6 @@ class TestRunTests:
     def test_it_passes_where_they_pass(self, clone) -> None:
         done = self.run(clone, 0, 0, '--all', '-k', 'x')
         assert done.returncode == 0, done.stderr
-        assert 'args: -m pytest -m slow or not slow -k x' in done.stdout
+        args = '-n auto --maxprocesses 4 --dist loadfile -m slow or not slow -k x'
+        assert f'args: -m pytest {args}' in done.stdout
         assert list((clone / '.venv').glob('mmvars-*'))
