@@ -1,6 +1,7 @@
 """Fixtures that more than one folder of tests uses."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def golden() -> Callable[[str], dict]:
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_default_scope() -> Iterator[None]:
+    """A default scope of mmengine that a test sets ends with it: tests run in any order."""
+    manager = getattr(sys.modules.get('mmengine.registry'), 'DefaultScope', None)
+    before = dict(manager._instance_dict) if manager else {}
+    yield
+    manager = getattr(sys.modules.get('mmengine.registry'), 'DefaultScope', None)
+    if manager:
+        manager._instance_dict.clear()
+        manager._instance_dict.update(before)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""The configs, built once for all tests of this folder."""
+"""The configs, built once for all tests of this folder, however many processes run them."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -24,7 +25,19 @@ def _process(path: Path) -> tuple[str, bool]:
 @pytest.fixture(scope='session')
 def built(tmp_path_factory) -> dict[Path, dict]:
     """Facts of every config, from fresh processes in a folder that has nothing to do with us."""
-    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    shared = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        shared = shared.parent  # of all workers
+    facts = shared / 'built_configs.json'
+    with open(shared / 'built_configs.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds it done
+        if not facts.exists():
+            entries = _build_all(tmp_path_factory.mktemp('elsewhere'))
+            facts.write_text(json.dumps(entries))
+    return {Path(entry['config']): entry for entry in json.loads(facts.read_text())}
+
+
+def _build_all(elsewhere: Path) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     environment |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
     script = str(Path(__file__).with_name('build_configs.py'))
@@ -38,5 +51,4 @@ def built(tmp_path_factory) -> dict[Path, dict]:
 
     groups = [list(group) for _, group in groupby(sorted(LEAVES, key=_process), key=_process)]
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return {Path(entry['config']): entry for entries in pool.map(build, groups)
-                for entry in entries}
+        return [entry for entries in pool.map(build, groups) for entry in entries]
