@@ -124,7 +124,7 @@ class TrunkBackbone(BaseModule):
         num_layers = self.num_layers + 2
         name = param_name.removeprefix(prefix).removeprefix('network.')
         part, _, inner = name.partition('.')
-        if name.startswith('feedback.decoders.'):
+        if part == 'feedback':  # decoders and crossings are numbered as the blocks they lead to
             return int(inner.split('.')[1]) + 1, num_layers
         if part != 'trunk' or inner.split('.')[0] in ('norm', 'fc_norm'):
             return num_layers - 1, num_layers

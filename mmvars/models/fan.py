@@ -45,3 +45,9 @@ class FAN(TrunkBackbone):
         trunk = self.network.trunk
         unused = super()._unused_modules()
         return unused + ([trunk.cls_attn_blocks] if trunk.norm in unused else [])
+
+    def _freeze(self) -> None:
+        super()._freeze()
+        trunk = self.network.trunk
+        if trunk.cls_attn_blocks in self._unused_modules():
+            trunk.cls_token.requires_grad_(False)
