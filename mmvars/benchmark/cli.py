@@ -1,21 +1,20 @@
 """``mmvars benchmark``, the same as ``tools/benchmark.py``."""
 
 import argparse
-import json
 import platform
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmvars.benchmark.contenders import Case, mixer_cases, parse_tokens
+from mmvars.benchmark.json_output import (add_json_arguments, check_json_arguments,
+                                         write_json)
 from mmvars.benchmark.memory import memory_source
 from mmvars.benchmark.report import case_entry, group_entries, render
 from mmvars.benchmark.timing import CLOCKS, DTYPES, MODES, Settings, measure_case
-from mmvars.checkpoints.files import check_destination, write_text
 from mmvars.errors import InputError, check_choice, check_number
 from mmvars.layers import PRESETS
 
@@ -50,8 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     names = [contender.name for contender in cases[0].contenders]
     reference = args.reference or names[0]
     check_choice('--reference', reference, names)
-    if args.json is not None:
-        check_destination(args.json, overwrite=args.overwrite, suffixes=())
+    check_json_arguments(args)
     torch.set_num_threads(args.threads)
     entries = []
     for case in cases:
@@ -61,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
                   settings=_settings_entry(args, settings, reference), cases=entries,
                   growth=group_entries(entries))
     print(render(result))
-    if args.json is not None:
-        write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
+    write_json(args, result)
     return 0
 
 
@@ -97,8 +94,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--min-seconds', type=float, default=.05, metavar='S',
                         help='least length of a sample')
     parser.add_argument('--seed', type=int, default=0, help='of weights and inputs')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers as JSON')
-    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+    add_json_arguments(parser)
     return parser.parse_args(argv)
 
 

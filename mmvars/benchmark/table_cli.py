@@ -1,12 +1,11 @@
 """``mmvars table``, the same as ``tools/model_table.py``."""
 
 import argparse
-import json
-from pathlib import Path
 
+from mmvars.benchmark.json_output import (add_json_arguments, check_json_arguments,
+                                         write_json)
 from mmvars.benchmark.model_table import model_table, render, select_rows
 from mmvars.benchmark.published import TABLES
-from mmvars.checkpoints.files import check_destination, write_text
 
 __all__ = ['main', 'parse_args']
 
@@ -35,12 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse_args(argv)
     rows = select_rows(args.table, args.rows)
-    if args.json is not None:
-        check_destination(args.json, overwrite=args.overwrite, suffixes=())
+    check_json_arguments(args)
     result = model_table(rows)
     print(render(result))
-    if args.json is not None:
-        write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
+    write_json(args, result)
     return 0
 
 
@@ -53,6 +50,5 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         'default: all')
     parser.add_argument('--rows', nargs='+', default=[], metavar='NAME',
                         help="rows by name, a part of it, or a pattern: 'RVT* w/ VARS-D', vars-sd")
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers as JSON')
-    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+    add_json_arguments(parser)
     return parser.parse_args(argv)

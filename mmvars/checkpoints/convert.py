@@ -24,7 +24,7 @@ from mmvars.checkpoints.rules import Format, reason_for
 from mmvars.checkpoints.sizes import (NEW_PARTS, meta_network, refuse_unknown_parts, size_advice,
                                       size_of_source)
 from mmvars.checkpoints.source import Source
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_choice
 from mmvars.networks import VARIANTS, TopDown, build_network
 
 __all__ = ['TASKS', 'Conversion', 'convert_checkpoint', 'convert_state_dict']
@@ -163,17 +163,15 @@ def convert_state_dict(state_dict: Mapping[str, Any], arch: str, *, to: str = 'm
 
 
 def _check_choices(arch: str, to: str) -> None:
-    if arch not in VARIANTS:
-        raise InputError(f'arch must be one of {", ".join(VARIANTS)}; got {arch!r}')
-    if to not in TARGETS:
-        raise InputError(f'to must be one of {", ".join(TARGETS)}; got {to!r}')
+    check_choice('arch', arch, VARIANTS)
+    check_choice('to', to, TARGETS)
 
 
 def _for_task(task: str | None, sources: dict[str, Source], num_classes: int | None,
               account: Account) -> tuple[dict[str, Source], int]:
     """The tensors that the task needs, and the classes of its network."""
-    if task not in (None, *TASKS):
-        raise InputError(f'task must be one of {", ".join(TASKS)}; got {task!r}')
+    if task is not None:
+        check_choice('task', task, TASKS)
     head = sources.get('trunk.head.weight')
     if task == 'segmentation' or (task is None and not any(map(is_head, sources))):
         return without_head(sources, account, 'classifier, dropped for segmentation'), 0

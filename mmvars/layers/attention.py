@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         del grid, num_prefix
         head_width(embed_dim, num_heads)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self._make_projections(embed_dim, qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
@@ -65,6 +65,9 @@ class SelfAttention(nn.Module):
 
     def _query_key_value(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(split_heads(part, self.num_heads) for part in self._project(x, top_down))
+
+    def _make_projections(self, embed_dim: int, qkv_bias: bool) -> None:
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
 
     def _project(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
         return with_value(self.qkv, x, top_down)

@@ -10,7 +10,7 @@ from mmvars.layers.attention import SelfAttention
 from mmvars.layers.block import Block
 from mmvars.layers.embed import PatchEmbed
 from mmvars.layers.mlp import Mlp
-from mmvars.layers.projections import (head_width, join_heads, split_heads, with_value,
+from mmvars.layers.projections import (join_heads, split_heads, with_value,
                                        without_value)
 from mmvars.layers.tokens import TokenGrid
 
@@ -75,13 +75,9 @@ class FANAttention(SelfAttention):
         qkv_bias: Whether the projections have a bias.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool = True) -> None:
-        nn.Module.__init__(self)
-        head_width(embed_dim, num_heads)
-        self.num_heads = num_heads
+    def _make_projections(self, embed_dim: int, qkv_bias: bool) -> None:
         self.q = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
         self.kv = nn.Linear(embed_dim, 2 * embed_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
 
     def _project(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
         return *without_value(self.q, x, top_down), *with_value(self.kv, x, top_down)
@@ -154,7 +150,7 @@ class FANBlock(Block):
     def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool = True,
                  drop_path_rate: float = 0.) -> None:
         super().__init__(nn.LayerNorm(embed_dim, eps=_NORM_EPS),
-                         FANAttention(embed_dim, num_heads, qkv_bias),
+                         FANAttention(embed_dim, num_heads, qkv_bias=qkv_bias),
                          nn.LayerNorm(embed_dim, eps=_NORM_EPS),
                          ChannelProcessing(embed_dim, num_heads, mlp_ratio, qkv_bias),
                          drop_path_rate)

@@ -6,10 +6,11 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mmvars.errors import check_number
+from mmvars.errors import check_choice, check_number
 from mmvars.layers import TokenGrid
 from mmvars.layers.fan import ClassAttentionBlock, FANBlock, FANStem, FourierPositions
 from mmvars.layers.fan_hybrid import FANHybridStem
+from mmvars.layers.mixers import mixer_options as resolve_options
 from mmvars.networks.checks import check_trunk
 from mmvars.networks.trunk import Trunk, TrunkOutput
 
@@ -37,6 +38,8 @@ class FAN(Trunk):
         num_class_blocks: Class attention blocks.
         stem_widths: Channels of the ConvNeXt stages of the hybrid; ``None`` for the ViT form.
         stem_depths: Blocks of these stages.
+        mixer: ``'self_attention'``, as in all trunks; FAN has no other.
+        mixer_options: Its options: none.
         qkv_bias: Whether projections of queries, keys and values have a bias.
         drop_path_rate: Stochastic depth, the same in all blocks; class attention has none.
         grad_checkpointing: See :class:`~mmvars.networks.Trunk`.
@@ -49,15 +52,17 @@ class FAN(Trunk):
                  in_chans: int = 3, num_classes: int = 1000, embed_dim: int = 192, depth: int = 12,
                  num_heads: int = 4, mlp_ratio: float = 4., num_class_blocks: int = 2,
                  stem_widths: Sequence[int] | None = None, stem_depths: Sequence[int] = (3, 3),
+                 mixer: str = 'self_attention', mixer_options: dict | None = None,
                  qkv_bias: bool = True, drop_path_rate: float = 0.,
                  grad_checkpointing: bool = False) -> None:
         del img_size
         check_trunk(in_chans=in_chans, patch_size=patch_size, num_classes=num_classes,
                     embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
                     drop_path_rate=drop_path_rate)
+        check_choice('mixer of FAN', mixer, ('self_attention', ))
         check_number('num_class_blocks', num_class_blocks, 1, whole=True)
         super().__init__(nn.LayerNorm(embed_dim, eps=_NORM_EPS), grad_checkpointing)
-        self.mixer, self.mixer_options = 'self_attention', {}
+        self.mixer, self.mixer_options = mixer, resolve_options(mixer, **mixer_options or {})
         self.embed_dim = embed_dim
         self.patch_embed = (
             FANStem(patch_size, in_chans, embed_dim) if stem_widths is None else
@@ -80,11 +85,7 @@ class FAN(Trunk):
         Depthwise convolutions of the channel mixers are normal with variance 2 / 9 (fan-out of a
         group); those of the stem keep torch's default.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.init_linear_layers()
         for block in self.blocks:
             for conv in (block.mlp.mlp_v.dwconv.conv1, block.mlp.mlp_v.dwconv.conv2):
                 nn.init.normal_(conv.weight, std=(2 / 9)**.5)

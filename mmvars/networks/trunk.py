@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_flag
@@ -107,6 +108,14 @@ class Trunk(nn.Module):
         """The block that a parameter belongs to by its name; ``None`` for embedding and head."""
         parts = name.split('.')
         return int(parts[1]) if parts[0] == 'blocks' else None
+
+    def init_linear_layers(self) -> None:
+        """Truncated normal (std 0.02) weights and zero biases in every linear layer."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
         """Tokens ``(B, N, C)`` with positions, and their grid, of images ``(B, c, H, W)``."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from torch import nn
 
 from mmvars.errors import InputError, check_choice
-from mmvars.layers import mixer_options as resolve_options
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import Feedback, MaskFeedback
 from mmvars.networks.prior import PRIORS, ClassPrototype, Prior
@@ -163,12 +162,7 @@ def build_network(name: str, top_down: str | None = None, prior: str | dict = 'l
         arguments = arguments | dict(class_token=False, global_pool='avg')
     if mixer == 'vars_s' and family != 'rvt':
         mixer_options.setdefault('preset', 'thesis')
-    if trunk_class is FAN:
-        arguments = {key: value for key, value in arguments.items() if key != 'mixer'}
-        resolve_options('self_attention', **mixer_options)
-    else:
-        arguments = arguments | dict(mixer_options=mixer_options)
-    trunk = trunk_class(**arguments | overrides)
+    trunk = trunk_class(**arguments | dict(mixer_options=mixer_options) | overrides)
     if family == 'absvit':
         top_down = top_down or 'absvit'
     return TopDown(trunk) if top_down is None else _with_top_down(trunk, top_down, prior, alpha,

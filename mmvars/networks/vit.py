@@ -108,11 +108,7 @@ class VisionTransformer(Trunk, GridTied):
         The patch embedding keeps torch's default; prompts are uniform with Glorot's bound for a
         layer of ``3 P^2`` inputs and C outputs.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.init_linear_layers()
         trunc_normal_(self.pos_embed, std=.02)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=1e-6)
