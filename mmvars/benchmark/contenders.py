@@ -26,11 +26,16 @@ class Contender:
         build: Makes the module, on CPU in float32, from torch's present seed. Its result is a
             tensor, or a tuple or list of them.
         inputs: Makes the tensors of one call, likewise.
+        twins: Contenders of a case with the same value compute the same function with the same
+            weights: their outputs (and in training their gradients) are compared before timing.
+        input_gradients: Whether the backward pass of training goes on into the inputs.
     """
 
     name: str
     build: Callable[[], nn.Module]
     inputs: Callable[[], tuple[Tensor, ...]]
+    twins: str | None = None
+    input_gradients: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""Peak memory of one call."""
+"""Memory of one call: its peak, and what training keeps for the backward pass."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ['memory_source', 'peak_memory']
+__all__ = ['memory_source', 'peak_memory', 'saved_for_backward']
 
 _STATUS = Path('/proc/self/status')
 _RESET = Path('/proc/self/clear_refs')
@@ -47,6 +49,34 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> int | None:
     before = _resident('VmRSS')
     call()
     return _resident('VmHWM') - before
+
+
+def saved_for_backward(call: Callable[[], Any], parameters: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps from the forward for the backward pass of ``call()``.
+
+    Tensors that share their memory count once, weights not at all: they are there anyway. What a
+    checkpointed part computes again in the backward pass is not kept, and does not count.
+
+    Args:
+        call: Runs both passes.
+        parameters: The weights.
+    """
+    known = {_storage(parameter) for parameter in parameters}
+    kept: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        key, detached = _storage(tensor), tensor.detach()  # an output would keep its own graph
+        if key not in known:
+            kept[key] = detached  # held, so that its address is not given to another
+        return detached
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        call()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _resident(entry: str) -> int:

@@ -1,4 +1,4 @@
-"""Multiply-adds of a forward pass, counted from the operators that really run.
+"""Multiply-adds of a call, counted from the operators that really run.
 
 ``torch.utils.flop_counter`` knows the formulas of convolutions and matrix products. It takes a
 product of complex matrices for one of real ones, and does not know the Fourier transforms, fused
@@ -145,6 +145,14 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *args, out_val: Any = None, **kw
     return 2 * math.prod(batch) * queries * k.shape[-2] * (width + v.shape[-1])
 
 
+def _attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *args, out_val: Any = None,
+                        **kwargs) -> int:
+    """The scores again, and one product for each gradient: of values, weights, keys, queries."""
+    del grad
+    *batch, queries, width = q.shape
+    return 2 * math.prod(batch) * queries * k.shape[-2] * (3 * width + 2 * v.shape[-1])
+
+
 def _matrix_vector(matrix: Tensor, *args, out_val: Any = None, **kwargs) -> int:
     return 2 * matrix.numel()
 
@@ -157,6 +165,7 @@ _MORE_FORMULAS: dict[Any, Callable[..., float]] = {
     aten.mul: _complex_product,
     aten.mul_: _complex_product,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten.mv: _matrix_vector,
     aten.addmm_: flop_registry[aten.addmm],
     aten.baddbmm_: flop_registry[aten.baddbmm],

@@ -25,7 +25,7 @@ def case_entry(case: Case, measurements: Sequence[Measurement], reference: str,
             time=spread(found.seconds)._asdict(),
             ratio=paired_ratio(found.seconds, by_name[reference].seconds, seed)._asdict(),
             peak_bytes=found.peak_bytes, multiply_adds=found.macs.to_dict(),
-            output_rms=found.output_rms))
+            saved_bytes=found.saved_bytes, output_rms=found.output_rms))
     return dict(group=case.group, size=case.size, **case.details, contenders=contenders)
 
 

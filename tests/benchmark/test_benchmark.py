@@ -59,15 +59,18 @@ def test_contenders_take_turns(monkeypatch):
             self.name = name
 
         def forward(self, x):
-            if not x.is_meta:
-                calls.append(self.name)
+            calls.append(self.name)
             return super().forward(x)
 
     case = Case('g', 5, tuple(contender(name, Noting(name)) for name in 'ABC'))
-    monkeypatch.setattr(timing._Run, 'check', lambda run: None)
-    monkeypatch.setattr(timing._Run, 'calibrate', lambda run: None)
-    monkeypatch.setattr(timing, 'peak_memory', lambda call, device: None)
-    found = measure_case(case, Settings(rounds=3, warmup=1))
+    prepare = timing._Run.prepare
+
+    def prepare_unheard(run):
+        prepare(run)
+        calls.clear()
+
+    monkeypatch.setattr(timing._Run, 'prepare', prepare_unheard)
+    found = measure_case(case, Settings(rounds=3, warmup=1, min_seconds=0))
     assert ''.join(calls) == 'ABC' * 4
     assert [len(one.seconds) for one in found] == [3, 3, 3]
     assert found[0].macs.linear == 2 * 5 * 4 * 4
@@ -179,7 +182,7 @@ def test_linear_mixers_have_linear_counts():
 ])
 def test_bad_input_is_one_line(argv, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('mmvars.benchmark.cli.measure_case',
+    monkeypatch.setattr('mmvars.benchmark.suites.measure_case',
                         lambda *_: pytest.fail('measured all the same'))
     assert cli.main(['benchmark', *argv]) == 2
     message = capsys.readouterr().err
