@@ -1,9 +1,11 @@
 """From pixels to patch tokens."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.errors import InputError
+from mmvars.layers.tracing import surely
 
 __all__ = ['STEMS', 'ConvStem', 'PatchEmbed']
 
@@ -45,11 +47,19 @@ class PatchEmbed(nn.Module):
             raise InputError(f'images are {height}x{width} pixels (height x width), smaller than '
                              f'one patch of {patch}x{patch}; resize them or use a smaller '
                              f'patch_size')
-        pad_bottom, pad_right = -height % patch, -width % patch
-        if pad_bottom or pad_right:
-            images = F.pad(images, (0, pad_right, 0, pad_bottom))
-        maps = self._maps(images)
+        maps = self._maps(self._padded(images))
         return maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1])
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """``(B, in_chans, H, W)`` with zeros at the bottom and right, ``(B, in_chans, h P, w P)``."""
+        patch, (height, width) = self.patch_size, images.shape[-2:]
+        bottom, right = -height % patch, -width % patch
+        if surely(bottom == 0) and surely(right == 0):
+            return images
+        if torch.compiler.is_compiling():  # one graph, whether there is anything to pad or not
+            most = F.pad(images, (0, patch - 1, 0, patch - 1))
+            return most[..., :height + bottom, :width + right]
+        return F.pad(images, (0, right, 0, bottom))
 
     def _projection(self, embed_dim: int) -> nn.Module:
         return nn.Conv2d(self.in_chans, embed_dim, self.patch_size, stride=self.patch_size)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mmvars.errors import InputError
 from mmvars.layers.tokens import TokenGrid
+from mmvars.layers.tracing import same_grid
 
 __all__ = ['GridTied']
 
@@ -26,10 +27,13 @@ class GridTied(nn.Module):
     Attributes:
         grid: ``(height, width)`` the tensors are made for; ``None`` while nothing is tied.
         grid_tied: Names of the tied tensors.
+        resamples_exactly: Whether :meth:`resample` to the same grid computes the same numbers: then
+            one traced graph serves all grids, else the trained one gets a graph of its own.
     """
 
     grid: Grid | None = None
     grid_tied: tuple[str, ...] = ()
+    resamples_exactly = True
 
     def tie_to_grid(self, grid: Grid) -> None:
         """Declare that the tensors of :attr:`grid_tied` are for ``grid``, (height, width)."""
@@ -67,7 +71,7 @@ class GridTied(nn.Module):
         long as the tensor it was made from is the same memory with the same contents.
         """
         tensor, to_grid = getattr(self, name), (grid[0], grid[1])
-        if to_grid == self.grid:
+        if same_grid(to_grid, self.grid) or not self.resamples_exactly and to_grid == self.grid:
             return tensor
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.resample(name, tensor, self.grid, to_grid)

@@ -1,9 +1,12 @@
 """Learned absolute positions for any grid."""
 
-from timm.layers import resample_abs_pos_embed
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmvars.errors import InputError
+from mmvars.layers.precision import widened
+from mmvars.layers.tracing import same_grid
 
 __all__ = ['grid_of_image', 'resample_positions', 'square_grid']
 
@@ -49,9 +52,11 @@ def resample_positions(pos_embed: Tensor, from_grid: tuple[int, int],
     Returns:
         ``(1, P + h' * w', C)``; the argument itself where the grids are equal. Differentiable.
     """
-    if tuple(from_grid) == tuple(to_grid):
+    if same_grid(from_grid, to_grid):
         return pos_embed
     num_prefix = pos_embed.shape[1] - from_grid[0] * from_grid[1]
-    return resample_abs_pos_embed(pos_embed, list(to_grid), list(from_grid),
-                                  num_prefix_tokens=num_prefix, interpolation='bicubic',
-                                  antialias=False)
+    prefix, table = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    maps = widened(table).transpose(1, 2).unflatten(2, tuple(from_grid))
+    maps = F.interpolate(maps, size=tuple(to_grid), mode='bicubic', align_corners=False)
+    rows = maps.flatten(2).transpose(1, 2).to(pos_embed.dtype)
+    return torch.cat([prefix, rows], dim=1) if num_prefix else rows

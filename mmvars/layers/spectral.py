@@ -8,6 +8,7 @@ from mmvars.errors import InputError
 from mmvars.layers.grid_tied import Grid, GridTied
 from mmvars.layers.precision import full_precision, widened
 from mmvars.layers.tokens import TokenGrid
+from mmvars.layers.tracing import same_grid
 
 __all__ = ['GlobalFilter', 'as_complex', 'from_spectrum', 'half_width', 'resample_filters',
            'square_side', 'to_spectrum']
@@ -113,7 +114,7 @@ class GlobalFilter(GridTied):
         return out.flatten(2).transpose(1, 2).to(x.dtype)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
-        if tuple(from_grid) == tuple(to_grid):
+        if same_grid(from_grid, to_grid):
             return tensor
         size = to_grid[0], half_width(to_grid[1])
         parts = tensor.flatten(2).permute(2, 0, 1).unsqueeze(0)  # (1, 2C, H, Wf)

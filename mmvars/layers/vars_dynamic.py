@@ -171,6 +171,7 @@ class VARSConvolutionalDynamic(VARSDynamic):
     """
 
     grid_tied = ('dictionary', )
+    resamples_exactly = False  # released half spectra are not those of real filters alone
 
     def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
                  atoms_per_channel: int = 3, **options) -> None:

@@ -104,6 +104,7 @@ class VARSStatic(SparseReconstruction):
     """
 
     grid_tied = ('dictionary', 'output_filter')
+    resamples_exactly = False  # released half spectra are not those of real filters alone
 
     def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
                  qkv_bias: bool = True, num_steps: int = 3, sparsity: float = 3.5,

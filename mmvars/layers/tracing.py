@@ -1,0 +1,30 @@
+"""One traced graph for all sizes: what may be asked of a size without binding the graph to it.
+
+A Python ``if`` on a symbolic size guards the graph: ``torch.compile`` traces again where the answer
+changes, ``torch.export`` refuses. Where both branches give the same numbers, a traced forward takes
+the one that is right for every size, unless the size is known.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ['same_grid', 'surely']
+
+
+def surely(condition: bool | torch.SymBool) -> bool:
+    """Whether ``condition`` holds for every size that a traced graph is for; plain truth in eager.
+
+    ``False`` therefore means "no" in eager and "not known, or no" under ``torch.compile`` and
+    ``torch.export``. Never adds a guard.
+    """
+    if not torch.compiler.is_compiling():
+        return bool(condition)
+    # Here, since this module of torch takes longer to import than mmvars does.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+    return statically_known_true(condition)
+
+
+def same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether the first two numbers, height and width, :func:`surely` are the same."""
+    return surely(grid[0] == other[0]) and surely(grid[1] == other[1])
