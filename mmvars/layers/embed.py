@@ -51,7 +51,7 @@ class PatchEmbed(nn.Module):
         return maps.flatten(2).transpose(1, 2), (maps.shape[-2], maps.shape[-1])
 
     def _padded(self, images: Tensor) -> Tensor:
-        """``(B, in_chans, H, W)`` with zeros at the bottom and right, ``(B, in_chans, h P, w P)``."""
+        """``(B, in_chans, H, W)`` to ``(B, in_chans, h P, w P)``: zeros at the bottom and right."""
         patch, (height, width) = self.patch_size, images.shape[-2:]
         bottom, right = -height % patch, -width % patch
         if surely(bottom == 0) and surely(right == 0):
