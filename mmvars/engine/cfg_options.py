@@ -50,7 +50,8 @@ OPEN = {
         'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult',
         'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate', 'layer_decay_rate'
     },
-    'model.test_cfg': {'mode', 'crop_size', 'stride', 'augments', 'multi_label'},
+    'model.test_cfg': {'mode', 'crop_size', 'stride', 'window_batch', 'keep_logits',
+                       'logits_device', 'logits_dtype', 'augments', 'multi_label'},
     'model.train_cfg': {'augments', 'probs'},
     'train_cfg': {'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval',
                   'dynamic_intervals', 'fast_forward_on_resume'},

@@ -1,0 +1,277 @@
+"""Inference of the segmentor against mmseg's own, with the same weights."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
+from mmengine.structures import PixelData
+
+from mmvars.errors import InputError
+from mmvars.models.inference_options import InferenceOptions
+from mmvars.models.labels import RunningArgmax
+from mmvars.models.windows import sliding_windows
+
+pytest.importorskip('mmseg.models', exc_type=ImportError)  # needs mmcv's ops in one stack
+
+from mmseg.models.decode_heads import FCNHead  # noqa: E402
+from mmseg.registry import MODELS as MMSEG  # noqa: E402
+from mmseg.structures import SegDataSample  # noqa: E402
+
+WHOLE = dict(mode='whole')
+SLIDE = dict(mode='slide', crop_size=(48, 64), stride=(31, 40))
+BY_CLASS = [dict(keep_logits=False), dict(logits_dtype='float32'),
+            dict(logits_device='cpu', logits_dtype='float16'), dict(logits_dtype='bfloat16')]
+CASES = [((48, 64), 1, False), ((32, 40), 3, True), ((33, 150), 1, True), ((97, 131), 3, False),
+         ((130, 64), 2, True)]
+CLOSE = 1e-5  # of the largest logit, in float32
+
+
+@MMSEG.register_module(force=True)
+class OwnPredictHead(FCNHead):
+    """A head whose last step is its own, as in mask classification."""
+
+    def predict(self, inputs, batch_img_metas, test_cfg):
+        return 2 * super().predict(inputs, batch_img_metas, test_cfg)
+
+
+def build(test_cfg=None, type='mmvars.EncoderDecoder', classes=7, backbone=None, head='FCNHead',
+          **head_cfg):
+    backbone = backbone or dict(type='mmvars.AbSViT', img_size=64, out_indices=(0, 1), arch=dict(
+        embed_dims=24, num_layers=2, num_heads=3, patch_size=16))
+    width = dict(in_channels=24, in_index=1) | head_cfg
+    torch.manual_seed(1)
+    return MODELS.build(dict(
+        type=type, backbone=backbone, test_cfg=test_cfg,
+        decode_head=dict(type=f'mmseg.{head}', channels=8, num_classes=classes, num_convs=1,
+                         norm_cfg=dict(type='GN', num_groups=2), **width))).eval()
+
+
+def stock(test_cfg, **options):
+    return build(ConfigDict(test_cfg), 'mmseg.EncoderDecoder', **options)
+
+
+def samples(size, batch=1, **meta):
+    """Data samples as a data loader makes them."""
+    made = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, *size, dtype=torch.long)))
+            for _ in range(batch)]
+    shapes = dict(ori_shape=size, img_shape=size, pad_shape=size)
+    for sample in made:
+        sample.set_metainfo(shapes | meta)
+    return made
+
+
+def predict(model, images, given):
+    with torch.no_grad():
+        return model.predict(images, copy.deepcopy(given))
+
+
+def same(ours, theirs):
+    """All predictions, bit for bit, types and places included."""
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert set(a.keys()) == set(b.keys()) >= {'seg_logits', 'pred_sem_seg'}
+        assert a.metainfo == b.metainfo
+        for name in ('seg_logits', 'pred_sem_seg'):
+            x, y = a.get(name).data, b.get(name).data
+            assert x.dtype == y.dtype and torch.equal(x, y), name
+
+
+def close(ours, theirs, bound, sure=None):
+    """Logits within ``bound`` of the largest, and the labels where the two best are apart."""
+    for a, b in zip(ours, theirs, strict=True):
+        logits, labels = b.seg_logits.data, b.pred_sem_seg.data
+        scale = logits.abs().max()
+        if 'seg_logits' in a:
+            assert a.seg_logits.data.shape == logits.shape
+            assert (a.seg_logits.data - logits).abs().max() <= bound * scale
+        best = logits.topk(2, dim=0).values
+        clear = best[0] - best[1] > 2 * (sure or bound) * scale
+        assert clear.float().mean() > .5
+        assert a.pred_sem_seg.data.dtype == labels.dtype
+        assert torch.equal(a.pred_sem_seg.data[:, clear], labels[:, clear])
+
+
+@pytest.mark.parametrize('size, batch, align_corners', CASES)
+@pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE], ids=['whole', 'slide'])
+def test_without_options_predictions_are_those_of_mmseg_bit_for_bit(test_cfg, size, batch,
+                                                                    align_corners):
+    images = torch.randn(batch, 3, *size)
+    ours = build(test_cfg, align_corners=align_corners)
+    theirs = stock(test_cfg, align_corners=align_corners)
+    for original in (size, (71, 200)):  # as it is, and resized
+        given = samples(size, batch, ori_shape=original)
+        same(predict(ours, images, given), predict(theirs, images, given))
+    same(predict(ours, images, None), predict(theirs, images, None))
+    metas = [sample.metainfo for sample in samples(size, batch)]
+    with torch.no_grad():
+        expected = theirs.inference(images, copy.deepcopy(metas))
+        assert torch.equal(ours.inference(images, metas), expected)
+    assert metas[0]['img_shape'] == size, 'the caller keeps its meta information'
+
+
+META = {
+    'padded': dict(img_padding_size=[0, 5, 0, 9], pad_shape=(97, 131), ori_shape=(120, 180)),
+    'padded by the pipeline': dict(padding_size=[3, 0, 2, 0], ori_shape=(95, 128)),
+    'flipped': dict(flip=True, flip_direction='horizontal', ori_shape=(97, 131)),
+    'flipped and resized': dict(flip=True, flip_direction='vertical', ori_shape=(50, 60)),
+    'not flipped': dict(flip=False, flip_direction=None),
+    'original with channels': dict(ori_shape=(40, 70)),
+}
+
+
+@pytest.mark.parametrize('classes, kind', [
+    *((dict(classes=7), kind) for kind in META),
+    *((dict(classes=2, out_channels=1), kind) for kind in ('padded', 'flipped and resized')),
+    (dict(classes=5, head='OwnPredictHead'), 'flipped and resized')], ids=str)
+@pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE], ids=['whole', 'slide'])
+def test_padding_flips_and_one_channel(test_cfg, kind, classes):
+    meta = META[kind]
+    if classes.get('out_channels') == 1:
+        classes = classes | dict(threshold=.5, loss_decode=dict(
+            type='mmseg.CrossEntropyLoss', use_sigmoid=True))
+    images, given = torch.randn(2, 3, 97, 131), samples((97, 131), 2, **meta)
+    theirs = predict(stock(test_cfg, **classes), images, given)
+    same(predict(build(test_cfg, **classes), images, given), theirs)
+    found = predict(build(test_cfg | dict(logits_dtype='float32'), **classes), images, given)
+    if classes.get('out_channels') != 1:
+        return close(found, theirs, CLOSE)
+    for a, b in zip(found, theirs, strict=True):
+        torch.testing.assert_close(a.seg_logits.data, b.seg_logits.data)
+        clear = (b.seg_logits.data - .5).abs() > 1e-5
+        assert torch.equal(a.pred_sem_seg.data[clear], b.pred_sem_seg.data[clear])
+        assert a.pred_sem_seg.data.dtype == b.pred_sem_seg.data.dtype
+
+
+@pytest.mark.parametrize('windows', [2, 4, 100])
+@pytest.mark.parametrize('batch', [1, 2])
+def test_windows_in_one_forward_change_rounding_only(batch, windows):
+    images, given = torch.randn(batch, 3, 97, 131), samples((97, 131), batch, ori_shape=(80, 99))
+    ours, theirs = build(SLIDE | dict(window_batch=windows)), stock(SLIDE)
+    shown, forward = [], ours.backbone.forward
+    ours.backbone.forward = lambda x: shown.append(len(x)) or forward(x)
+    close(predict(ours, images, given), predict(theirs, images, given), CLOSE)
+    assert sum(shown) == 9 * batch and max(shown) == min(windows, 9) * batch
+    ours.backbone.forward = forward
+    images = images.double()
+    close(predict(ours.double(), images, given), predict(theirs.double(), images, given), 1e-13)
+
+
+@pytest.mark.parametrize('head', ['FCNHead', 'OwnPredictHead'])
+@pytest.mark.parametrize('options', BY_CLASS, ids=str)
+@pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE | dict(window_batch=4)], ids=str)
+def test_class_by_class_changes_rounding_only(test_cfg, options, head, monkeypatch):
+    monkeypatch.setattr('mmvars.models.labels.WORK_BYTES', 2 * 4 * 131 * 180)
+    images, given = torch.randn(2, 3, 97, 131), samples((97, 131), 2, ori_shape=(120, 180))
+    ours = predict(build(test_cfg | options, head=head), images, given)
+    theirs = predict(stock(test_cfg, head=head), images, given)
+    rounding = {'float16': 2**-11, 'bfloat16': 2**-8}.get(options.get('logits_dtype'), CLOSE)
+    # Sums of windows are rounded once a window, and only a head of its own makes us sum them.
+    summed = head == 'OwnPredictHead' and test_cfg['mode'] == 'slide'
+    bound = rounding * 6 if summed else rounding
+    close(ours, theirs, bound, sure=None if summed else CLOSE)
+    for sample in ours:
+        assert ('seg_logits' in sample) == options.get('keep_logits', True)
+        if 'seg_logits' in sample:
+            dtype = getattr(torch, options.get('logits_dtype', 'float32'))
+            assert sample.seg_logits.data.dtype == dtype
+
+
+@pytest.mark.parametrize('keep', [False, True])
+@pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE], ids=['whole', 'slide'])
+def test_no_tensor_holds_all_classes_in_full_size(test_cfg, keep, monkeypatch):
+    """The largest tensor that is made, seen by every operation: all of mmseg's hold every class."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **kwargs or {})
+            for tensor in made if isinstance(made, (tuple, list)) else [made]:
+                if isinstance(tensor, torch.Tensor):
+                    self.numel = max(self.numel, tensor.untyped_storage().nbytes() // 4)
+            return made
+
+    images, given = torch.randn(1, 3, 97, 131), samples((97, 131), ori_shape=(97, 130))
+    plane = 97 * 131
+    monkeypatch.setattr('mmvars.models.labels.WORK_BYTES', 2 * 4 * plane)
+    options = dict(keep_logits=False) if not keep else dict(logits_dtype='float16')
+    made = []
+    for model in (build(test_cfg | options, classes=60), stock(test_cfg, classes=60)):
+        with Largest() as largest:
+            predict(model, images, given)
+        made.append(largest.numel)
+    assert made[1] >= 60 * plane
+    assert made[0] <= (30 * plane if keep else 6 * plane)  # the images are 3, int64 labels 2
+
+
+@pytest.mark.parametrize('backbone, extra', [
+    (dict(type='mmvars.ViT'), dict(patch_size=16)),
+    (dict(type='mmvars.VARS', mixer='vars_sd'), dict(trunk='deit_convstem'))],
+    ids=['ViT', 'VARS'])
+def test_every_backbone_family(backbone, extra, monkeypatch):
+    arch = dict(embed_dims=24, num_layers=2, num_heads=3) | extra
+    backbone = dict(backbone, img_size=64, out_indices=(0, 1), arch=arch)
+    monkeypatch.setattr('mmvars.models.labels.WORK_BYTES', 3 * 4 * 97 * 131)
+    images, given = torch.randn(1, 3, 97, 131), samples((97, 131))
+    theirs = predict(stock(SLIDE, backbone=backbone), images, given)
+    same(predict(build(SLIDE, backbone=backbone), images, given), theirs)
+    less = SLIDE | dict(window_batch=3, keep_logits=False)
+    close(predict(build(less, backbone=backbone), images, given), theirs, CLOSE)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (5, 9), (10, 10), (11, 29), (57, 64)])
+@pytest.mark.parametrize('crop, stride', [((10, 7), (10, 7)), ((9, 12), (1, 5)), ((8, 8), (7, 3))])
+def test_windows_cover_every_pixel(size, crop, stride):
+    seen = torch.zeros(size)
+    windows = sliding_windows(size, crop, stride)
+    for window in windows:
+        assert window.of(seen).shape == tuple(map(min, size, crop))
+        window.of(seen).add_(1)
+    assert seen.min() >= 1 and len(windows) == len(set(map(str, windows)))
+
+
+def test_running_argmax_is_argmax():
+    logits = torch.randint(0, 4, (9, 20, 30)).float()  # many are equal
+    logits[torch.rand(logits.shape) < .05] = float('nan')
+    logits[torch.rand(logits.shape) < .05] = float('-inf')
+    running = RunningArgmax()
+    for part in logits.split([1, 4, 2, 2]):
+        running.update(part)
+    assert torch.equal(running.labels, logits.argmax(0, keepdim=True))
+
+
+@pytest.mark.parametrize('wrong, words', [
+    (dict(mode='slid'), r'test_cfg.mode must be one of slide, whole; got \'slid\''),
+    (dict(mode='slide'), 'missing: crop_size, stride'),
+    (SLIDE | dict(stride=None), 'missing: stride'),
+    (SLIDE | dict(stride=(49, 40)), r'stride \(49, 40\) must not exceed test_cfg.crop_size'),
+    (SLIDE | dict(crop_size=64), r'crop_size must be two whole numbers .* got 64'),
+    (SLIDE | dict(stride=(0, 8)), r'stride must be two whole numbers of at least 1'),
+    (SLIDE | dict(window_batch=0), 'window_batch must be a whole number of at least 1, got 0'),
+    (SLIDE | dict(window_batch=True), 'window_batch must be a whole number .* got True'),
+    (dict(window_batch=4), "window_batch=4 needs test_cfg.mode='slide'"),
+    (dict(keep_logits='no'), "keep_logits must be True or False, got 'no'"),
+    (dict(logits_device='gpu'), "logits_device must be one of cpu; got 'gpu'"),
+    (dict(logits_dtype='half'), 'logits_dtype must be one of float32, float16, bfloat16'),
+    (dict(window_bacth=4), "test_cfg has no 'window_bacth': did you mean 'window_batch'"),
+])
+def test_options_that_cannot_be_used_are_refused_at_construction(wrong, words):
+    with pytest.raises(InputError, match=words):
+        build(wrong)
+
+
+def test_options_may_change_later_and_are_checked_then():
+    model, images = build(), torch.randn(1, 3, 32, 32)
+    assert model.test_cfg == dict(mode='whole')
+    model.test_cfg.keep_logits = False
+    assert 'seg_logits' not in predict(model, images, samples((32, 32)))[0]
+    model.test_cfg.keep_logits = 0
+    with pytest.raises(InputError, match='keep_logits must be True or False'):
+        predict(model, images, None)
+
+
+def test_keys_of_others_are_left_alone():
+    assert InferenceOptions.of(dict(mode='whole', subdivision_steps=2)) == InferenceOptions()
