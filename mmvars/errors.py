@@ -52,7 +52,8 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
         InputError: If it is not finite, of another type, or out of ``[low, high]``.
     """
     is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and low <= value <= high:
+    finite = is_number and (isinstance(value, Integral) or math.isfinite(value))
+    if finite and low <= value <= high:
         return
     limits = ''
     if low > -math.inf and high < math.inf:

@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from torch import nn
 
-from mmvars.errors import InputError, check_choice, check_flag
+from mmvars.errors import InputError, check_choice, check_flag, check_number
 from mmvars.layers.attention import MaskedAttention, SelfAttention
 from mmvars.layers.grid_tied import Grid
 from mmvars.layers.performer import Performer
@@ -54,6 +55,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 with (5 steps). ``'thesis'``: the equations of chapter 1 as printed (3 steps); the output projection
 of the attention that is replaced stays, which the equations leave out."""
 
+_MOST = dict(num_steps=1000, feature_ratio=1000, atoms_per_channel=1000, sparsity=1e6)
+"""Far beyond any use: what is larger is a slip, and would end in a hang or without memory."""
+
 _COMMON = ('self', 'embed_dim', 'num_heads', 'grid', 'num_prefix', 'qkv_bias', 'options')
 
 
@@ -82,6 +86,8 @@ def mixer_options(name: str, /, preset: str = 'release', **options: Any) -> dict
     for option, value in given.items():
         if isinstance(found[option], bool):
             check_flag(option, value)
+        if option in _MOST and isinstance(value, Real) and value > _MOST[option]:
+            check_number(option, value, 0, _MOST[option])
     return found | given
 
 

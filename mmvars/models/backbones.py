@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_choice, check_number
-from mmvars.models.arguments import (ARCHITECTURES, named_network, prompt_arguments,
-                                     size_arguments)
+from mmvars.models.arguments import (ARCHITECTURES, named_network, outside_names,
+                                     prompt_arguments, size_arguments)
 from mmvars.models.base import BackboneTrainOutput, TrunkBackbone
-from mmvars.networks import TopDownOutput
+from mmvars.networks import DESIGNS, TopDownOutput
+from mmvars.networks.checks import check_top_down
 from mmvars.registry import MODELS
 
 __all__ = ['AbSViT', 'ARCHITECTURES', 'ViT']
@@ -112,7 +113,9 @@ class AbSViT(ViT):
                  mixer_cfg: dict | None = None, design: str = 'absvit',
                  prior: str | dict = 'learned_query', alpha: float = 1., num_passes: int = 2,
                  reconstruction_loss_weight: float = 0., **kwargs) -> None:
-        check_number('alpha', alpha)
+        check_choice('design', design, DESIGNS)
+        with outside_names():
+            check_top_down(DESIGNS[design], prior, alpha, num_passes)
         check_number('reconstruction_loss_weight', reconstruction_loss_weight, 0)
         self._parts = dict(top_down=design, prior=prior, alpha=alpha, num_passes=num_passes,
                            mixer=mixer, mixer_options=mixer_cfg)
@@ -150,9 +153,8 @@ class AbSViT(ViT):
         return BackboneTrainOutput(self._features(output.final), bottom_up, losses)
 
     def _sizes(self, arch: str | dict) -> dict:
-        other_trunk = (arch not in ARCHITECTURES if isinstance(arch, str) else
-                       isinstance(arch, dict) and 'trunk' in arch)
-        if not other_trunk:
+        is_vit = 'trunk' not in arch if isinstance(arch, dict) else arch in tuple(ARCHITECTURES)
+        if is_vit:
             return super()._sizes(arch)
         if self.transfer == 'prompt':
             raise InputError(f"transfer='prompt' is for ViT sizes, got arch={arch!r}")

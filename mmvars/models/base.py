@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmvars.checkpoints import load_pretrained
 from mmvars.errors import InputError, check_choice, check_flag, check_number
-from mmvars.models.arguments import split_init_cfg
+from mmvars.models.arguments import outside_names, split_init_cfg
 from mmvars.networks import TrunkOutput, build_network
 
 __all__ = ['BackboneTrainOutput', 'TrunkBackbone']
@@ -66,7 +66,8 @@ class TrunkBackbone(BaseModule):
         check_flag('final_norm', final_norm)
         if not final_norm and out_type != 'featmap':
             raise InputError(f"final_norm=False needs out_type='featmap', got {out_type!r}")
-        self.network = build_network(**network)
+        with outside_names():
+            self.network = build_network(**network)
         trunk = self.network.trunk
         if out_type == 'cls_token' and not trunk.num_prefix:
             raise InputError("out_type='cls_token' needs a class token, which this trunk does not "

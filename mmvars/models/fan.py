@@ -19,7 +19,7 @@ class FAN(TrunkBackbone):
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'tiny_hybrid'``,
             ``'small_hybrid'``, ``'base_hybrid'``, or a dict with ``embed_dims``, ``num_layers``,
             ``num_heads`` and optionally ``mlp_ratio``.
-        img_size: Accepted as in all backbones; nothing depends on it.
+        img_size: Checked as in all backbones; nothing depends on it.
         in_channels: Image channels.
         out_indices, out_type, final_norm, frozen_stages, init_cfg: See
             :class:`~mmvars.models.base.TrunkBackbone`.
@@ -35,7 +35,7 @@ class FAN(TrunkBackbone):
                  out_type: str = 'featmap', final_norm: bool = True, drop_path_rate: float = 0.,
                  frozen_stages: int = -1, with_cp: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
-        network = named_network(arch, 'fan') | dict(
+        network = named_network(arch, ('fan', )) | dict(
             img_size=img_size, in_chans=in_channels, num_classes=0, drop_path_rate=drop_path_rate,
             grad_checkpointing=with_cp)
         super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)

@@ -43,7 +43,7 @@ class VARS(TrunkBackbone):
         InputError: On any value that cannot be used, combinations of trunk and mixer included.
     """
 
-    _trunk = ''
+    _trunks = ('rvt', 'deit_convstem', 'gfnet', 'gfnet_convstem')
 
     def __init__(self, arch: str | dict = 'rvt_tiny', mixer: str | None = 'vars_sd',
                  mixer_cfg: dict | None = None, img_size: int | Sequence[int] = 224,
@@ -51,7 +51,7 @@ class VARS(TrunkBackbone):
                  out_type: str = 'featmap', final_norm: bool = True, drop_path_rate: float = 0.,
                  frozen_stages: int = -1, with_cp: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
-        network = named_network(arch, self._trunk) | dict(
+        network = named_network(arch, self._trunks) | dict(
             mixer=mixer, mixer_options=mixer_cfg, img_size=img_size, in_chans=in_channels,
             num_classes=0, drop_path_rate=drop_path_rate, grad_checkpointing=with_cp)
         super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)
@@ -76,7 +76,7 @@ class RVT(VARS):
         **kwargs: As for :class:`VARS`.
     """
 
-    _trunk = 'rvt'
+    _trunks = ('rvt', )
 
     def __init__(self, arch: str | dict = 'tiny', mixer: str | None = None, **kwargs) -> None:
         super().__init__(arch, mixer, **kwargs)
@@ -93,7 +93,7 @@ class GFNet(VARS):
         **kwargs: As for :class:`VARS`.
     """
 
-    _trunk = 'gfnet'
+    _trunks = ('gfnet', )
 
     def __init__(self, arch: str | dict = 'tiny', mixer: str | None = None, **kwargs) -> None:
         super().__init__(arch, mixer, **kwargs)

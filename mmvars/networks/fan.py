@@ -6,8 +6,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mmvars.errors import check_choice, check_number
-from mmvars.layers import TokenGrid
+from mmvars.errors import InputError, check_choice, check_number
+from mmvars.layers import TokenGrid, grid_of_image
 from mmvars.layers.fan import ClassAttentionBlock, FANBlock, FANStem, FourierPositions
 from mmvars.layers.fan_hybrid import FANHybridStem
 from mmvars.layers.mixers import mixer_options as resolve_options
@@ -27,7 +27,7 @@ class FAN(Trunk):
     contents. Final norm, class token, classifier.
 
     Args:
-        img_size: Accepted as in all trunks; nothing depends on it.
+        img_size: Checked as in all trunks; nothing depends on it.
         patch_size: Stride of the stem; 16.
         in_chans: Image channels.
         num_classes: Classes of ``head``; 0 for none.
@@ -55,10 +55,13 @@ class FAN(Trunk):
                  mixer: str = 'self_attention', mixer_options: dict | None = None,
                  qkv_bias: bool = True, drop_path_rate: float = 0.,
                  grad_checkpointing: bool = False) -> None:
-        del img_size
         check_trunk(in_chans=in_chans, patch_size=patch_size, num_classes=num_classes,
                     embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
                     drop_path_rate=drop_path_rate)
+        grid_of_image(img_size, patch_size)
+        if stem_widths is None and embed_dim < 8:
+            raise InputError(f'embed_dim of FAN must be at least 8, since its stem begins with an '
+                             f'eighth of the channels; got {embed_dim}')
         check_choice('mixer of FAN', mixer, ('self_attention', ))
         check_number('num_class_blocks', num_class_blocks, 1, whole=True)
         super().__init__(nn.LayerNorm(embed_dim, eps=_NORM_EPS), grad_checkpointing)

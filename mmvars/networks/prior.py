@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_number
 
 __all__ = ['PRIORS', 'ClassPrototype', 'GivenVector', 'LearnedQuery', 'Prior', 'token_mask']
 
@@ -15,16 +15,16 @@ def token_mask(tokens: Tensor, prior: Tensor) -> Tensor:
 
     Args:
         tokens: ``(B, N, C)``.
-        prior: ``(B, C)`` or ``(1, C)``.
+        prior: ``(B, C)`` or ``(1, C)``, of any precision: text embeddings often have another one.
 
     Returns:
-        ``(B, N, 1)``. Differentiable in both arguments.
+        ``(B, N, 1)`` in the precision of the tokens. Differentiable in both arguments.
     """
     # (x . p) / |x| needs no normalised copy of the tokens.
     direction = prior / torch.linalg.vector_norm(prior, dim=-1, keepdim=True).clamp_min(_EPS)
     dot = (tokens * direction.unsqueeze(1)).sum(dim=-1, keepdim=True)
     length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp_min(_EPS)
-    return (dot / length).clamp(0, 1)
+    return (dot / length).clamp(0, 1).to(tokens.dtype)
 
 
 class Prior(nn.Module):
@@ -50,10 +50,14 @@ class Prior(nn.Module):
             ``(1, C)``, one prior for the batch, or ``(B, C)``.
 
         Raises:
-            InputError: If the shape does not fit, or nothing was given where something must be.
+            InputError: If type or shape do not fit, or nothing was given where something must be.
         """
         if given is None:
             return self.own()
+        if not isinstance(given, Tensor) or given.dtype == torch.bool or given.is_complex():
+            found = given.dtype if isinstance(given, Tensor) else type(given).__name__
+            raise InputError(f'prior must be a tensor, a float vector of width {self.embed_dim} or '
+                             f'integer class ids, such as torch.tensor(3); got {found}')
         if not given.is_floating_point():
             return self.of_classes(given.reshape(-1) if given.ndim == 0 else given, batch_size)
         vectors = given.unsqueeze(0) if given.ndim == 1 else given
@@ -99,9 +103,7 @@ class ClassPrototype(Prior):
 
     def __init__(self, embed_dim: int, num_classes: int) -> None:
         super().__init__(embed_dim)
-        if num_classes < 1:
-            raise InputError(f'num_classes must be at least 1 for class prototypes, got '
-                             f'{num_classes}')
+        check_number('num_classes of the class prototypes', num_classes, 1, 1_000_000, whole=True)
         self.register_buffer('prototypes', torch.zeros(num_classes, embed_dim))
 
     @classmethod

@@ -167,7 +167,7 @@ def test_layer_depth_covers_every_parameter(tiny_arch):
     (dict(prior='text'), 'prior must be one of'),
     # values of a wrong type, as a typing error in a config gives them
     (dict(arch=5), 'arch must be one of'),
-    (dict(arch=dict(embed_dims='a', num_layers=1, num_heads=1)), 'embed_dim must be a whole'),
+    (dict(arch=dict(embed_dims='a', num_layers=1, num_heads=1)), 'embed_dims must be a whole'),
     (dict(arch=dict(embed_dims=48, num_layers=1, num_heads=1, patch_size=0)), 'patch_size must be'),
     (dict(out_indices=1.5), 'out_indices must be'),
     (dict(out_indices='all'), 'out_indices must be'),

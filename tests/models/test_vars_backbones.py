@@ -102,7 +102,7 @@ def test_layers_for_the_decay_of_learning_rates():
     (dict(mixer=['vars_d']), "got .'vars_d'."), (dict(mixer_cfg=5), 'mixer_cfg .* must be a dict'),
     (dict(mixer_cfg='num_steps=3'), 'mixer_cfg .* must be a dict'),
     (dict(mixer_cfg={3: 4}), 'mixer_cfg .* must be a dict'), (dict(mixer_cfg=[]), 'mixer_cfg'),
-    (dict(arch=dict(trunk='rvt') | RVT_ARCH | dict(embed_dims='24')), 'embed_dim'),
+    (dict(arch=dict(trunk='rvt') | RVT_ARCH | dict(embed_dims='24')), 'embed_dims, num_layers'),
     (dict(with_cp='no'), 'with_cp'), (dict(final_norm='no'), 'final_norm'),
     (dict(out_indices=True), 'out_indices'), (dict(init_cfg=5), 'init_cfg must be a dict'),
     (dict(init_cfg=['vars.pth']), 'init_cfg must be a dict'),

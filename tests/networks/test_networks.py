@@ -153,7 +153,7 @@ class TestPrior:
         with pytest.raises(InputError, match='needs a classifier'):
             build_network('absvit_tiny_patch16', num_classes=0, prior='class_prototype',
                           **tiny_size)
-        with pytest.raises(InputError, match='num_classes must be at least 1'):
+        with pytest.raises(InputError, match='num_classes of the class prototypes must be'):
             ClassPrototype(8, 0)
 
 

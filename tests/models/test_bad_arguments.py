@@ -1,0 +1,85 @@
+"""Arguments that no backbone can use: refused by the name the user typed, not ignored, no hang."""
+
+import pytest
+
+from mmvars.errors import InputError
+from mmvars.models import FAN, RVT, VARS, AbSViT, ViT
+
+SIZES = dict(embed_dims=16, num_layers=2, num_heads=2)
+FAN_ARCH, DEIT_ARCH = dict(SIZES, trunk='fan'), dict(SIZES, trunk='deit_convstem')
+
+
+def refused(backbone, arguments, *words):
+    with pytest.raises(InputError) as error:
+        backbone(**dict(img_size=32) | arguments)
+    message = str(error.value)
+    assert all(word in message for word in words), message
+    for inside in ('embed_dim ', 'depth', 'in_chans', 'top_down', 'num_prompt_tokens'):
+        assert inside not in message, message
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    (dict(embed_dims=0), 'embed_dims must be a whole number in [1, 32768], got 0'),
+    (dict(embed_dims=17), 'embed_dims (17) must be divisible by num_heads (2)'),
+    (dict(num_layers=0), 'num_layers must be a whole number in [1, 1000], got 0'),
+    (dict(num_layers=10**9), 'num_layers must be a whole number in [1, 1000]'),
+    (dict(embed_dims=10**9), 'embed_dims must be a whole number in'),
+    (dict(num_heads=10**400), 'num_heads must be a whole number in'),
+    (dict(mlp_ratio=1e12), 'mlp_ratio must be a number in [0, 1000]'),
+    (dict(mlp_ratio=0), 'mlp_ratio must leave the perceptron a hidden channel'),
+])
+@pytest.mark.parametrize('base', [SIZES, FAN_ARCH])
+def test_sizes(base, change, words):
+    refused(AbSViT, dict(arch=base | change), words)
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (dict(in_channels=0), 'in_channels must be a whole number in [1, 1000], got 0'),
+    (dict(design=None), 'design must be one of absvit,'),
+    (dict(design='qkv'), 'design must be one of absvit,'),
+    (dict(num_passes=1), 'num_passes must be a whole number in [2, 100], got 1'),
+    (dict(num_passes=10**9), 'num_passes must be a whole number in [2, 100]'),
+    (dict(design='mask_attention', alpha=10.), "design='mask_attention' sends the mask alone"),
+    (dict(design='perceiver_io', num_passes=3), "design='perceiver_io' has none"),
+    (dict(design='feedback', prior='given'), "design='feedback', which sends the tokens back"),
+    (dict(prior=None), "feedback without a prior is design='feedback'"),
+    (dict(prior=dict(type='class_prototype', num_classes='3')), 'num_classes of the class'),
+    (dict(prior=dict(type='class_prototype', num_classes=10**12)), 'num_classes of the class'),
+    (dict(transfer='prompt', prompt_cfg=[3]), 'prompt_cfg must be a dict'),
+    (dict(transfer='prompt', prompt_cfg=dict(num_tokens=0)), 'prompt_cfg.num_tokens must be'),
+    (dict(transfer='prompt', prompt_cfg=dict(deep='no')), 'prompt_cfg.deep must be True or'),
+    (dict(transfer='prompt', prompt_cfg=dict(dropout=2)), 'prompt_cfg.dropout must be'),
+])
+def test_options(arguments, words):
+    refused(AbSViT, dict(arch=SIZES) | arguments, words)
+
+
+@pytest.mark.parametrize(('mixer', 'options'), [
+    ('vars_d', dict(num_steps=10**9)), ('vars_d', dict(feature_ratio=1e9)),
+    ('vars_sd', dict(feature_ratio=1e9)), ('performer', dict(feature_ratio=1e9)),
+    ('vars_s', dict(atoms_per_channel=10**9)), ('vars_d', dict(sparsity=1e300)),
+])
+def test_absurd_options_of_mixers(mixer, options):
+    refused(VARS, dict(arch=DEIT_ARCH, mixer=mixer, mixer_cfg=options), *options, 'in [0, 1')
+
+
+@pytest.mark.parametrize('arch', [None, 7, ['tiny'], 'nano'])
+def test_every_name_that_is_taken_is_listed(arch):
+    refused(AbSViT, dict(arch=arch), 'tiny, small, base', 'rvt_tiny', 'fan_small_hybrid')
+
+
+def test_no_name_that_is_not_taken_is_listed():
+    for arch in ('nano', dict(SIZES, trunk='vit'), FAN_ARCH, 'fan_tiny'):
+        with pytest.raises(InputError, match='must be one of') as error:
+            VARS(arch=arch)
+        assert 'rvt' in str(error.value).partition(';')[0]
+        assert 'fan' not in str(error.value).partition(';')[0]
+    refused(RVT, dict(arch='nano'), 'tiny, small, base, tiny_plus')
+    refused(ViT, dict(arch=None), 'tiny, small, base, tiny_patch8_gap, or a dict; got None')
+
+
+def test_fan_has_an_image_size_and_a_stem_like_others():
+    small = {key: value for key, value in FAN_ARCH.items() if key != 'trunk'}
+    for img_size in (0, 15, 'x', None):
+        refused(FAN, dict(arch=small, img_size=img_size), 'img_size must be a number of pixels')
+    refused(FAN, dict(arch=small | dict(embed_dims=6)), 'embed_dims of FAN must be at least 8')
