@@ -110,7 +110,7 @@ class FAN(Trunk):
 
     def after_blocks(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """The class stage and the final norm: ``(B, 1 + h * w, C)``, class token first."""
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.cls_attn_blocks:
             tokens = block(tokens)
         return self.norm(tokens), grid._replace(num_prefix=1)
