@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from mmvars.engine.cfg_options import check_options
 from mmvars.engine.cpu import adapt_to_cpu
 from mmvars.engine.failures import explain, unquoted
+from mmvars.engine.hooks import TrainingInterrupted
 from mmvars.engine.overrides import apply_overrides
 from mmvars.engine.runner import StrictRunner, use_safe_loading
 from mmvars.errors import InputError
@@ -145,9 +146,12 @@ def clear_errors() -> Iterator[None]:
     (``MMVARS_DEBUG=1``). A process group is closed on the way out.
     """
     try:
-        yield
-        if dist.is_initialized():
-            dist.barrier()
+        try:
+            yield
+        except TrainingInterrupted:  # all ranks agreed on it
+            _wait_for_all()
+            raise
+        _wait_for_all()
     except InputError:
         raise
     except Exception as error:
@@ -158,3 +162,19 @@ def clear_errors() -> Iterator[None]:
     finally:
         if dist.is_initialized():  # left open, its threads can abort the process at exit
             dist.destroy_process_group()
+
+
+def _wait_for_all() -> None:
+    """A barrier whose handle lives as long as the interpreter.
+
+    Gloo's threads outlive ``destroy_process_group`` while a DDP model is alive. One that drops the
+    last reference to a finished operation needs Python's lock for that, and if the interpreter is
+    shutting down by then, it aborts the process (seen in 1 of 10 runs on a busy machine).
+    """
+    if dist.is_initialized():
+        work = dist.barrier(async_op=True)
+        _LAST_WORK.append(work)
+        work.wait()
+
+
+_LAST_WORK: list = []
