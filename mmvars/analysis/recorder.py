@@ -83,7 +83,7 @@ class Recorder:
         self._inside = False
 
     def _arguments(self, kwargs: dict) -> dict:
-        return kwargs
+        return kwargs | {'pooled_only': False}  # what is looked at has all tokens
 
     def _attach(self) -> None:
         raise NotImplementedError
@@ -176,7 +176,8 @@ class TopDownRecorder(Recorder):
         self._clear()
 
     def _arguments(self, kwargs: dict) -> dict:
-        return kwargs | {name: value for name, value in self._given.items() if value is not None}
+        return super()._arguments(kwargs) | {
+            name: value for name, value in self._given.items() if value is not None}
 
     def _attach(self) -> None:
         self._hook(self.network.trunk.blocks[self.layer], self._record)

@@ -7,9 +7,10 @@ from torch.nn import functional as F
 from mmvars.errors import InputError
 from mmvars.layers.grid_tied import Grid, GridTied
 from mmvars.layers.position import square_grid
-from mmvars.layers.projections import (TopDownSignal, head_width, join_heads, split_heads,
-                                       with_value)
+from mmvars.layers.projections import head_width, join_heads, rows_of, split_heads, with_value
+from mmvars.layers.signals import FoldedSignal, TopDownSignal
 from mmvars.layers.tokens import TokenGrid
+from mmvars.layers.tracing import same_grid
 
 __all__ = ['MaskedAttention', 'SelfAttention']
 
@@ -37,6 +38,7 @@ class SelfAttention(nn.Module):
     """
 
     takes_top_down = True
+    takes_num_queries = True
 
     def __init__(self, embed_dim: int, num_heads: int, grid: Grid | None = None,
                  num_prefix: int = 0, qkv_bias: bool = True) -> None:
@@ -47,9 +49,14 @@ class SelfAttention(nn.Module):
         self._make_projections(embed_dim, qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
-        """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``."""
-        q, k, v = self._query_key_value(x, top_down)
+    def forward(self, x: Tensor, grid: TokenGrid, top_down: TopDownSignal | None = None,
+                num_queries: int | None = None) -> Tensor:
+        """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``.
+
+        With ``num_queries`` the result has that many first tokens alone; keys and values are still
+        those of all.
+        """
+        q, k, v = self._query_key_value(x, top_down, num_queries)
         return self.proj(join_heads(self._mix(q, k, v, grid)))
 
     def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None,
@@ -63,14 +70,26 @@ class SelfAttention(nn.Module):
         q, k, _ = self._query_key_value(x, top_down)
         return self._logits(q, k).softmax(dim=-1)
 
-    def _query_key_value(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
-        return tuple(split_heads(part, self.num_heads) for part in self._project(x, top_down))
+    def _query_key_value(self, x: Tensor, top_down: TopDownSignal | None,
+                         num_queries: int | None = None) -> tuple[Tensor, ...]:
+        parts = (self._project(x, top_down) if num_queries is None else
+                 self._project_queries(x, top_down, num_queries))
+        return tuple(split_heads(part, self.num_heads) for part in parts)
 
     def _make_projections(self, embed_dim: int, qkv_bias: bool) -> None:
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
 
     def _project(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
         return with_value(self.qkv, x, top_down)
+
+    def _project_queries(self, x: Tensor, top_down: TopDownSignal | None,
+                         num_queries: int) -> tuple[Tensor, ...]:
+        if top_down is None or isinstance(top_down, Tensor) or (
+                isinstance(top_down, FoldedSignal) and top_down.shared is None):
+            query, key_value = rows_of(self.qkv, x.shape[-1])
+            return query(x[:, :num_queries]), *with_value(key_value, x, top_down)
+        query, *others = self._project(x, top_down)
+        return query[:, :num_queries], *others
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
         del grid  # attention is free of positions
@@ -100,6 +119,7 @@ class MaskedAttention(SelfAttention, GridTied):
     """
 
     grid_tied = ('attention_mask', )
+    takes_num_queries = False
 
     def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
                  qkv_bias: bool = True) -> None:
@@ -117,7 +137,7 @@ class MaskedAttention(SelfAttention, GridTied):
         return self._masked(q, k, self.grid if grid is None else grid)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
-        if tuple(from_grid) == tuple(to_grid):
+        if same_grid(from_grid, to_grid):
             return tensor
         for _ in range(2):  # the keys' axis, then the queries'
             maps = tensor.unflatten(-1, from_grid)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mmvars.layers.mlp import CHANNEL_MIXERS
 from mmvars.layers.norm import TokenBatchNorm
+from mmvars.layers.signals import TopDownSignal
 from mmvars.layers.tokens import TokenGrid
 
 __all__ = ['Block', 'SingleResidualBlock', 'make_block']
@@ -31,19 +32,32 @@ class Block(nn.Module):
         self.mlp = mlp
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
-        """Map ``x (B, N, C)`` to ``(B, N, C)``; ``top_down`` is ``(B, N, C)`` or ``None``."""
-        x = x + self.drop_path(self.attn(self.norm1(x), grid, top_down))
+    def forward(self, x: Tensor, grid: TokenGrid, top_down: TopDownSignal | None = None,
+                num_kept: int | None = None) -> Tensor:
+        """Map ``x (B, N, C)`` to ``(B, N, C)``; ``top_down`` is ``(B, N, C)`` or ``None``.
+
+        With ``num_kept`` the result has that many first tokens alone. They are the same as
+        without, so channel mixers must work token by token.
+        """
+        mixed = self._mixed(x, grid, top_down, num_kept)
+        x = x[:, :num_kept] + self.drop_path(mixed)
         return x + self.drop_path(self.mlp(self.norm2(x), grid))
+
+    def _mixed(self, x: Tensor, grid: TokenGrid, top_down: TopDownSignal | None,
+               num_kept: int | None) -> Tensor:
+        if num_kept is not None and getattr(self.attn, 'takes_num_queries', False):
+            return self.attn(self.norm1(x), grid, top_down, num_kept)
+        return self.attn(self.norm1(x), grid, top_down)[:, :num_kept]
 
 
 class SingleResidualBlock(Block):
     """GFNet's block: ``z + dp(mlp(norm2 attn(norm1 z, t)))``, one skip around both mixers."""
 
-    def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
-        """Map ``x (B, N, C)`` to ``(B, N, C)``; ``top_down`` is ``(B, N, C)`` or ``None``."""
-        mixed = self.attn(self.norm1(x), grid, top_down)
-        return x + self.drop_path(self.mlp(self.norm2(mixed), grid))
+    def forward(self, x: Tensor, grid: TokenGrid, top_down: TopDownSignal | None = None,
+                num_kept: int | None = None) -> Tensor:
+        """As :meth:`Block.forward`."""
+        mixed = self._mixed(x, grid, top_down, num_kept)
+        return x[:, :num_kept] + self.drop_path(self.mlp(self.norm2(mixed), grid))
 
 
 def make_block(attn: nn.Module, embed_dim: int, mlp_ratio: float, mlp: str = 'linear',

@@ -2,13 +2,16 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.errors import InputError
+from mmvars.layers.signals import (AddedToAll, FoldedSignal, MaskedValue, SharedInput,
+                                   TopDownSignal)
 
-__all__ = ['AddedToAll', 'MaskedValue', 'TopDownSignal', 'head_width', 'join_heads',
-           'project_value', 'split_heads', 'with_value', 'without_value']
+__all__ = ['head_width', 'join_heads', 'project_value', 'rows_of', 'split_heads',
+           'with_value', 'without_value']
 
 
 def head_width(embed_dim: int, num_heads: int) -> int:
@@ -32,23 +35,25 @@ def join_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-class AddedToAll(NamedTuple):
-    """A signal ``(B, N, C)`` on query, key *and* value: the arbitrary design of Table 2.5."""
+class Rows(NamedTuple):
+    """Some rows of a linear layer; called as the layer is."""
 
-    tokens: Tensor
+    weight: Tensor
+    bias: Tensor | None
 
-
-class MaskedValue(NamedTuple):
-    """A mask ``(B, N, 1)`` that the value is multiplied with: MaskAtt of Table 2.3."""
-
-    mask: Tensor
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
-TopDownSignal = Tensor | AddedToAll | MaskedValue
-"""What a mixer takes as its top-down signal; a bare tensor ``(B, N, C)`` is added to the value."""
+def rows_of(projection: nn.Linear, *sizes: int) -> tuple[Rows, ...]:
+    """A joint projection cut after ``sizes`` rows each; the last piece takes what remains."""
+    sizes = (*sizes, len(projection.weight) - sum(sizes))
+    biases = ((None, ) * len(sizes) if projection.bias is None else
+              projection.bias.split(sizes))
+    return tuple(map(Rows, projection.weight.split(sizes), biases))
 
 
-def with_value(projection: nn.Linear, x: Tensor,
+def with_value(projection: nn.Linear | Rows, x: Tensor,
                top_down: TopDownSignal | None) -> tuple[Tensor, ...]:
     """Apply a joint projection whose last C rows give the value, with a top-down signal.
 
@@ -63,6 +68,10 @@ def with_value(projection: nn.Linear, x: Tensor,
     weight, bias = projection.weight, projection.bias
     if top_down is None:
         return projection(x).split(channels, dim=-1)
+    if isinstance(top_down, SharedInput):
+        return _remembered(projection, x, top_down).split(channels, dim=-1)
+    if isinstance(top_down, FoldedSignal):
+        return _with_folded_value(projection, x, top_down)
     if isinstance(top_down, MaskedValue):
         *others, value = projection(x).split(channels, dim=-1)
         return (*others, value * top_down.mask)
@@ -70,8 +79,7 @@ def with_value(projection: nn.Linear, x: Tensor,
         doubled = None if bias is None else 2 * bias
         return F.linear(x + top_down.tokens, weight, doubled).split(channels, dim=-1)
     others = len(weight) - channels
-    bias_v = None if bias is None else 2 * bias[others:]
-    value = F.linear(x + top_down, weight[others:], bias_v)
+    value = F.linear(x + top_down, weight[others:], None if bias is None else 2 * bias[others:])
     if not others:
         return (value, )
     bias_others = None if bias is None else bias[:others]
@@ -83,14 +91,56 @@ def project_value(projection: nn.Linear | None, x: Tensor,
     """As :func:`with_value`; with no projection the tokens themselves are the value."""
     if projection is not None:
         return with_value(projection, x, top_down)
+    if top_down is None or isinstance(top_down, SharedInput):
+        return (x, )
+    if isinstance(top_down, FoldedSignal):
+        return (_added(x.clone(), top_down, None), )
     if isinstance(top_down, MaskedValue):
         return (x * top_down.mask, )
-    if isinstance(top_down, AddedToAll):
-        return (x + top_down.tokens, )
-    return (x if top_down is None else x + top_down, )
+    return (x + (top_down.tokens if isinstance(top_down, AddedToAll) else top_down), )
 
 
 def without_value(projection: nn.Linear, x: Tensor,
                   top_down: TopDownSignal | None) -> tuple[Tensor, ...]:
     """Apply a projection that gives no value: only a signal meant for everything reaches it."""
-    return with_value(projection, x, top_down if isinstance(top_down, AddedToAll) else None)
+    if isinstance(top_down, FoldedSignal) and top_down.shared is not None:
+        return top_down.shared.joint[projection].split(x.shape[-1], dim=-1)
+    return with_value(projection, x,
+                      top_down if isinstance(top_down, AddedToAll | SharedInput) else None)
+
+
+def _remembered(projection: nn.Linear, x: Tensor, shared: SharedInput) -> Tensor:
+    shared.joint[projection] = joint = projection(x)
+    return joint
+
+
+def _with_folded_value(projection: nn.Linear | Rows, x: Tensor,
+                       signal: FoldedSignal) -> tuple[Tensor, ...]:
+    channels = x.shape[-1]
+    weight, bias = projection.weight, projection.bias
+    others = len(weight) - channels
+    rows, bias_v = weight[others:], None if bias is None else bias[others:]
+    if signal.shared is None:
+        both = None if bias is None else torch.cat([bias[:others], 2 * bias_v])
+        *pieces, value = F.linear(x, weight, both).split(channels, dim=-1)
+        return (*pieces, _added(value, signal, rows))
+    *pieces, value = signal.shared.joint[projection].split(channels, dim=-1)
+    if signal.shared.same_value:  # several second passes may follow: leave it as it is
+        value = value.clone() if bias is None else value + bias_v
+        return (*pieces, _added(value, signal, rows))
+    doubled = None if bias is None else 2 * bias_v
+    if not signal.weights:  # one product of the sum instead of two
+        return (*pieces, F.linear(x + signal.tokens, rows, doubled))
+    return (*pieces, _added(F.linear(x, rows, doubled), signal, rows))
+
+
+def _added(value: Tensor, signal: FoldedSignal, rows: Tensor | None) -> Tensor:
+    """``value`` plus the signal; in its own memory where nobody differentiates or traces."""
+    folded = signal.through(rows)
+    if signal.rows is not None:
+        # The rows of a joint projection are further apart than a value is long.
+        flat = value.as_strided((value.shape[0] * value.shape[1], value.shape[2]),
+                                (value.stride(1), 1), value.storage_offset())
+        flat.index_add_(0, signal.rows, folded)
+        return value
+    return value + folded

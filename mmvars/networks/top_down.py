@@ -1,44 +1,22 @@
 """TopDown: a trunk, a prior and a way back, run in two or more passes (Figure 2.3 a)."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmvars.errors import InputError, check_number
-from mmvars.layers.projections import TopDownSignal
+from mmvars.layers.signals import FoldedSignal, SharedInput, TopDownSignal
 from mmvars.networks.feedback import Feedback, MaskFeedback
+from mmvars.networks.passes import FirstPass, TopDownOutput
+from mmvars.networks.plain_path import is_plain_path
 from mmvars.networks.prior import Prior, token_mask
+from mmvars.networks.shortcuts import Shortcuts, resample_tokens
 from mmvars.networks.trunk import Trunk, TrunkOutput
 
-__all__ = ['TopDown', 'TopDownOutput']
-
-
-class TopDownOutput(NamedTuple):
-    """All passes of one forward.
-
-    Attributes:
-        bottom_up: Pass 1.
-        top_down: The last pass; ``None`` where no feedback ran. Of a network that reweights its
-            output and has no second pass: pass 1 with reweighted tokens.
-        token_mask: ``(B, N, 1)``, clamped cosine of the tokens of the pass before with the prior
-            (ones where there is no prior), or ``None``. For the tokens that go back: a FAN's class
-            token does not.
-        top_down_signals: One signal a block, the top-down input of the last pass, or ``None``.
-        reconstruction: ``(L,)`` reconstruction errors of the last pass where asked for, else
-            ``None``.
-    """
-
-    bottom_up: TrunkOutput
-    top_down: TrunkOutput | None = None
-    token_mask: Tensor | None = None
-    top_down_signals: tuple[TopDownSignal, ...] | None = None
-    reconstruction: Tensor | None = None
-
-    @property
-    def final(self) -> TrunkOutput:
-        """The last pass: what a head should read."""
-        return self.bottom_up if self.top_down is None else self.top_down
+__all__ = ['TopDown']
 
 
 class TopDown(nn.Module):
@@ -68,17 +46,25 @@ class TopDown(nn.Module):
         feedback: The way back.
         alpha: Scale of the modulated tokens.
         num_passes: Passes through the trunk, 2 or more; 2 in the thesis.
+        shortcuts: What to leave out, at the cost of other outputs.
 
     Raises:
-        InputError: If a block's mixer has no value path for the signal, or ``num_passes`` is below
-            2.
+        InputError: If a block's mixer has no value path for the signal, ``num_passes`` is below 2,
+            or a shortcut does not suit the parts.
     """
 
     def __init__(self, trunk: Trunk, prior: Prior | None = None,
                  feedback: Feedback | MaskFeedback | None = None, alpha: float = 1.,
-                 num_passes: int = 2) -> None:
+                 num_passes: int = 2, shortcuts: Shortcuts | None = None) -> None:
         super().__init__()
         check_number('num_passes', num_passes, 2, whole=True)
+        shortcuts = (shortcuts or Shortcuts()).check(trunk.depth, trunk.widths)
+        if shortcuts != Shortcuts() and not isinstance(feedback, Feedback):
+            raise InputError('shortcuts leave out parts of the feedback through decoders, which '
+                             'this design does not have')
+        if shortcuts.share_query_key and feedback.injection != 'value':
+            raise InputError('share_query_key needs a signal on the value alone; this design puts '
+                             'it on query and key too')
         if prior is None and isinstance(feedback, MaskFeedback):
             raise InputError('MaskFeedback sends back the mask of a prior: give a prior')
         if feedback is not None:
@@ -92,6 +78,7 @@ class TopDown(nn.Module):
         self.feedback = feedback
         self.alpha = alpha
         self.num_passes = num_passes
+        self.shortcuts = shortcuts
 
     @property
     def is_plain(self) -> bool:
@@ -105,7 +92,8 @@ class TopDown(nn.Module):
 
     def forward(self, images: Tensor, prior: Tensor | None = None,
                 alpha: float | Tensor | None = None, out_indices: Sequence[int] = (),
-                reconstruction: bool = False, feedback: bool = True) -> TopDownOutput:
+                reconstruction: bool = False, feedback: bool = True,
+                pooled_only: bool = False) -> TopDownOutput:
         """Run all passes.
 
         Args:
@@ -115,6 +103,8 @@ class TopDown(nn.Module):
             out_indices: Blocks whose tokens are wanted, of the final pass only.
             reconstruction: Whether to compute the reconstruction errors of the last pass.
             feedback: ``False`` runs pass 1 only: exactly the plain trunk.
+            pooled_only: Compute only those tokens of the last output that the classifier reads
+                (``Trunk.num_pooled``), where there are others.
 
         Raises:
             InputError: If a prior, a scale or the reconstruction is asked of a network (or a call)
@@ -122,28 +112,87 @@ class TopDown(nn.Module):
         """
         top_down = feedback and not self.is_plain
         self._check_call(top_down, feedback, prior, alpha, reconstruction)
-        back = self.feedback if top_down else None
-        tokens, grid = self.trunk.embed(images)
-        first = self.trunk.run(tokens, grid, out_indices=out_indices if back is None else ())
+        pooled_only = pooled_only and not (reconstruction or is_plain_path())
+        if top_down and self.feedback is not None:
+            return self.attend(self.look(images, out_indices), prior, alpha, out_indices,
+                               reconstruction, pooled_only)
+        first = self.trunk.run(*self.trunk.embed(images), out_indices=out_indices,
+                               pooled_only=pooled_only)
         if not top_down:
             return TopDownOutput(first)
-        vector = None if self.prior is None else self.prior(prior, len(images))
-        if back is None:
-            mask = self._mask(first.tokens, vector)
-            reweighted = self._scale(alpha, mask) * mask * first.tokens
-            return TopDownOutput(first, first._replace(tokens=reweighted), mask)
-        grids, last = self.trunk.block_grids(grid), first
+        mask = self._mask(first.tokens, self._vector(prior, images.shape[0]))
+        reweighted = self._scale(alpha, mask) * mask * first.tokens
+        return TopDownOutput(first, first._replace(tokens=reweighted), mask)
+
+    def look(self, images: Tensor, out_indices: Sequence[int] = (),
+             previous: TrunkOutput | None = None) -> FirstPass:
+        """Pass 1, which no prior has a part in; :meth:`attend` does the rest, once a prior.
+
+        Args:
+            images: ``(B, in_chans, H, W)``.
+            out_indices: Blocks whose tokens are wanted; needed here with ``restart_block`` only.
+            previous: An output for other images, as of the frame before, to stand in for pass 1:
+                half the cost, and another function. Tokens of another grid are resampled.
+
+        Raises:
+            InputError: If this network has no second pass, or ``previous`` does not fit.
+        """
+        if self.feedback is None:
+            raise InputError('look and attend need feedback, which this network does not have')
+        tokens, grid = self.trunk.embed(images)
+        grids = self.trunk.block_grids(grid)
+        start, scale = self.shortcuts.restart_block, self.shortcuts.first_pass_scale
+        shared: list[SharedInput | None] = [None] * self.trunk.depth
+        if previous is not None:
+            self._check_previous(previous, len(images))
+            return FirstPass(previous, tokens, grids, tuple(shared))
+        if scale < 1:
+            small = F.interpolate(images, scale_factor=scale, mode='bilinear', align_corners=False)
+            return FirstPass(self.trunk.run(*self.trunk.embed(small)), tokens, grids,
+                             tuple(shared))
+        if self._can_share():
+            shared[start] = SharedInput()
+        if self.shortcuts.share_query_key:
+            shared = [keep or SharedInput(same_value=False) for keep in shared]
+        inputs: list[Tensor] = []
+        output = self.trunk.run(
+            tokens, grid, shared, [index for index in out_indices if index < start],
+            visit=(lambda index, x, _: inputs.append(x) if index == start else None)
+            if start else None)
+        return FirstPass(output, inputs[0] if start else tokens, grids, tuple(shared))
+
+    def attend(self, first: FirstPass, prior: Tensor | None = None,
+               alpha: float | Tensor | None = None, out_indices: Sequence[int] = (),
+               reconstruction: bool = False, pooled_only: bool = False) -> TopDownOutput:
+        """All passes after the first: where to look again, given a prior.
+
+        Args:
+            first: Of :meth:`look`; it can be used any number of times.
+            prior, alpha, out_indices, reconstruction, pooled_only: As in :meth:`forward`.
+        """
+        self._check_call(True, True, prior, alpha, reconstruction)
+        vector, start = self._vector(prior, first.tokens.shape[0]), self.shortcuts.restart_block
+        grids, last = first.grids, first.output
         for number in range(2, self.num_passes + 1):
             # A class token that the blocks never saw stays behind.
             returned = last.tokens[:, last.grid.num_prefix - grids[-1].num_prefix:]
+            layout = last.grid._replace(num_prefix=grids[-1].num_prefix)
+            returned = resample_tokens(returned, layout, grids[-1])
             mask = self._mask(returned, vector)
-            signals = back(self._scale(alpha, mask) * mask * returned, mask, grids)
-            is_last = number == self.num_passes
-            last = self.trunk.run(tokens, grid, top_down=signals,
-                                  out_indices=out_indices if is_last else (),
-                                  trace=reconstruction and is_last)
-        errors = back.reconstruction_errors(last.traces) if reconstruction else None
-        return TopDownOutput(first, last._replace(traces=()), mask, signals, errors)
+            signals = self.feedback(self._scale(alpha, mask) * mask * returned, mask, grids)
+            signals = tuple(map(_with_shared, signals, first.shared))
+            is_last, errors = number == self.num_passes, []
+            visit = None
+            if reconstruction and is_last:
+                visit = _collect(self.feedback.reconstruction_error, errors)
+            last = self.trunk.run(first.tokens, grids[start], signals,
+                                  out_indices if is_last else (), visit, start,
+                                  pooled_only and is_last)
+        if start:
+            last = last._replace(intermediates=first.output.intermediates + last.intermediates,
+                                 grids=first.output.grids + last.grids)
+        return TopDownOutput(first.output, last, mask, signals,
+                             torch.stack(errors) if errors else None)
 
     def logits(self, output: TrunkOutput) -> Tensor:
         """Class scores ``(B, num_classes)`` of a pass; see :meth:`Trunk.logits`."""
@@ -154,10 +203,29 @@ class TopDown(nn.Module):
             return self.alpha
         if not isinstance(alpha, Tensor) or alpha.ndim == 0:
             return alpha
-        if alpha.shape != (len(mask),):
-            raise InputError(f'alpha must be a number or have shape ({len(mask)},), got '
+        if alpha.shape != mask.shape[:1]:
+            raise InputError(f'alpha must be a number or have shape ({mask.shape[0]},), got '
                              f'{tuple(alpha.shape)}')
         return alpha.reshape(-1, 1, 1)
+
+    def _vector(self, prior: Tensor | None, batch_size: int) -> Tensor | None:
+        return None if self.prior is None else self.prior(prior, batch_size)
+
+    def _can_share(self) -> bool:
+        """Whether pass 2 may take over what pass 1 projected where their inputs are the same."""
+        recomputes = self.training and self.trunk.grad_checkpointing
+        return (isinstance(self.feedback, Feedback) and self.feedback.injection == 'value'
+                and not recomputes and not is_plain_path())
+
+    def _check_previous(self, previous: TrunkOutput, batch_size: int) -> None:
+        if self.shortcuts.restart_block or self.shortcuts.share_query_key:
+            raise InputError('previous stands in for pass 1, of which restart_block and '
+                             'share_query_key need the tokens inside: build the network without')
+        expected = batch_size, self.trunk.embed_dim
+        found = previous.tokens.shape[0], previous.tokens.shape[-1]
+        if found != expected:
+            raise InputError(f'previous must be an output for {expected[0]} images with '
+                             f'{expected[1]} channels, got {found[0]} and {found[1]}')
 
     def _mask(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
         if vector is None:
@@ -176,3 +244,16 @@ class TopDown(nn.Module):
         if reconstruction and not self.reconstructs:
             raise InputError('reconstruction needs feedback through decoders, which this network '
                              'does not have')
+
+
+def _with_shared(signal: TopDownSignal | None, shared: SharedInput | None) -> TopDownSignal | None:
+    if shared is None or signal is None:
+        return signal
+    if isinstance(signal, Tensor):
+        return FoldedSignal(signal, (), shared=shared)
+    return replace(signal, shared=shared)
+
+
+def _collect(error: Callable[[int, Tensor, Tensor], Tensor],
+             errors: list[Tensor]) -> Callable[[int, Tensor, Tensor], None]:
+    return lambda *arguments: errors.append(error(*arguments))

@@ -1,6 +1,6 @@
 """Trunk: embed -> blocks -> tokens, with the top-down signal as an argument."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from timm.layers import trunc_normal_
@@ -8,17 +8,10 @@ from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_flag
 from mmvars.layers import TokenGrid
-from mmvars.layers.projections import TopDownSignal
+from mmvars.layers.signals import TopDownSignal
 from mmvars.networks.recomputation import run_checkpointed
 
-__all__ = ['BlockTrace', 'Trunk', 'TrunkOutput']
-
-
-class BlockTrace(NamedTuple):
-    """Raw input and output ``(B, N, C)`` of one block, before any final norm."""
-
-    input: Tensor
-    output: Tensor
+__all__ = ['Trunk', 'TrunkOutput']
 
 
 class TrunkOutput(NamedTuple):
@@ -29,14 +22,12 @@ class TrunkOutput(NamedTuple):
         grid: Layout of the tokens.
         intermediates: ``(B, N, C)`` after each block of ``out_indices``; not normalised.
         grids: Layout of each of the intermediates.
-        traces: One :class:`BlockTrace` a block where asked for, else empty.
     """
 
     tokens: Tensor
     grid: TokenGrid
     intermediates: tuple[Tensor, ...] = ()
     grids: tuple[TokenGrid, ...] = ()
-    traces: tuple[BlockTrace, ...] = ()
 
 
 class Trunk(nn.Module):
@@ -96,6 +87,11 @@ class Trunk(nn.Module):
         """Those of them that the blocks see."""
         return 0
 
+    @property
+    def num_pooled(self) -> int | None:
+        """First tokens that :meth:`pool` reads, where it needs no others; ``None``: all."""
+        return None
+
     def block_grids(self, grid: TokenGrid) -> tuple[TokenGrid, ...]:
         """Layout of the tokens in each block, for embedded tokens of ``grid``."""
         return (grid, ) * self.depth
@@ -135,33 +131,43 @@ class Trunk(nn.Module):
         """From the last block to the output tokens, and their grid: the final norm."""
         return self.norm(tokens), grid
 
-    def run(self, tokens: Tensor, grid: TokenGrid, top_down: Sequence[TopDownSignal] | None = None,
-            out_indices: Sequence[int] = (), trace: bool = False) -> TrunkOutput:
+    def run(self, tokens: Tensor, grid: TokenGrid,
+            top_down: Sequence[TopDownSignal | None] | None = None, out_indices: Sequence[int] = (),
+            visit: Callable[[int, Tensor, Tensor], None] | None = None, first_block: int = 0,
+            pooled_only: bool = False) -> TrunkOutput:
         """One pass through all blocks.
 
         Args:
             tokens: ``(B, N, C)`` from :meth:`embed`.
             grid: Their layout.
-            top_down: One signal a block, see :data:`~mmvars.layers.projections.TopDownSignal`, or
+            top_down: One signal a block, see :data:`~mmvars.layers.signals.TopDownSignal`, or
                 ``None``.
             out_indices: Blocks whose output is wanted, 0-based.
-            trace: Keep every block's input and output (for the reconstruction loss).
+            visit: Called after each block with its number, its raw input and its raw output.
+            first_block: Start at this block; ``tokens`` are its input.
+            pooled_only: Let the last block give only the tokens that :meth:`pool` reads, where
+                that is fewer than all.
         """
-        intermediates, grids, traces = [], [], []
-        for index, block in enumerate(self.blocks):
-            block_input, grid = self.before_block(index, tokens, grid)
-            signal = None if top_down is None else top_down[index]
+        intermediates, grids, blocks = [], [], self.blocks
+        for index in range(first_block, self.depth):
+            block = blocks[index]
+            if index > first_block or not index:
+                tokens, grid = self.before_block(index, tokens, grid)
+            arguments = [tokens, grid, None if top_down is None else top_down[index]]
+            if pooled_only and self.num_pooled is not None and index == self.depth - 1:
+                arguments.append(self.num_pooled)
             if self.grad_checkpointing and self.training:
-                tokens = run_checkpointed(block, block_input, grid, signal)
+                output = run_checkpointed(block, *arguments)
             else:
-                tokens = block(block_input, grid, signal)
+                output = block(*arguments)
             if index in out_indices:
-                intermediates.append(tokens)
+                intermediates.append(output)
                 grids.append(grid)
-            if trace:
-                traces.append(BlockTrace(block_input, tokens))
+            if visit is not None:
+                visit(index, tokens, output)
+            tokens = output
         tokens, grid = self.after_blocks(tokens, grid)
-        return TrunkOutput(tokens, grid, tuple(intermediates), tuple(grids), tuple(traces))
+        return TrunkOutput(tokens, grid, tuple(intermediates), tuple(grids))
 
     def logits(self, output: TrunkOutput) -> Tensor:
         """Class scores ``(B, num_classes)`` of a pass.

@@ -10,6 +10,7 @@ from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import Feedback, MaskFeedback
 from mmvars.networks.prior import PRIORS, ClassPrototype, Prior
 from mmvars.networks.rvt import RVT
+from mmvars.networks.shortcuts import Shortcuts
 from mmvars.networks.top_down import TopDown
 from mmvars.networks.trunk import Trunk
 from mmvars.networks.vit import VisionTransformer
@@ -118,7 +119,8 @@ def build_prior(prior: str | dict, embed_dim: int, classifier: nn.Module | None 
 
 def build_network(name: str, top_down: str | None = None, prior: str | dict = 'learned_query',
                   alpha: float = 1., num_passes: int = 2, mixer: str | None = None,
-                  mixer_options: dict | None = None, **overrides) -> TopDown:
+                  mixer_options: dict | None = None, shortcuts: dict | None = None,
+                  **overrides) -> TopDown:
     """Build a network by name, with torch's current default device and dtype.
 
     Args:
@@ -136,6 +138,8 @@ def build_network(name: str, top_down: str | None = None, prior: str | dict = 'l
             outside of RVT ``'thesis'``: the release's sparsity of 3.5 is made for RVT's
             un-normalised tokens, which its batch norms keep large; on photographs every code of a
             freshly built DeiT* or GFNet would be zero with it, and stay so.
+        shortcuts: With ``top_down``: what to leave out at the cost of other outputs, by the names
+            of :class:`~mmvars.networks.Shortcuts`, such as ``dict(restart_block=4)``.
         **overrides: Arguments of the trunk that replace the named size's.
 
     Raises:
@@ -165,22 +169,37 @@ def build_network(name: str, top_down: str | None = None, prior: str | dict = 'l
     trunk = trunk_class(**arguments | dict(mixer_options=mixer_options) | overrides)
     if family == 'absvit':
         top_down = top_down or 'absvit'
-    return TopDown(trunk) if top_down is None else _with_top_down(trunk, top_down, prior, alpha,
-                                                                  num_passes)
+    if top_down is None:
+        if shortcuts:
+            raise InputError(f'shortcuts are for networks with top-down attention, and {name} has '
+                             f'none: give top_down')
+        return TopDown(trunk)
+    return _with_top_down(trunk, top_down, prior, alpha, num_passes, shortcuts)
 
 
-def _with_top_down(trunk: Trunk, design: str, prior: str | dict, alpha: float,
-                   num_passes: int) -> TopDown:
+def _with_top_down(trunk: Trunk, design: str, prior: str | dict, alpha: float, num_passes: int,
+                   shortcuts: dict | None) -> TopDown:
     check_choice('top_down', design, DESIGNS)
+    chosen = _shortcuts(shortcuts, trunk)
     parts = DESIGNS[design]
     wanted = parts.get('prior', prior)
     found = None if wanted is None else build_prior(wanted, trunk.embed_dim, trunk.head)
     kind = parts.get('feedback', 'decoders')
     if kind == 'decoders':
-        feedback = Feedback(trunk.widths, trunk.strides, parts['injection'])
+        feedback = Feedback(trunk.widths, trunk.strides, parts['injection'], chosen.feedback_rank,
+                            chosen.restart_block)
     else:
         feedback = MaskFeedback() if kind == 'mask' else None
-    return TopDown(trunk, found, feedback, alpha, num_passes)
+    return TopDown(trunk, found, feedback, alpha, num_passes, chosen)
+
+
+def _shortcuts(given: dict | None, trunk: Trunk) -> Shortcuts:
+    unknown = given is not None and (not isinstance(given, Mapping)
+                                     or sorted(set(given) - set(Shortcuts._fields), key=str))
+    if unknown:
+        raise InputError(f'shortcuts must be a dict with any of {", ".join(Shortcuts._fields)}; '
+                         f'got {given!r}')
+    return Shortcuts(**given or {}).check(trunk.depth, trunk.widths)
 
 
 def _check_mixer(family: str, mixer: str) -> None:

@@ -126,7 +126,7 @@ class VisionTransformer(Trunk, GridTied):
         patches, (height, width) = self.patch_embed(images)
         tokens = patches
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+            tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         tokens = tokens + self.at_grid('pos_embed', (height, width))
         if self.num_prompt_tokens:
             tokens = self._with_prompts(tokens, self.prompt_embeddings, num_replaced=0)
@@ -161,10 +161,14 @@ class VisionTransformer(Trunk, GridTied):
         return self._num_class_tokens + self.num_prompt_tokens
 
     @property
+    def num_pooled(self) -> int | None:
+        return 1 if self.global_pool == 'token' else None
+
+    @property
     def _num_class_tokens(self) -> int:
         return int(self.cls_token is not None)
 
     def _with_prompts(self, tokens: Tensor, prompts: Tensor, num_replaced: int) -> Tensor:
-        prompts = self.prompt_dropout(prompts.expand(len(tokens), -1, -1))
+        prompts = self.prompt_dropout(prompts.expand(tokens.shape[0], -1, -1))
         rest = self._num_class_tokens
         return torch.cat([tokens[:, :rest], prompts, tokens[:, rest + num_replaced:]], dim=1)

@@ -51,7 +51,7 @@ def test_probabilities_sum_to_one_and_reproduce_the_fused_output(absvit, images)
         weight, bias = attention.qkv.weight[48:], attention.qkv.bias[48:]
         value = x @ weight.T + bias
         if signal is not None:
-            value = value + signal @ weight.T + bias
+            value = value + signal.decode() @ weight.T + bias
         heads = value.unflatten(2, (3, 8)).transpose(1, 2)
         mixed = (probabilities @ heads).transpose(1, 2).flatten(2)
         torch.testing.assert_close(attention.proj(mixed), output)
@@ -148,7 +148,7 @@ def test_with_alpha_zero_all_signals_are_zero_whatever_the_prior(absvit, images)
     for prior in (None, torch.randn(24)):
         with torch.no_grad(), TopDownRecorder(absvit, prior=prior, alpha=0.) as recorder:
             absvit(images)
-        assert all(signal.abs().max() == 0 for signal in recorder.output.top_down_signals)
+        assert all(signal.abs().max() == 0 for signal in recorder.output.decoded_signals())
         passes.append(recorder.tokens)
     torch.testing.assert_close(passes[0], passes[1])
 

@@ -7,7 +7,8 @@ from mmvars.layers import TokenGrid
 from mmvars.layers.attention import SelfAttention
 from mmvars.layers.fan import ClassAttentionBlock, FANAttention
 from mmvars.layers.performer import Performer
-from mmvars.layers.projections import AddedToAll, MaskedValue, join_heads, split_heads, with_value
+from mmvars.layers.projections import join_heads, split_heads, with_value
+from mmvars.layers.signals import AddedToAll, MaskedValue
 
 GRID = TokenGrid(3, 4, 1)
 

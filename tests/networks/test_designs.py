@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmvars.errors import InputError
-from mmvars.layers.projections import AddedToAll, MaskedValue
+from mmvars.layers.signals import AddedToAll, MaskedValue
 from mmvars.networks import DESIGNS, TRUNK_MIXERS, build_network
 
 PARAMETERS = {  # millions, prototypes built from the released trunks (variants of Table 2.2)
@@ -120,7 +120,7 @@ class TestDesigns:
         network, output = self.run('absvit_qkv')
         _, value_alone = self.run('absvit')
         assert all(isinstance(s, AddedToAll) for s in output.top_down_signals)
-        for both, one in zip(output.top_down_signals, value_alone.top_down_signals, strict=True):
+        for both, one in zip(output.top_down_signals, value_alone.decoded_signals(), strict=True):
             assert torch.equal(both.tokens, one)
         assert not torch.allclose(output.final.tokens, value_alone.final.tokens)
         attn, grid = network.trunk.blocks[0].attn, output.bottom_up.grid
@@ -162,7 +162,7 @@ def test_masks_of_rvt_reach_the_finer_stage():
 def test_fan_sends_back_the_patches_alone():
     output = small('fan_tiny', top_down='absvit').eval()(torch.randn(1, 3, 48, 64))
     assert output.bottom_up.tokens.shape[1] == 13 and output.token_mask.shape[1] == 12
-    assert [s.shape[1] for s in output.top_down_signals] == [12, 12]
+    assert [s.shape[1] for s in output.decoded_signals()] == [12, 12]
 
 
 def test_unknown_designs_and_mixers_of_fan_are_refused():

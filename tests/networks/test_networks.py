@@ -163,7 +163,7 @@ class TestAlpha:
         network = build_network('absvit_tiny_patch16', num_classes=5, **tiny_size).eval()
         images = torch.randn(2, 3, 64, 64)
         once, thrice = network(images), network(images, alpha=3.)
-        for a, b in zip(once.top_down_signals, thrice.top_down_signals, strict=True):
+        for a, b in zip(once.decoded_signals(), thrice.decoded_signals(), strict=True):
             torch.testing.assert_close(3 * a, b)
         each = network(images, alpha=torch.tensor([1., 3.]))
         torch.testing.assert_close(each.top_down.tokens[0], once.top_down.tokens[0])

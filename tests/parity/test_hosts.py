@@ -101,9 +101,10 @@ def test_signals_blocks_and_layerwise_errors(classifier):
     output = network(inputs['image'], reconstruction=True)
     close(output.token_mask, outputs['mask'])
     close(output.reconstruction, outputs['recon_mse'])
-    assert len(output.top_down_signals) == 3 and len(seen) == 6
+    signals = output.decoded_signals()
+    assert len(signals) == 3 and len(seen) == 6
     for i in range(3):
-        close(output.top_down_signals[i], outputs[f'td.{i}'])
+        close(signals[i], outputs[f'td.{i}'])
         close(seen[3 + i][0], outputs[f'z_in.{i}'])
         close(seen[3 + i][1], outputs[f'z_out.{i}'])
 

@@ -1,0 +1,109 @@
+"""What a mixer may be given as its top-down signal, besides a tensor."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmvars.layers.kept import Kept
+
+__all__ = ['AddedToAll', 'FoldedSignal', 'MaskedValue', 'SharedInput', 'TopDownSignal',
+           'exact_product']
+
+
+class AddedToAll(NamedTuple):
+    """A signal ``(B, N, C)`` on query, key *and* value: the arbitrary design of Table 2.5."""
+
+    tokens: Tensor
+
+
+class MaskedValue(NamedTuple):
+    """A mask ``(B, N, 1)`` that the value is multiplied with: MaskAtt of Table 2.3."""
+
+    mask: Tensor
+
+
+@dataclass
+class SharedInput:
+    """No signal; but what the block projects is kept for a later pass.
+
+    Attributes:
+        joint: What each projection gave, ``(B, N, rows)``.
+        same_value: Whether the later pass has the same input. If not, it takes over query and key
+            alone (an option that changes the mathematics).
+    """
+
+    joint: dict[nn.Module, Tensor] = field(default_factory=dict)
+    same_value: bool = True
+
+
+@dataclass
+class FoldedSignal:
+    """A signal for the value, as tokens and the matrices that they have yet to meet.
+
+    ``t = z W_1' W_2' ...``: decoders are linear, so they can be multiplied together beforehand.
+
+    The mixer multiplies its value projection in too, so that the signal costs one product of the
+    tokens z, which all blocks share.
+
+    Attributes:
+        tokens: z, ``(B, N, C)``; or, where ``rows`` is given, these rows of it, ``(M, C)``.
+        weights: W_1, W_2, ..., each ``(out, in)``: none where z is the signal itself, more than
+            one where the feedback has low rank.
+        rows: Tokens that are not zero, as places in ``B N``; for forwards without gradients.
+        shape: ``(B, N)``.
+        kept: Keeps the last of ``weights`` times the value projection; ``None``: not kept.
+        shared: What pass 1 projected in this block.
+    """
+
+    tokens: Tensor
+    weights: tuple[Tensor, ...]
+    rows: Tensor | None = None
+    shape: tuple[int, int] | None = None
+    kept: Kept | None = None
+    shared: SharedInput | None = None
+
+    def decode(self) -> Tensor:
+        """The signal ``t`` itself: ``(B, N, C)``."""
+        signal = self.through(None)
+        if self.rows is None:
+            return signal
+        full = signal.new_zeros(self.shape[0] * self.shape[1], signal.shape[-1])
+        return full.index_copy_(0, self.rows, signal).unflatten(0, self.shape)
+
+    def through(self, value_rows: Tensor | None) -> Tensor:
+        """``t Wv'`` for the tokens at hand, with the rows ``(C, C)`` that project the value.
+
+        Without their bias. ``None`` stands for a mixer whose value is its input.
+        """
+        *weights, last = self.weights or (None, )
+        if last is None:
+            last = value_rows
+        elif value_rows is not None:
+            last = self._folded(value_rows, last)
+        tokens = self.tokens
+        for weight in (*weights, last):
+            tokens = tokens if weight is None else F.linear(tokens, weight)
+        return tokens
+
+    def _folded(self, value_rows: Tensor, last: Tensor) -> Tensor:
+        if self.kept is None:
+            return value_rows @ last
+        return self.kept.get([value_rows], lambda: exact_product(value_rows, last), last)
+
+
+def exact_product(*factors: Tensor) -> Tensor:
+    """Product of matrices in at least float32, whatever the precision of the forward pass."""
+    dtype = factors[0].dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    with torch.autocast(factors[0].device.type, enabled=False):
+        result = factors[0].to(wide)
+        for factor in factors[1:]:
+            result = result @ factor.to(wide)
+        return result.to(dtype)
+
+
+TopDownSignal = Tensor | AddedToAll | MaskedValue | SharedInput | FoldedSignal
+"""What a mixer takes as its top-down signal; a bare tensor ``(B, N, C)`` is added to the value."""

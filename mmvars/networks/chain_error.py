@@ -1,0 +1,44 @@
+"""The reconstruction error of a decoder, with its gradient formed in the forward pass."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+__all__ = ['chain_error']
+
+
+def chain_error(weight: Tensor, output: Tensor, target: Tensor) -> Tensor:
+    """``mean((output weight' - target)^2)``, differentiable in ``weight`` alone.
+
+    Nothing of the size of the tokens is kept for the backward pass: with the other two constant,
+    the gradient, as large as the weight, can be formed at once, for the same products.
+
+    Args:
+        weight: ``(C, C)``.
+        output: ``(B, N, C)``, without gradient.
+        target: ``(B, N, C)``, without gradient.
+    """
+    device = weight.device.type
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    # In fp16 the gradient would underflow here: a loss scaler acts on the backward pass only.
+    if half or weight.dtype == torch.float16 or not (
+            torch.is_grad_enabled() and weight.requires_grad):
+        return F.mse_loss(F.linear(output, weight), target)
+    return _ChainError.apply(weight, output, target)
+
+
+class _ChainError(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, output: Tensor, target: Tensor) -> Tensor:
+        residual = F.linear(output, weight) - target
+        gradient = residual.flatten(0, -2).t() @ output.flatten(0, -2)
+        ctx.save_for_backward(gradient.to(weight.dtype).mul_(2 / residual.numel()))
+        return residual.square_().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        gradient, = ctx.saved_tensors
+        return grad * gradient, None, None
