@@ -34,6 +34,9 @@ TOP_LEVEL = frozenset({
 })
 """Top-level names that mmengine's Runner or the tools read, whether the config has them or not."""
 
+OWN_TEST_OPTIONS = frozenset({'window_batch', 'keep_logits', 'logits_device', 'logits_dtype'})
+"""Keys of ``model.test_cfg`` that only our segmentor reads."""
+
 OPEN = {
     'custom_keys': None,  # None: any key
     'data_prefix': {'depth_map_path', 'img_path', 'img_path2', 'seg_map_path'},
@@ -50,8 +53,8 @@ OPEN = {
         'custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult',
         'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate', 'layer_decay_rate'
     },
-    'model.test_cfg': {'mode', 'crop_size', 'stride', 'window_batch', 'keep_logits',
-                       'logits_device', 'logits_dtype', 'augments', 'multi_label'},
+    'model.test_cfg': {'mode', 'crop_size', 'stride', 'augments', 'multi_label',
+                       *OWN_TEST_OPTIONS},
     'model.train_cfg': {'augments', 'probs'},
     'train_cfg': {'by_epoch', 'max_epochs', 'max_iters', 'val_begin', 'val_interval',
                   'dynamic_intervals', 'fast_forward_on_resume'},
@@ -137,6 +140,10 @@ def _check_new_key(cfg: Config, parent: Mapping, path: str, key: str, option: st
         if key in TOP_LEVEL or key in SHORTHANDS:
             return None
         return _unknown(cfg, option, key, known | TOP_LEVEL | set(SHORTHANDS), 'the config')
+    if path == 'model.test_cfg' and key in OWN_TEST_OPTIONS and str(
+            cfg.model.get('type')).startswith('mmseg.'):
+        return (f"{option!r}: {cfg.model.type} would not read it; it is for "
+                "type='mmvars.EncoderDecoder'")
     last = path.rpartition('.')[2]
     allowed = OPEN.get(path, OPEN.get(last, frozenset()))
     if allowed is None or key in allowed:

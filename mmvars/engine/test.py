@@ -150,7 +150,10 @@ def _set_tta(cfg: Config, segmentation: bool) -> None:
         if pipeline is None:
             raise InputError('--tta needs tta_pipeline in the config: which scales and flips to '
                              'average over')
-        wrapper = wrapper or dict(type='mmseg.SegTTAModel')
+        wrapper = wrapper or dict(type='mmvars.SegTTAModel')
+        if (cfg.model.get('test_cfg') or {}).get('keep_logits') is False:
+            raise InputError('--tta averages logits, and model.test_cfg.keep_logits is False: '
+                             'leave it out')
     else:
         wrapper = wrapper or dict(type='mmpretrain.AverageClsScoreTTA')
         pipeline = pipeline or _with_flips(cfg.test_dataloader.dataset.pipeline)

@@ -9,13 +9,14 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from mmvars.errors import InputError
+from mmvars.models.augmented import SegTTAModel
 from mmvars.models.labels import label_image, untouched
 from mmvars.models.inference_options import InferenceOptions
 from mmvars.models.windows import (Logits, WholeLogits, WindowSum, collect_windows, sliding_windows,
                                    window_logits)
 from mmvars.registry import MODELS
 
-__all__ = ['EncoderDecoder']
+__all__ = ['EncoderDecoder', 'SegTTAModel']
 
 
 @MODELS.register_module()

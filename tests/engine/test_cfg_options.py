@@ -35,7 +35,8 @@ def cfg() -> Config:
     'model.backbone.with_cp', 'model.backbone.init_cfg.checkpoint', 'train_dataloader.num_workers',
     'default_hooks.checkpoint.max_keep_ckpts', 'train_dataloader.dataset.indices',
     # dicts with free or optional keys, and parts that were off
-    'model.test_cfg.crop_size', 'model.test_cfg.stride', 'optim_wrapper.clip_grad.max_norm',
+    'model.test_cfg.crop_size', 'model.test_cfg.stride', 'model.test_cfg.window_batch',
+    'optim_wrapper.clip_grad.max_norm',
     'optim_wrapper.paramwise_cfg.custom_keys.head.lr_mult', 'optim_wrapper.paramwise_cfg.'
     'layer_decay_rate', 'train_dataloader.dataset.data_prefix.seg_map_path',
     'env_cfg.dist_cfg.timeout', 'model.neck.type', 'val_cfg.fp16',
@@ -111,3 +112,9 @@ def test_a_typing_error_brings_what_was_meant(cfg, option, hint) -> None:
 def test_all_errors_come_at_once(cfg) -> None:
     with pytest.raises(InputError, match=r"(?s)'a_typo'.*'train_cfg.max_iter'"):
         check_options(cfg, {'a_typo': 1, 'train_cfg.max_iters': 3, 'train_cfg.max_iter': 2})
+
+
+def test_options_of_our_segmentor_are_refused_where_nothing_reads_them(cfg) -> None:
+    cfg.model.type = 'mmseg.EncoderDecoder'
+    with pytest.raises(InputError, match='mmseg.EncoderDecoder would not read it'):
+        check_options(cfg, {'model.test_cfg.keep_logits': False})

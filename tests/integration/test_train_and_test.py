@@ -16,6 +16,7 @@ from PIL import Image
 from mmvars.engine import TrainingInterrupted
 from mmvars.engine.test import main as run_test
 from mmvars.engine.train import main as run_train
+from mmvars.errors import InputError
 
 
 @HOOKS.register_module()
@@ -155,6 +156,29 @@ def test_segmentation_predictions_and_pictures(toy, trained, tmp_path) -> None:
     assert labels.shape == (64, 64)
     assert labels.min() >= 1  # label 0 of ADE20K's files means "ignored": it is never predicted
     assert len(list(shows.rglob('*.png'))) == 4
+
+
+def test_windows_in_batches_and_without_logits_predict_the_same(toy, trained, tmp_path,
+                                                                 forget_runs) -> None:
+    checkpoint = trained['seg'] / 'iter_6.pth'
+
+    def predicted(name: str, *options: str) -> list[np.ndarray]:
+        forget_runs()
+        run_test([str(toy / 'seg.py'), str(checkpoint), '--work-dir', str(tmp_path), '--out',
+                  str(tmp_path / name), '--cfg-options', 'model.test_cfg.mode=slide',
+                  'model.test_cfg.crop_size=48,32', 'model.test_cfg.stride=32,20', *options])
+        return [np.asarray(Image.open(path)) for path in sorted((tmp_path / name).glob('*.png'))]
+
+    plain = predicted('plain')
+    fewer = predicted('fewer', 'model.test_cfg.window_batch=4', 'model.test_cfg.keep_logits=False')
+    assert len(plain) == len(fewer) == 4
+    for a, b in zip(plain, fewer, strict=True):
+        assert a.shape == b.shape == (64, 64)
+        assert (a != b).mean() < .01  # pixels whose two best classes are equal but for rounding
+    with pytest.raises(InputError, match='--tta averages logits'):
+        predicted('averaged', 'model.test_cfg.keep_logits=False', '--tta')
+    with pytest.raises(InputError, match='test_cfg.window_batch must be a whole number'):
+        predicted('none', 'model.test_cfg.window_batch=none')
 
 
 @pytest.mark.parametrize('extra', ['', """

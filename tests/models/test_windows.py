@@ -1,6 +1,7 @@
 """Inference of the segmentor against mmseg's own, with the same weights."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,6 @@ from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 
 from mmvars.errors import InputError
-from mmvars.models.inference_options import InferenceOptions
 from mmvars.models.labels import RunningArgmax
 from mmvars.models.windows import sliding_windows
 
@@ -37,13 +37,13 @@ class OwnPredictHead(FCNHead):
 
 
 def build(test_cfg=None, type='mmvars.EncoderDecoder', classes=7, backbone=None, head='FCNHead',
-          **head_cfg):
+          data_preprocessor=None, **head_cfg):
     backbone = backbone or dict(type='mmvars.AbSViT', img_size=64, out_indices=(0, 1), arch=dict(
         embed_dims=24, num_layers=2, num_heads=3, patch_size=16))
     width = dict(in_channels=24, in_index=1) | head_cfg
     torch.manual_seed(1)
     return MODELS.build(dict(
-        type=type, backbone=backbone, test_cfg=test_cfg,
+        type=type, backbone=backbone, test_cfg=test_cfg, data_preprocessor=data_preprocessor,
         decode_head=dict(type=f'mmseg.{head}', channels=8, num_classes=classes, num_convs=1,
                          norm_cfg=dict(type='GN', num_groups=2), **width))).eval()
 
@@ -243,27 +243,9 @@ def test_running_argmax_is_argmax():
     assert torch.equal(running.labels, logits.argmax(0, keepdim=True))
 
 
-@pytest.mark.parametrize('wrong, words', [
-    (dict(mode='slid'), r'test_cfg.mode must be one of slide, whole; got \'slid\''),
-    (dict(mode='slide'), 'missing: crop_size, stride'),
-    (SLIDE | dict(stride=None), 'missing: stride'),
-    (SLIDE | dict(stride=(49, 40)), r'stride \(49, 40\) must not exceed test_cfg.crop_size'),
-    (SLIDE | dict(crop_size=64), r'crop_size must be two whole numbers .* got 64'),
-    (SLIDE | dict(stride=(0, 8)), r'stride must be two whole numbers of at least 1'),
-    (SLIDE | dict(window_batch=0), 'window_batch must be a whole number of at least 1, got 0'),
-    (SLIDE | dict(window_batch=True), 'window_batch must be a whole number .* got True'),
-    (dict(window_batch=4), "window_batch=4 needs test_cfg.mode='slide'"),
-    (dict(keep_logits='no'), "keep_logits must be True or False, got 'no'"),
-    (dict(logits_device='gpu'), "logits_device must be one of cpu; got 'gpu'"),
-    (dict(logits_dtype='half'), 'logits_dtype must be one of float32, float16, bfloat16'),
-    (dict(window_bacth=4), "test_cfg has no 'window_bacth': did you mean 'window_batch'"),
-])
-def test_options_that_cannot_be_used_are_refused_at_construction(wrong, words):
-    with pytest.raises(InputError, match=words):
-        build(wrong)
-
-
-def test_options_may_change_later_and_are_checked_then():
+def test_options_are_checked_at_construction_and_again_when_they_change():
+    with pytest.raises(InputError, match="test_cfg has no 'window_bacth'"):
+        build(dict(window_bacth=4))
     model, images = build(), torch.randn(1, 3, 32, 32)
     assert model.test_cfg == dict(mode='whole')
     model.test_cfg.keep_logits = False
@@ -273,5 +255,45 @@ def test_options_may_change_later_and_are_checked_then():
         predict(model, images, None)
 
 
-def test_keys_of_others_are_left_alone():
-    assert InferenceOptions.of(dict(mode='whole', subdivision_steps=2)) == InferenceOptions()
+def augmented(kind, test_cfg, **options):
+    """Two images in three versions each, as a data loader makes them, and what comes of them."""
+    model = build(test_cfg, data_preprocessor=dict(type='mmseg.SegDataPreProcessor'), **options)
+    model = MODELS.build(dict(type=kind, module=model))
+    torch.manual_seed(2)
+    flips = (False, 'horizontal', 'vertical')
+    given = [samples((97, 131), 2, flip=bool(flip), flip_direction=flip, img_path='x',
+                     ori_shape=(70, 90)) for flip in flips]
+    data = dict(inputs=[list(torch.randn(2, 3, 97, 131)) for _ in flips], data_samples=given)
+    return model, data
+
+
+@pytest.mark.parametrize('classes', [dict(classes=7), dict(
+    classes=2, out_channels=1, threshold=.5,
+    loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=True))], ids=['many', 'one'])
+@pytest.mark.parametrize('listed', [False, True])
+def test_augmented_tests_are_those_of_mmseg_and_keep_one_version(classes, listed):
+    found = []
+    for kind in ('mmvars.SegTTAModel', 'mmseg.SegTTAModel'):
+        model, data = augmented(kind, SLIDE, **classes)
+        if listed:
+            data = list(data.values())
+            model.module.test_step = lambda pair, step=model.module.test_step: step(
+                dict(inputs=pair[0], data_samples=pair[1]))
+        made, step, alive = [], model.module.test_step, []
+
+        def watched(version, made=made, step=step, alive=alive):
+            alive.append(sum(reference() is not None for reference in made))
+            done = step(version)
+            made.extend(weakref.ref(sample.seg_logits.data) for sample in done)
+            return done
+
+        model.module.test_step = watched
+        found.append(model.test_step(data))
+        assert alive == ([0, 0, 0] if kind.startswith('mmvars') else [0, 2, 4])
+    same(*found)
+    assert all('gt_sem_seg' in sample for sample in found[0])
+
+
+def test_augmented_tests_need_logits():
+    with pytest.raises(InputError, match='averages logits, and test_cfg.keep_logits is False'):
+        augmented('mmvars.SegTTAModel', dict(mode='whole', keep_logits=False))

@@ -8,7 +8,7 @@ visualizer = dict(
     type='mmseg.SegLocalVisualizer',
     vis_backends=[dict(type='LocalVisBackend')],
     name='visualizer')
-tta_model = dict(type='mmseg.SegTTAModel')
+tta_model = dict(type='mmvars.SegTTAModel')
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
