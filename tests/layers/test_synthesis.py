@@ -1,15 +1,12 @@
 """The theory of analysis by synthesis (Section 2.4) on layers small enough to solve exactly."""
 
 from collections.abc import Iterable
-from itertools import pairwise
 
 import pytest
 import torch
-from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from mmvars.errors import InputError
-from mmvars.layers import TokenGrid, build_mixer
 from mmvars.layers.sparse_coding import largest_eigenvalue, soft_threshold, unrolled_shrinkage
 from mmvars.layers.synthesis import (GenerativeLayer, joint_dynamics, joint_energy,
                                      modulated_dynamics, modulated_energy, stable_time_step)
@@ -54,22 +51,6 @@ def stacked(layer: GenerativeLayer, signal: Tensor) -> tuple[Tensor, Tensor]:
     below = decoder @ dictionary
     zeros = signal.new_zeros(*below.shape[:-1], signal.shape[-1])
     return torch.cat([dictionary, below], dim=-2), torch.cat([signal, zeros], dim=-2)
-
-
-def lasso(matrix: Tensor, target: Tensor, sparsity: float) -> Tensor:
-    """Scikit-learn's solution (coordinate descent), ``(M, D)``."""
-    solver = Lasso(sparsity / len(matrix), fit_intercept=False, tol=1e-12, max_iter=100_000)
-    columns = [solver.fit(matrix.numpy(), column.numpy()).coef_ for column in target.T]
-    return torch.stack([torch.from_numpy(column) for column in columns], dim=-1)
-
-
-def assert_optimal(matrix: Tensor, target: Tensor, code: Tensor, sparsity: float) -> None:
-    """KKT: columns in use correlate with the error by exactly +-sparsity, others by no more."""
-    correlation = matrix.mT @ (target - matrix @ code)
-    used = code != 0
-    assert 0 < used.sum() < used.numel()
-    torch.testing.assert_close(correlation[used], sparsity * code[used].sign(), atol=1e-8, rtol=0)
-    assert correlation[~used].abs().max() <= sparsity + 1e-8
 
 
 def as_one_lasso(layers: list[GenerativeLayer], image: Tensor,
@@ -157,7 +138,7 @@ def test_with_a_decoder_that_is_not_linear_eq_2_10_holds_for_gradients():
 
 @pytest.mark.parametrize('decodes', [False, True])
 @pytest.mark.parametrize('size', SIZES)
-def test_the_dynamics_come_to_rest_at_the_optimum(size, decodes):
+def test_the_dynamics_come_to_rest_at_the_optimum(size, decodes, lasso, assert_optimal):
     """Optimality conditions, scikit-learn's lasso and proximal gradient steps agree."""
     layer, bottom_up, top_down = one_layer(size, decodes)
     step = stable_time_step([layer])
@@ -219,7 +200,7 @@ def test_a_step_by_hand_from_where_it_is_told():
 
 
 @pytest.mark.parametrize('decodes', [False, True])
-def test_without_a_top_down_signal_it_is_the_bottom_up_solution(decodes):
+def test_without_a_top_down_signal_it_is_the_bottom_up_solution(decodes, lasso):
     layer, bottom_up, top_down = one_layer((20, 6), decodes)
     alone, zero, modulated = (
         last(modulated_dynamics(layer, bottom_up, signal, SPARSITY, .2, 600))
@@ -233,7 +214,7 @@ def test_without_a_top_down_signal_it_is_the_bottom_up_solution(decodes):
 # The hierarchy: Eq. 2.9
 
 
-def test_the_joint_energy_never_rises_and_all_layers_reach_the_optimum():
+def test_the_joint_energy_never_rises_and_all_layers_reach_the_optimum(lasso, assert_optimal):
     """From rest and from afar, the same codes: the MAP estimate of Eq. 2.8."""
     layers, image, prior = hierarchy()
     far = [3 * randn(layer.dictionary.shape[1], 2) for layer in layers]
@@ -278,147 +259,6 @@ def test_batches_are_solved_apart():
             torch.testing.assert_close(codes[b], code)
     first = next(joint_dynamics(layers, images, priors, .3, .1, 0))
     assert [tuple(code.shape) for code in first] == [(2, 7, 2), (2, 8, 2), (2, 4, 2)]
-
-
-# Attention: a top-down signal shifts the choice of atoms
-
-
-def test_without_r_a_signal_along_an_atom_raises_its_code_and_drops_no_rival():
-    """u_j never falls with alpha; once in use it grows as alpha does and nothing else moves."""
-    grown = 0
-    for _ in range(3):
-        layer, bottom_up, _ = one_layer((20, 6), decodes=False)
-        atom = layer.dictionary[..., :1]
-        alphas = torch.linspace(0, 3, 13, dtype=torch.double)[:, None, None, None]
-        codes = last(modulated_dynamics(layer, bottom_up, alphas * atom, SPARSITY,
-                                        stable_time_step([layer]), 400))
-        assert codes.shape == (13, 4, 6, 3)
-        changes = codes.diff(dim=0)
-        assert changes[:, :, 0].min() > -1e-9
-        above = codes[:-1, :, 0] > 1e-9
-        rise = changes[:, :, 0][above]
-        torch.testing.assert_close(rise, torch.full_like(rise, .25), atol=1e-8, rtol=0)
-        assert changes[:, :, 1:].transpose(1, 2)[:, 0][above].abs().max() < 1e-8
-        grown += above.sum().item()
-    assert grown > 100
-
-
-def test_with_r_the_latent_moves_towards_the_signal():
-    """p_j'z never falls with alpha, whatever is decoded below."""
-    layer, bottom_up, _ = one_layer((20, 6), decodes=True)
-    atom = layer.dictionary[..., :1]
-    alphas = torch.linspace(0, 3, 13, dtype=torch.double)[:, None, None, None]
-    step = stable_time_step([layer])
-    codes = last(modulated_dynamics(layer, bottom_up, alphas * atom, SPARSITY, step, 600))
-    towards = (atom.mT @ (layer.dictionary @ codes)).squeeze(-2)
-    assert towards.diff(dim=0).min() > -1e-9
-    assert (towards[-1] - towards[0]).min() > .1
-
-
-def used(code: Tensor) -> list[int]:
-    return (code[:, 0].abs() > 1e-9).nonzero().flatten().tolist()
-
-
-def overlapping_objects(pairs: int, overlap: float = .9) -> Tensor:
-    """Images ``(4 pairs, 2 pairs)``: object k and k + pairs share pixels, correlated by overlap."""
-    images = torch.zeros(4 * pairs, 2 * pairs, dtype=torch.double)
-    for k in range(pairs):
-        images[4 * k, [k, k + pairs]] = overlap**.5
-        images[4 * k + 1, k] = images[4 * k + 2, k + pairs] = (1 - overlap)**.5
-    return images
-
-
-def test_the_prior_selects_the_asked_object_of_two():
-    """Two objects of about equal strength over one another; atoms 1 and 3 are not in the scene."""
-    images = overlapping_objects(2)
-    dictionary = torch.linalg.qr(randn(6, 4))[0]
-    layer = GenerativeLayer(dictionary, images @ dictionary.T)
-    scene = images[:, :1] + 1.02 * images[:, 2:3]
-    bottom_up = layer.decoder.T @ scene
-    step = stable_time_step([layer])
-
-    def chosen(top_down: Tensor | None) -> list[int]:
-        return used(last(modulated_dynamics(layer, bottom_up, top_down, 1.4, step, 500)))
-
-    assert chosen(None) == [0, 2]
-    assert chosen(.9 * dictionary[:, :1]) == [0]
-    assert chosen(.9 * dictionary[:, 2:3]) == [2]
-    assert chosen(.9 * dictionary[:, 1:2]) == [0, 2]  # asking for what is not there
-    # Selection is the work of r: without it, the rival stays as it is.
-    blind = GenerativeLayer(dictionary)
-    rival = [last(modulated_dynamics(blind, bottom_up, signal, 1.4, 1., 500))[2]
-             for signal in (None, .9 * dictionary[:, :1])]
-    torch.testing.assert_close(*rival)
-    assert rival[0] > .1
-
-
-def test_without_r_the_prior_selects_among_objects_too_faint_to_be_seen():
-    dictionary = torch.linalg.qr(randn(6, 4))[0]
-    layer, scene = GenerativeLayer(dictionary), dictionary[:, :1] + 1.02 * dictionary[:, 2:3]
-    for sought, expected in ((None, []), (0, [0]), (2, [2]), (1, [])):
-        top_down = None if sought is None else .5 * dictionary[:, [sought]]
-        code = last(modulated_dynamics(layer, scene, top_down, 1.2, 1., 200))
-        assert used(code) == expected
-
-
-def test_a_prior_on_objects_selects_their_parts_in_the_layer_below():
-    """Objects of two parts each; in the image each part lies over one of the other object."""
-    parts = torch.linalg.qr(randn(6, 4))[0]
-    objects = torch.linalg.qr(randn(5, 2))[0]
-    belongs = torch.tensor([[1., 0], [1, 0], [0, 1], [0, 1]], dtype=torch.double) / 2**.5
-    images = overlapping_objects(2)
-    layers = [GenerativeLayer(parts, images @ parts.T),
-              GenerativeLayer(objects, parts @ belongs @ objects.T)]
-    scene = images.sum(1, keepdim=True)
-    step = stable_time_step(layers)
-
-    def codes(alpha: float, sought: int) -> tuple[Tensor, ...]:
-        prior = alpha * objects[:, [sought]]
-        return last(joint_dynamics(layers, scene, prior, SPARSITY, step, 600))
-
-    neutral = codes(0., 0)
-    assert used(neutral[0]) == [0, 1, 2, 3]
-    first, second = codes(3., 0), codes(3., 1)
-    assert (used(first[0]), used(first[1])) == ([0, 1], [0])
-    assert (used(second[0]), used(second[1])) == ([2, 3], [1])
-    # The scene is symmetric: the mirrored prior gives the mirrored codes.
-    torch.testing.assert_close(first[0], second[0].roll(2, 0))
-    torch.testing.assert_close(first[1], second[1].flip(0))
-    # A part grows with the prior's strength, its rival shrinks.
-    for weak, strong in pairwise(codes(alpha, 0)[0] for alpha in (.5, 1., 1.5, 2.)):
-        assert (strong[:2] > weak[:2] + .05).all() and (strong[2:] < weak[2:] - .05).all()
-
-
-# The networks
-
-
-def test_vars_d_with_a_top_down_signal_solves_the_objective_without_r():
-    """Its codes end at the lasso of x + t (Eq. 2.10, r = 0); its dictionary never sees t.
-
-    The tokens are six groups, and each random feature prefers one: an atom is a mask of a group.
-    (With random ones the atoms can be so alike that 20,000 steps are not enough.)
-    """
-    sparsity, grid = 2., TokenGrid(6, 4)
-    mixer = build_mixer('vars_d', 12, 2, (6, 4), preset='thesis', feature_ratio=1., num_steps=500,
-                        sparsity=sparsity).double()
-    groups = torch.eye(6, dtype=torch.double).repeat(4, 2)
-    with torch.no_grad():
-        mixer.qv.weight.copy_(torch.eye(12))
-        mixer.random_features.copy_(2 * torch.eye(6).expand(2, 6, 6))
-    x, top_down = (3 * groups + .3 * randn(24, 12))[None], .3 * randn(1, 24, 12)
-    alone, trace = mixer.trace(x, grid), mixer.trace(x, grid, top_down)
-    assert trace.atoms.equal(alone.atoms)
-    heads = [signal[0].unflatten(1, (2, 6)).unbind(1) for signal in (x, top_down)]
-    for head, (bottom_up, signal) in enumerate(zip(*heads, strict=True)):
-        atoms, code = trace.atoms[0, head], trace.codes[-1][0, head]
-        assert_optimal(atoms, bottom_up + signal, code, sparsity)
-        expected = lasso(atoms, bottom_up + signal, sparsity)
-        torch.testing.assert_close(code, expected, atol=1e-5, rtol=0)
-        layer = GenerativeLayer(atoms)
-        step = stable_time_step([layer])
-        same = last(modulated_dynamics(layer, bottom_up, signal, sparsity, step, 3000))
-        torch.testing.assert_close(same, code, atol=1e-7, rtol=0)
-        assert (code - alone.codes[-1][0, head]).abs().max() > .01
 
 
 # Bad input
