@@ -9,7 +9,13 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ['same_grid', 'surely']
+__all__ = ['can_look', 'same_grid', 'surely']
+
+
+def can_look(tensor: torch.Tensor) -> bool:
+    """Whether Python may read numbers of it: not while tracing or recording a CUDA graph."""
+    recording = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (torch.compiler.is_compiling() or recording)
 
 
 def surely(condition: bool | torch.SymBool) -> bool:

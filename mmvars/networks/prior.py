@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_number
+from mmvars.layers.tracing import can_look
 
 __all__ = ['PRIORS', 'ClassPrototype', 'GivenVector', 'LearnedQuery', 'Prior', 'token_mask']
 
@@ -61,7 +62,7 @@ class Prior(nn.Module):
         if not given.is_floating_point():
             return self.of_classes(given.reshape(-1) if given.ndim == 0 else given, batch_size)
         vectors = given.unsqueeze(0) if given.ndim == 1 else given
-        if vectors.shape not in {(1, self.embed_dim), (batch_size, self.embed_dim)}:
+        if vectors.shape not in ((batch_size, self.embed_dim), (1, self.embed_dim)):
             raise InputError(f'prior must have shape ({self.embed_dim},) or ({batch_size}, '
                              f'{self.embed_dim}), got {tuple(given.shape)}')
         return vectors
@@ -115,13 +116,14 @@ class ClassPrototype(Prior):
 
     def of_classes(self, class_ids: Tensor, batch_size: int) -> Tensor:
         num_classes = len(self.prototypes)
-        if class_ids.shape not in {(1,), (batch_size,)}:
+        if class_ids.shape not in ((batch_size,), (1,)):
             raise InputError(f'prior must be one class id or {batch_size} of them, got shape '
                              f'{tuple(class_ids.shape)}')
-        if class_ids.min() < 0 or class_ids.max() >= num_classes:
+        # Where no number can be read, the gather itself refuses an id that is out of range.
+        if can_look(class_ids) and (class_ids.min() < 0 or class_ids.max() >= num_classes):
             raise InputError(f'prior names class {class_ids.tolist()}; the classes are 0 to '
                              f'{num_classes - 1}')
-        return self.prototypes[class_ids]
+        return self.prototypes.index_select(0, class_ids.long())
 
 
 class GivenVector(Prior):
