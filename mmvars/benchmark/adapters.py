@@ -5,16 +5,20 @@ weights, so that contenders of one name and one seed compute the same.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.benchmark.textbook import TextbookAbSViT, textbook_weights
 from mmvars.errors import InputError
-from mmvars.networks import TopDown, build_network
+from mmvars.networks import Feedback, TopDown, TopDownOutput, build_network
+from mmvars.networks.plain_path import plain_path
+from mmvars.networks.shortcuts import Shortcuts
 
 __all__ = ['ADAPTERS', 'Adapter', 'Size', 'build_ours']
 
@@ -74,21 +78,28 @@ class Adapter(nn.Module):
 
 
 class OurNetwork(Adapter):
-    """Anything :func:`mmvars.networks.build_network` knows."""
+    """Anything :func:`mmvars.networks.build_network` knows.
+
+    Beside its arguments, the options may name :class:`~mmvars.networks.Shortcuts`, and
+    ``plain=True`` runs without the exact rewrites, see :func:`~mmvars.networks.plain_path`.
+    """
 
     def __init__(self, name: str, size: Size, options: dict[str, Any]) -> None:
         super().__init__(name, size, options)
         self.network = build_ours(name, size, options)
         self.out_indices = _quarters(self.network.trunk.depth)
+        self.plain = bool(options.get('plain', False))
 
     def logits(self, images: Tensor) -> Tensor:
-        return self.network.logits(self.network(images).final)
+        with self._path():
+            return self.read(self.network(images, **self.wanted('logits')), 'logits')
 
     def losses(self, images: Tensor, classes: Tensor) -> Tensor:
         network = self.network
         if network.is_plain:
             return super().losses(images, classes)
-        out = network(images, reconstruction=network.reconstructs)
+        with self._path():
+            out = network(images, reconstruction=network.reconstructs)
         passes = [F.cross_entropy(network.logits(part), classes)
                   for part in (out.bottom_up, out.final)]
         loss = sum(passes) / 2
@@ -97,10 +108,26 @@ class OurNetwork(Adapter):
         return loss
 
     def features(self, images: Tensor) -> list[Tensor]:
-        out = self.network(images, out_indices=self.out_indices).final
+        with self._path():
+            return self.read(self.network(images, **self.wanted('features')), 'features')
+
+    def wanted(self, method: str) -> dict[str, Any]:
+        """What a call of the network is to be told, for :meth:`read` to find it."""
+        if method == 'features':
+            return dict(out_indices=self.out_indices)
+        return dict(pooled_only=True)
+
+    def read(self, output: TopDownOutput, method: str) -> Tensor | list[Tensor]:
+        """Class scores or maps of the last pass."""
+        final = output.final
+        if method == 'logits':
+            return self.network.logits(final)
         maps = [grid.to_map(tokens)
-                for grid, tokens in zip(out.grids, out.intermediates, strict=True)]
-        return [*maps[:-1], out.grid.to_map(out.tokens)]
+                for grid, tokens in zip(final.grids, final.intermediates, strict=True)]
+        return [*maps[:-1], final.grid.to_map(final.tokens)]
+
+    def _path(self) -> AbstractContextManager:
+        return plain_path() if self.plain else nullcontext()
 
 
 class TimmViT(Adapter):
@@ -186,8 +213,28 @@ ADAPTERS: dict[str, type[Adapter]] = dict(mmvars=OurNetwork, timm=TimmViT, mmseg
 
 
 def build_ours(name: str, size: Size, options: dict[str, Any]) -> TopDown:
-    return build_network(name, img_size=(size.height, size.width), num_classes=size.num_classes,
-                         **size.overrides | options)
+    chosen = {key: value for key, value in options.items() if key in Shortcuts._fields}
+    arguments = {key: value for key, value in options.items()
+                 if key not in chosen and key != 'plain'}
+    network = build_network(name, img_size=(size.height, size.width), num_classes=size.num_classes,
+                            shortcuts=chosen or None, **size.overrides | arguments)
+    _make_telling(network)
+    return network
+
+
+def _make_telling(network: TopDown) -> None:
+    """Weights under which a comparison of outputs shows every term.
+
+    Fresh ones hide much: biases are zero, and what goes back dies out after a decoder or two.
+    """
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.normal_(std=.1)
+        if isinstance(network.feedback, Feedback):
+            for parameter in network.feedback.decoders.parameters():
+                if parameter.ndim == 2:  # keep the length of what passes
+                    parameter.normal_(std=parameter.shape[1]**-.5)
 
 
 def _mmseg_backbone() -> Callable[..., nn.Module]:

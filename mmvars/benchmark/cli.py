@@ -1,6 +1,7 @@
 """``mmvars benchmark``, the same as ``tools/benchmark.py``."""
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -9,6 +10,7 @@ from mmvars.benchmark.json_output import (add_json_arguments, check_json_argumen
 from mmvars.benchmark.models import TASKS
 from mmvars.benchmark.setting import make_settings
 from mmvars.benchmark.suites import SUITES
+from mmvars.benchmark.target_report import BEGIN, END
 from mmvars.benchmark.timing import CLOCKS, DTYPES, MODES
 from mmvars.layers import PRESETS
 
@@ -18,6 +20,9 @@ _EPILOG = """\
 suites:
   mixers   token mixers alone, against the number of tokens
   models   whole networks: inference, or with --mode training one training step
+  priors   ours with several priors on one image: one look for all against a call for each
+  imports  what importing mmvars adds to importing mmseg
+  readme   all targets of speed, reached or missed: the table of the README (see --rows)
 
 examples:
   mmvars benchmark
@@ -26,6 +31,8 @@ examples:
   mmvars benchmark --suite models --mode training --batch-sizes 8 \\
       --models timm/vit_tiny absvit_tiny absvit_tiny:grad_checkpointing=True
   mmvars benchmark --device cuda --dtype bfloat16 --compile --json times.json
+  mmvars benchmark --suite readme --json targets.json --update README.md
+  mmvars benchmark --suite readme --rows VARS import --keep targets.json --update README.md
 
 All contenders are measured in one process in turns, A B C A B C, so that ratios hold where absolute
 times on a busy machine do not. The first (or --reference) is what the others are compared with.
@@ -52,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     result, text = job()
     print(text)
-    write_json(args, result)
+    write_json(args, result, again=True)
     return 0
 
 
@@ -99,7 +106,7 @@ def _add_suite_arguments(parser: argparse.ArgumentParser) -> None:
                         help='channels and heads')
     mixers.add_argument('--preset', default='release', choices=tuple(PRESETS))
     mixers.add_argument('--num-steps', type=int, metavar='K', help='updates of the VARS mixers')
-    models = parser.add_argument_group('models')
+    models = parser.add_argument_group('models and priors')
     models.add_argument('--models', nargs='+', metavar='NAME',
                         default=['timm/vit_tiny', 'vit_tiny', 'absvit_tiny',
                                  'textbook/absvit_tiny'], help='contenders, see below')
@@ -107,3 +114,11 @@ def _add_suite_arguments(parser: argparse.ArgumentParser) -> None:
                         help='of the images in pixels')
     models.add_argument('--task', default='auto', choices=TASKS,
                         help='auto: class scores at 224x224, four feature maps at other sizes')
+    models.add_argument('--priors', type=int, default=4, metavar='K', help='priors an image')
+    readme = parser.add_argument_group('readme')
+    readme.add_argument('--rows', nargs='+', default=[], metavar='PART',
+                        help='only the targets with one of these words in them')
+    readme.add_argument('--keep', type=Path, metavar='FILE',
+                        help='take the other rows from the JSON file of an earlier run')
+    readme.add_argument('--update', type=Path, metavar='FILE',
+                        help=f'write the table into this file, between {BEGIN} and {END}')

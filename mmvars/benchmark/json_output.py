@@ -26,7 +26,7 @@ def check_json_arguments(args: argparse.Namespace) -> None:
         check_destination(args.json, overwrite=args.overwrite, suffixes=())
 
 
-def write_json(args: argparse.Namespace, result: Any) -> None:
-    """Write the file, if one was asked for."""
+def write_json(args: argparse.Namespace, result: Any, again: bool = False) -> None:
+    """Write the file, if one was asked for; ``again`` over what this command wrote before."""
     if args.json is not None:
-        write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
+        write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite or again)

@@ -29,7 +29,8 @@ _COLUMNS: dict[str, tuple[_Column, ...]] = {
         ('G all', 'released_multiply_adds', 'all'))),
 }
 _READING = """\
-Parameters and the first columns of G are counted from the built models as this package runs them;
+Parameters and the first columns of G are counted from the built models as this package runs them
+step by step (the exact fast path of AbSViT, which inference takes, needs fewer: `mmvars benchmark`);
 "release" is the arithmetic of the released code for the same function, where it has that
 configuration; PUBLISHED is what the thesis prints. "agrees": what rounds to the published digit."""
 _TWO_PASSES = """\

@@ -18,12 +18,14 @@ from mmvars.benchmark.contenders import Case, Contender
 from mmvars.errors import InputError, check_choice, check_number
 from mmvars.networks import SIZES, VARIANTS
 
-__all__ = ['TASKS', 'ModelSpec', 'model_cases', 'parse_model']
+__all__ = ['NUM_CLASSES', 'TASKS', 'ModelSpec', 'method_of', 'model_cases', 'parse_model']
 
 TASKS = ('auto', 'classify', 'features')
 NUM_CLASSES = 1000
+"""Of every classifier here, as in ImageNet-1k."""
+
 _CLASSIFIED = (224, 224)
-_SAME_FUNCTION = ('grad_checkpointing', )  # options that leave outputs and gradients as they are
+_SAME_FUNCTION = ('grad_checkpointing', 'plain')  # of the options
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def model_cases(specs: Sequence[ModelSpec], sizes: Sequence[tuple[int, int]],
     for height, width in sorted(sizes, key=math.prod):
         for batch in batches:
             check_number('--batch-sizes', batch, 1, whole=True)
-            method = 'losses' if training else _method(task, (height, width))
+            method = 'losses' if training else method_of(task, (height, width))
             size = Size(height, width, batch, 0 if method == 'features' else NUM_CLASSES,
                         overrides or {})
             contenders = tuple(model_contender(spec, size, method) for spec in specs)
@@ -153,7 +155,7 @@ def _inputs(size: Size, with_classes: bool) -> Callable[[], tuple[Tensor, ...]]:
     return inputs
 
 
-def _method(task: str, size: tuple[int, int]) -> str:
+def method_of(task: str, size: tuple[int, int]) -> str:
     if task == 'auto':
         task = 'classify' if size == _CLASSIFIED else 'features'
     return dict(classify='logits', features='features')[task]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ['Spread', 'crossing', 'growth_exponent', 'paired_ratio', 'spread']
+__all__ = ['Spread', 'crossing', 'growth_exponent', 'growth_interval', 'paired_ratio', 'spread']
 
 _RESAMPLES = 2000
 
@@ -59,6 +59,26 @@ def growth_exponent(sizes: Sequence[float], values: Sequence[float], low: float,
     slope, _ = statistics.linear_regression([math.log(size) for size, _ in points],
                                             [math.log(value) for _, value in points])
     return slope
+
+
+def growth_interval(sizes: Sequence[float], samples: Sequence[Sequence[float]], low: float,
+                    high: float, seed: int = 0) -> Spread | None:
+    """The growth exponent of medians, with its 5-95 % bootstrap interval.
+
+    Args:
+        sizes: As of :func:`growth_exponent`.
+        samples: Times at each size.
+        low, high: As of :func:`growth_exponent`.
+        seed: Of the resampling.
+    """
+    exponent = growth_exponent(sizes, [statistics.median(times) for times in samples], low, high)
+    if exponent is None:
+        return None
+    generator = random.Random(seed)
+    found = [growth_exponent(sizes, [statistics.median(generator.choices(times, k=len(times)))
+                                     for times in samples], low, high)
+             for _ in range(_RESAMPLES)]
+    return Spread(_quantile(found, .05), exponent, _quantile(found, .95))
 
 
 def crossing(sizes: Sequence[float], ratios: Sequence[float]) -> float | None:
