@@ -80,7 +80,7 @@ GFNET = Format(
 FAN = Format(
     name='fan',
     title='released FAN',
-    rows=same_names('trunk.', 'cls_token', 'patch_embed.{path}',
+    rows=same_names('trunk.', 'cls_token', 'patch_embed.backbone.{path}', 'patch_embed.{path}',
                     'pos_embed.token_projection.{path}', 'blocks.{i}.gamma1', 'blocks.{i}.gamma2',
                     *(f'blocks.{{i}}.{part}.{{path}}' for part in
                       ('norm1', 'attn.q', 'attn.kv', 'attn.proj', 'norm2', 'mlp')),

@@ -1,19 +1,25 @@
 """mmengine's Runner, with checkpoints loaded strictly and safely."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor
 
-from mmvars.checkpoints import Account
+from mmvars.checkpoints.account import Account, Status
 from mmvars.checkpoints.constants import check_constants, mixer_meta, recorded_mixer
 from mmvars.checkpoints.files import read_meta
+from mmvars.checkpoints.formats import MMVARS
+from mmvars.checkpoints.mixers import mixers_seen
 from mmvars.engine.safe_load import load_from_local
 from mmvars.errors import InputError
 from mmvars.networks import Trunk
 
 __all__ = ['StrictRunner', 'allowed_constants', 'use_safe_loading']
+
+_KINDS = {'unexpected key in source state_dict': Status.UNEXPECTED,
+          'missing keys in source state_dict': Status.MISSING}
 
 
 def allowed_constants(cfg: Mapping) -> tuple[str, ...]:
@@ -83,9 +89,11 @@ class StrictRunner(Runner):
         except RuntimeError as error:
             if 'do not match exactly' not in str(error):
                 raise
-            raise InputError(f'checkpoint {filename!r} does not fit the model of this config:\n'
-                             f'{str(error).strip()}\nUse the config that it was trained with; a '
-                             'released or timm file goes through `mmvars convert` first') from None
+            account = _account_of(str(error), f'checkpoint {filename!r} into the model of this '
+                                  'config')
+            account.raise_problems(f'{self._other_mixer(filename)}Use the config that it was '
+                                   'trained with; a released or timm file goes through `mmvars '
+                                   'convert` first')
         trunk = self._trunk()
         if trunk is not None:
             account = Account(f'checkpoint {filename!r}')
@@ -108,6 +116,18 @@ class StrictRunner(Runner):
     def _trunk(self) -> Trunk | None:
         return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)
 
+    def _other_mixer(self, filename: str) -> str:
+        """A sentence on the mixers, where those of a local file are none of the model's."""
+        if '://' in filename:
+            return ''
+        checkpoint = load_from_local(filename)
+        found = _mixers(checkpoint.get('state_dict', checkpoint))
+        own = _mixers(self.model.state_dict())
+        if not found or not own or found & own:
+            return ''
+        return (f'The file mixes tokens with {", ".join(sorted(found))}, the model with '
+                f'{", ".join(sorted(own))}. ')
+
     def _need_some_backbone(self, checkpoint: dict, filename: str) -> None:
         model = self.model.module if is_model_wrapper(self.model) else self.model
         source = checkpoint.get('state_dict', checkpoint)
@@ -121,3 +141,26 @@ class StrictRunner(Runner):
             raise InputError(f'load_from {filename!r} fills no tensor of the backbone (its keys '
                              f'are like {example!r}, wanted are like {next(iter(targets))!r}): '
                              'convert it with `mmvars convert`')
+
+
+def _mixers(keys: Iterable[str]) -> set[str]:
+    names = (MMVARS.to_network(key.removeprefix('module.')) for key in keys)
+    return set(mixers_seen([name[0] for name in names if name]))
+
+
+def _account_of(misfits: str, title: str) -> Account:
+    """mmengine's list of what does not fit as an account, in which like keys share a line."""
+    account = Account(title)
+    for line in filter(None, misfits.splitlines()[1:]):
+        kind, _, rest = line.partition(': ')
+        if kind.startswith('size mismatch for '):
+            shapes = [tuple(map(int, re.findall(r'\d+', shape)))
+                      for shape in re.findall(r'torch\.Size\(\[([^]]*)\]\)', rest)]
+            account.add(Status.MISSHAPED, kind.removeprefix('size mismatch for '), None,
+                        *shapes[:2], note='' if shapes else rest)
+        elif kind in _KINDS:
+            for key in rest.split(', '):
+                account.add(_KINDS[kind], key)
+        else:
+            account.add(Status.BROKEN, note=line)
+    return account

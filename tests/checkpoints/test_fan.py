@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmvars.checkpoints import convert_state_dict
+from mmvars.checkpoints.formats import FAN
 from mmvars.networks import build_network
 
 FACTS = Path(__file__).resolve().parents[2].parent / 'shared' / 'facts' / 'keys'
@@ -31,7 +32,7 @@ def test_recorded_outputs_and_the_way_back(golden, name):
     expected = record['outputs']['logits_64x64']
     assert (logits - expected).abs().max() <= 2e-5 * expected.abs().max()
     back = convert_state_dict(tensors, arch, to='release', **size).tensors
-    assert set(back) == set(record['state_dict'])
+    assert list(back) == list(record['state_dict'])
     assert all(torch.equal(back[key], value) for key, value in record['state_dict'].items())
 
 
@@ -44,3 +45,4 @@ def test_key_lists_of_the_released_sizes(file):
     with torch.device('meta'):
         trunk = build_network(RECORDED[file]).trunk
     assert {key: tuple(t.shape) for key, t in trunk.state_dict().items()} == recorded
+    assert sorted(recorded, key=FAN.position) == list(recorded)

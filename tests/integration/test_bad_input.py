@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from mmvars.cli import run_tool
+from mmvars.registry import MODELS
 
 STRICT = """
 pipeline[0] = dict(type='mmvars.LoadImageFromFile')
@@ -173,10 +175,33 @@ def test_resume_with_other_parameter_groups(toy, tmp_path, work_dir, capsys) -> 
 @pytest.mark.parametrize('host', ['seg', 'cls'])
 def test_a_checkpoint_of_another_model(host, toy, work_dir, checkpoint, capsys) -> None:
     message = refused(capsys, 'test', toy / f'{host}.py', checkpoint, work_dir=work_dir)
-    assert 'does not fit the model' in message
-    assert 'unexpected key in source state_dict: backbone.x' in message
+    assert 'into the model of this config: failed' in message
+    assert 'UNEXPECTED in the file: 1\n  backbone.x\n' in message
     assert 'backbone.network.trunk.cls_token' in message  # all that is missing, by name
+    assert 'trunk.blocks.{0..1}.attn.qkv.weight\n' in message  # like keys share a line
     assert 'mmvars convert' in message
+
+
+def test_a_checkpoint_with_another_mixer_or_width(toy, tmp_path, work_dir, capsys) -> None:
+    cfg = Config.fromfile(toy / 'cls.py')
+    deit = dict(type='mmvars.VARS', arch=dict(trunk='deit_convstem', embed_dims=24, num_layers=2,
+                                              num_heads=2), img_size=64, out_type='avg_featmap')
+    own = dict(deit, mixer='vars_d')
+    for name, made in (('mixer', dict(deit, mixer='self_attention')),
+                       ('width', dict(own, arch=dict(own['arch'], embed_dims=32)))):
+        state = {f'backbone.{key}': value for key, value in MODELS.build(made).state_dict().items()}
+        torch.save(dict(state_dict=state, meta={}), tmp_path / f'{name}.pth')
+    cfg.model.backbone = own
+    cfg.model.head.in_channels = 24
+    cfg.dump(tmp_path / 'vars.py')
+    message = refused(capsys, 'test', tmp_path / 'vars.py', tmp_path / 'mixer.pth',
+                      work_dir=work_dir)
+    assert 'The file mixes tokens with self_attention, the model with vars_d. Use the' in message
+    assert 'trunk.blocks.{0..1}.attn.random_features\n' in message
+    message = refused(capsys, 'test', tmp_path / 'vars.py', tmp_path / 'width.pth',
+                      work_dir=work_dir)
+    assert 'blocks.{0..1}.attn.proj.weight  32x32 -> 24x24\n' in message
+    assert 'mixes tokens' not in message
 
 
 @pytest.mark.parametrize('arguments, words', [
