@@ -121,12 +121,17 @@ def _with_folded_value(projection: nn.Linear | Rows, x: Tensor,
     others = len(weight) - channels
     rows, bias_v = weight[others:], None if bias is None else bias[others:]
     if signal.shared is None:
+        if signal.rows is None:  # the bias once more, inside the product of the signal
+            *pieces, value = projection(x).split(channels, dim=-1)
+            return (*pieces, value + signal.through(rows, bias_v))
         both = None if bias is None else torch.cat([bias[:others], 2 * bias_v])
         *pieces, value = F.linear(x, weight, both).split(channels, dim=-1)
         return (*pieces, _added(value, signal, rows))
     *pieces, value = signal.shared.joint[projection].split(channels, dim=-1)
-    if signal.shared.same_value:  # several second passes may follow: leave it as it is
-        value = value.clone() if bias is None else value + bias_v
+    if signal.shared.same_value:
+        # Several second passes may follow, so it stays as it is; under autocast it is narrower
+        # than the bias.
+        value = value.clone() if bias is None else value + bias_v.to(value.dtype)
         return (*pieces, _added(value, signal, rows))
     doubled = None if bias is None else 2 * bias_v
     if not signal.weights:  # one product of the sum instead of two

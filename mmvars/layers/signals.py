@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.layers.kept import Kept
+from mmvars.layers.precision import full_precision, widened
 
 __all__ = ['AddedToAll', 'FoldedSignal', 'MaskedValue', 'SharedInput', 'TopDownSignal',
            'exact_product']
@@ -73,10 +73,10 @@ class FoldedSignal:
         full = signal.new_zeros(self.shape[0] * self.shape[1], signal.shape[-1])
         return full.index_copy_(0, self.rows, signal).unflatten(0, self.shape)
 
-    def through(self, value_rows: Tensor | None) -> Tensor:
-        """``t Wv'`` for the tokens at hand, with the rows ``(C, C)`` that project the value.
+    def through(self, value_rows: Tensor | None, bias: Tensor | None = None) -> Tensor:
+        """``t Wv' + bias`` for the tokens at hand, with the rows ``(C, C)`` that project the value.
 
-        Without their bias. ``None`` stands for a mixer whose value is its input.
+        ``None`` stands for a mixer whose value is its input.
         """
         *weights, last = self.weights or (None, )
         if last is None:
@@ -84,9 +84,9 @@ class FoldedSignal:
         elif value_rows is not None:
             last = self._folded(value_rows, last)
         tokens = self.tokens
-        for weight in (*weights, last):
-            tokens = tokens if weight is None else F.linear(tokens, weight)
-        return tokens
+        for weight in weights:
+            tokens = F.linear(tokens, weight)
+        return tokens if last is None else F.linear(tokens, last, bias)
 
     def _folded(self, value_rows: Tensor, last: Tensor) -> Tensor:
         if self.kept is None:
@@ -96,13 +96,11 @@ class FoldedSignal:
 
 def exact_product(*factors: Tensor) -> Tensor:
     """Product of matrices in at least float32, whatever the precision of the forward pass."""
-    dtype = factors[0].dtype
-    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    with torch.autocast(factors[0].device.type, enabled=False):
-        result = factors[0].to(wide)
+    with full_precision(factors[0]):
+        result = widened(factors[0])
         for factor in factors[1:]:
-            result = result @ factor.to(wide)
-        return result.to(dtype)
+            result = result @ widened(factor)
+        return result.to(factors[0].dtype)
 
 
 TopDownSignal = Tensor | AddedToAll | MaskedValue | SharedInput | FoldedSignal

@@ -1,6 +1,6 @@
 """ViT and AbSViT as OpenMMLab backbones: OpenMMLab's names outside, ours inside."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ from mmvars.errors import InputError, check_choice, check_number
 from mmvars.models.arguments import (ARCHITECTURES, named_network, outside_names,
                                      prompt_arguments, size_arguments)
 from mmvars.models.base import BackboneTrainOutput, TrunkBackbone
-from mmvars.networks import DESIGNS, TopDownOutput
+from mmvars.networks import DESIGNS, TopDownOutput, TrunkOutput
 from mmvars.networks.checks import check_top_down
 from mmvars.registry import MODELS
 
@@ -103,6 +103,9 @@ class AbSViT(ViT):
         alpha: Scale of the top-down signal; 1 in the release, 10 for scenes with several objects
             (Section 2.7).
         num_passes: Passes through the trunk: 2, or more rounds of feedback.
+        shortcuts: What to leave out at the cost of other outputs, see
+            :class:`~mmvars.networks.Shortcuts`: any of ``restart_block``, ``first_pass_scale``,
+            ``share_query_key``, ``feedback_rank``.
         reconstruction_loss_weight: Weight of the summed layer-wise reconstruction loss (Eq. 2.13)
             in :meth:`forward_train`; 0.1 for ImageNet (A.5), 0 in the released segmentation recipe.
     """
@@ -112,13 +115,14 @@ class AbSViT(ViT):
     def __init__(self, arch: str | dict = 'base', *args, mixer: str | None = None,
                  mixer_cfg: dict | None = None, design: str = 'absvit',
                  prior: str | dict = 'learned_query', alpha: float = 1., num_passes: int = 2,
-                 reconstruction_loss_weight: float = 0., **kwargs) -> None:
+                 shortcuts: dict | None = None, reconstruction_loss_weight: float = 0.,
+                 **kwargs) -> None:
         check_choice('design', design, DESIGNS)
         with outside_names():
             check_top_down(DESIGNS[design], prior, alpha, num_passes)
         check_number('reconstruction_loss_weight', reconstruction_loss_weight, 0)
         self._parts = dict(top_down=design, prior=prior, alpha=alpha, num_passes=num_passes,
-                           mixer=mixer, mixer_options=mixer_cfg)
+                           shortcuts=shortcuts, mixer=mixer, mixer_options=mixer_cfg)
         super().__init__(arch, *args, **kwargs)
         if reconstruction_loss_weight and not self.network.reconstructs:
             raise InputError(f'reconstruction_loss_weight ({reconstruction_loss_weight:g}) needs '
@@ -128,6 +132,10 @@ class AbSViT(ViT):
         if self.network.feedback is None and not last_is_out:
             raise InputError(f'design={design!r} reweights the output of the last block alone, so '
                              f'out_indices must end with it and final_norm be True')
+        restart = self.network.shortcuts.restart_block
+        if self.out_indices[-1] < restart:
+            raise InputError(f'restart_block={restart} starts the second pass above the last of '
+                             f'out_indices ({self.out_indices[-1]}): no feedback would reach it')
         self.reconstruction_loss_weight = reconstruction_loss_weight
 
     def forward(self, x: Tensor, prior: Tensor | None = None,
@@ -138,13 +146,59 @@ class AbSViT(ViT):
             prior: Prior for this call: ``(C,)``, ``(B, C)``, or class ids; ``None`` for the own.
             alpha: Scale for this call, a number or ``(B,)``.
         """
-        output = self.network(x, prior=prior, alpha=alpha, out_indices=self.out_indices)
+        output = self.network(x, prior=prior, alpha=alpha, out_indices=self._wanted(),
+                              pooled_only=self._only_pooled())
         return self._features(output.final)
+
+    def forward_priors(self, x: Tensor, priors: Sequence[Tensor],
+                       alpha: float | Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+        """Features for several priors on the same images: pass 1 runs once.
+
+        Args:
+            x: Images ``(B, in_channels, H, W)``.
+            priors: Priors as :meth:`forward` takes them, one after the other.
+            alpha: Scale, as in :meth:`forward`.
+
+        Yields:
+            What :meth:`forward` returns for each of them.
+
+        Raises:
+            InputError: If the design has no second pass.
+        """
+        first = self.network.look(x, self._wanted())
+        for prior in priors:
+            output = self.network.attend(first, prior, alpha, self._wanted(),
+                                         pooled_only=self._only_pooled())
+            yield self._features(output.final)
+
+    def forward_frame(self, x: Tensor, previous: TrunkOutput | None = None,
+                      prior: Tensor | None = None, alpha: float | Tensor | None = None
+                      ) -> tuple[tuple[Tensor, ...], TrunkOutput]:
+        """Features of a frame of a video, with what was seen in the frame before as pass 1.
+
+        Changes the mathematics: about half the cost, and what is looked for is found where it was
+        a frame ago. Without ``previous`` the same as :meth:`forward`.
+
+        Args:
+            x: Images ``(B, in_channels, H, W)``.
+            previous: What the call for the frame before returned; ``None`` at the first.
+            prior, alpha: As in :meth:`forward`.
+
+        Returns:
+            The features, and what the call for the next frame takes as ``previous``.
+
+        Raises:
+            InputError: If the design has no second pass, or ``previous`` is of another batch.
+        """
+        first = self.network.look(x, self._wanted(), previous)
+        output = self.network.attend(first, prior, alpha, self._wanted()).final
+        return self._features(output), output._replace(intermediates=(), grids=())
 
     def forward_train(self, x: Tensor) -> BackboneTrainOutput:
         weight = self.reconstruction_loss_weight
-        output: TopDownOutput = self.network(x, out_indices=self.out_indices,
-                                             reconstruction=weight > 0)
+        output: TopDownOutput = self.network(x, out_indices=self._wanted(),
+                                             reconstruction=weight > 0,
+                                             pooled_only=self._only_pooled())
         losses = {}
         if weight > 0:
             losses['loss_reconstruction'] = weight * output.reconstruction.sum()
@@ -168,6 +222,9 @@ class AbSViT(ViT):
         # unused.
         unused = [m for m in super()._unused_modules() if m is self.network.trunk.fc_norm]
         if self.network.reconstructs:
-            decoders = self.network.feedback.decoders[self.out_indices[-1] + 1:]
-            unused += [decoder.readout for decoder in decoders]
+            feedback = self.network.feedback
+            unused += [decoder.readout for decoder in feedback.decoders[self.out_indices[-1] + 1:]]
+            unused += feedback.decoders[:feedback.first_block]
+            unused += [crossing for index, crossing in feedback.crossings.items()
+                       if int(index) < feedback.first_block]
         return unused

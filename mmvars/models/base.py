@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -94,7 +95,8 @@ class TrunkBackbone(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images ``(B, in_channels, H, W)``, one entry for each of ``out_indices``."""
-        return self._features(self.network(x, out_indices=self.out_indices).final)
+        output = self.network(x, out_indices=self._wanted(), pooled_only=self._only_pooled())
+        return self._features(output.final)
 
     def forward_train(self, x: Tensor) -> BackboneTrainOutput:
         """Features and own losses in one forward, for host models that know mmvars."""
@@ -143,11 +145,24 @@ class TrunkBackbone(BaseModule):
                              f'{depth - 1}], got {out_indices!r}')
         return indices
 
+    def _wanted(self) -> tuple[int, ...]:
+        """Blocks whose raw output is returned: not the last, where its final norm follows."""
+        last_is_normed = self.out_indices[-1] == self.num_layers - 1 and self.final_norm
+        return self.out_indices[:-1] if last_is_normed else self.out_indices
+
+    def _only_pooled(self) -> bool:
+        """Whether of the last block the class token alone is wanted.
+
+        In eval mode with gradients all tokens are kept: class activation maps look at them.
+        """
+        return (self.out_type == 'cls_token' and self.out_indices == (self.num_layers - 1, )
+                and (self.training or not torch.is_grad_enabled()))
+
     def _features(self, output: TrunkOutput) -> tuple[Tensor, ...]:
         feats = [self._formatted(tokens, grid)
                  for tokens, grid in zip(output.intermediates, output.grids, strict=True)]
-        if self.out_indices[-1] == self.num_layers - 1 and self.final_norm:
-            feats[-1] = self._last_feature(output)
+        if len(feats) < len(self.out_indices):
+            feats.append(self._last_feature(output))
         return tuple(feats)
 
     def _last_feature(self, output: TrunkOutput) -> Tensor:

@@ -19,13 +19,18 @@ def chain_error(weight: Tensor, output: Tensor, target: Tensor) -> Tensor:
         output: ``(B, N, C)``, without gradient.
         target: ``(B, N, C)``, without gradient.
     """
-    device = weight.device.type
-    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    needs_gradient = torch.is_grad_enabled() and weight.requires_grad
     # In fp16 the gradient would underflow here: a loss scaler acts on the backward pass only.
-    if half or weight.dtype == torch.float16 or not (
-            torch.is_grad_enabled() and weight.requires_grad):
-        return F.mse_loss(F.linear(output, weight), target)
-    return _ChainError.apply(weight, output, target)
+    if needs_gradient and _precision(weight) != torch.float16:
+        return _ChainError.apply(weight, output, target)
+    return F.mse_loss(F.linear(output, weight), target)
+
+
+def _precision(weight: Tensor) -> torch.dtype:
+    device = weight.device.type
+    if not weight.is_meta and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
 class _ChainError(torch.autograd.Function):

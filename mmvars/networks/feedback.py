@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from mmvars.errors import check_choice
 from mmvars.layers import TokenGrid
 from mmvars.layers.kept import Kept, can_keep
-from mmvars.layers.tracing import surely
 from mmvars.layers.signals import (AddedToAll, FoldedSignal, MaskedValue, TopDownSignal,
                                    exact_product)
+from mmvars.layers.tracing import surely
 from mmvars.networks.chain_error import chain_error
 from mmvars.networks.plain_path import is_plain_path
 

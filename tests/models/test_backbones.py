@@ -197,3 +197,56 @@ def test_a_mistake_survives_the_registry(tiny_arch):
 def test_top_down_transfer_is_not_for_the_plain_twin():
     with pytest.raises(InputError, match='transfer must be one of end2end, linear, prompt; got'):
         ViT(transfer='top-down')
+
+
+class TestManyPriorsAndFrames:
+
+    @pytest.fixture
+    def backbone(self, tiny_arch):
+        return AbSViT(arch=tiny_arch, img_size=64, out_indices=(0, 2)).eval()
+
+    @torch.no_grad()
+    def test_priors_give_what_single_calls_give(self, backbone):
+        images, priors = torch.randn(2, 3, 64, 80), torch.randn(3, 48)
+        together = list(backbone.forward_priors(images, priors, alpha=2.))
+        assert len(together) == 3
+        for feats, prior in zip(together, priors, strict=True):
+            for a, b in zip(feats, backbone(images, prior=prior, alpha=2.), strict=True):
+                assert torch.equal(a, b)
+
+    @torch.no_grad()
+    def test_first_frame_is_exact_and_the_next_looks_back(self, backbone):
+        frames = torch.randn(2, 1, 3, 64, 80)
+        feats, seen = backbone.forward_frame(frames[0])
+        for a, b in zip(feats, backbone(frames[0]), strict=True):
+            assert torch.equal(a, b)
+        blocks = []
+        backbone.network.trunk.blocks[0].register_forward_hook(lambda *args: blocks.append(1))
+        following, _ = backbone.forward_frame(frames[1], seen)
+        assert len(blocks) == 1  # one pass instead of two
+        assert not torch.allclose(following[1], backbone(frames[1])[1])
+
+    @torch.no_grad()
+    def test_class_token_alone_is_computed_where_it_alone_is_asked_for(self, tiny_arch):
+        backbone = AbSViT(arch=tiny_arch, img_size=64, out_type='cls_token').eval()
+        sizes = []
+        backbone.network.trunk.blocks[2].mlp.register_forward_hook(
+            lambda m, args, out: sizes.append(out.shape[1]))
+        images = torch.randn(2, 3, 64, 64)
+        found = backbone(images)[0]
+        assert sizes == [17, 1]
+        with torch.enable_grad():  # as class activation maps look at it
+            torch.testing.assert_close(backbone(images)[0], found)
+        assert sizes[2:] == [17, 17]
+
+    def test_restart_block_needs_an_output_above_it(self, tiny_arch):
+        with pytest.raises(InputError, match='restart_block=2 starts the second pass above'):
+            AbSViT(arch=tiny_arch, img_size=64, out_indices=1, shortcuts=dict(restart_block=2))
+
+    def test_only_what_a_loss_reaches_trains_with_a_restart(self, tiny_arch):
+        backbone = AbSViT(arch=tiny_arch, img_size=64, shortcuts=dict(restart_block=1),
+                          reconstruction_loss_weight=.1)
+        output = backbone.forward_train(torch.randn(1, 3, 64, 64))
+        (output.feats[0].sum() + sum(output.losses.values())).backward()
+        for name, parameter in backbone.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name

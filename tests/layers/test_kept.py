@@ -1,0 +1,101 @@
+"""What is kept between forwards is never stale."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from mmvars.layers.kept import Kept, can_keep
+
+
+@pytest.fixture
+def counted():
+    calls = []
+
+    def make():
+        calls.append(1)
+        return object()
+
+    return make, calls
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize('shape', [(3, 3), (8, 8), (5, 7), (48, 48)])
+@pytest.mark.parametrize('place', [0, -1, 4])
+def test_any_number_that_changes_behind_torchs_back_is_seen(dtype, shape, place, counted):
+    make, calls = counted
+    weight, kept = nn.Parameter(torch.randn(shape).to(dtype)), Kept()
+    first = kept.get([weight], make)
+    assert kept.get([weight], make) is first and len(calls) == 1
+    address, version = weight.data_ptr(), weight._version
+    weight.data.view(-1)[place] += 1
+    assert (weight.data_ptr(), weight._version) == (address, version)  # neither would tell
+    assert kept.get([weight], make) is not first and len(calls) == 2
+
+
+def test_exchanged_rows_columns_and_tensors_are_seen(counted):
+    make, calls = counted
+    weights, kept = [torch.randn(48, 48) for _ in range(2)], Kept()
+    kept.get(weights, make)
+    for number, change in enumerate([
+            lambda w: w.copy_(w.flip(0)), lambda w: w.copy_(w.flip(1)), lambda w: w.copy_(w.t().clone()),
+            lambda w: w.neg_()], start=2):
+        change(weights[0].data)
+        kept.get(weights, make)
+        assert len(calls) == number
+    kept.get(weights[::-1], make)
+    assert len(calls) == 6
+
+
+def test_other_sizes_precisions_and_companions_are_seen(counted):
+    make, calls = counted
+    weight, kept, other = torch.zeros(8, 8), Kept(), object()
+    for number, sources in enumerate([[weight], [weight.double()], [torch.zeros(4, 16)],
+                                      [weight, weight]], start=1):
+        kept.get(sources, make)
+        kept.get(sources, make)
+        assert len(calls) == number
+    kept.get([weight, weight], make, other)
+    kept.get([weight, weight], make, other)
+    assert len(calls) == 5
+    kept.get([weight, weight], make, object())
+    assert len(calls) == 6
+
+
+def test_the_same_numbers_elsewhere_are_the_same(counted):
+    make, calls = counted
+    weight, kept = torch.randn(8, 8), Kept()
+    kept.get([weight], make)
+    kept.get([weight.clone()], make)
+    assert len(calls) == 1
+
+
+def test_copies_and_files_keep_nothing(counted):
+    make, _ = counted
+    weight, module = torch.randn(8, 8), nn.Linear(2, 2)
+    module.kept = Kept()
+    first = module.kept.get([weight], make)
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(module), torch.load(buffer, weights_only=False)):
+        assert twin.kept.get([weight], make) is not first
+    assert module.kept.get([weight], make) is first
+
+
+def test_nothing_is_kept_where_it_would_be_differentiated_or_traced():
+    x, seen = torch.ones(2), []
+    assert not can_keep(x)
+    with torch.no_grad():
+        assert can_keep(x)
+        assert can_keep(x.to('meta'))
+
+        def traced(x):
+            seen.append(can_keep(x))
+            return x + 1
+
+        torch.jit.trace(traced, x)
+        assert torch.compile(lambda x: x + can_keep(x), backend='eager')(x).tolist() == [1, 1]
+    assert seen[0] is False
