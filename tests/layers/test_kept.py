@@ -40,8 +40,8 @@ def test_exchanged_rows_columns_and_tensors_are_seen(counted):
     weights, kept = [torch.randn(48, 48) for _ in range(2)], Kept()
     kept.get(weights, make)
     for number, change in enumerate([
-            lambda w: w.copy_(w.flip(0)), lambda w: w.copy_(w.flip(1)), lambda w: w.copy_(w.t().clone()),
-            lambda w: w.neg_()], start=2):
+            lambda w: w.copy_(w.flip(0)), lambda w: w.copy_(w.flip(1)),
+            lambda w: w.copy_(w.t().clone()), lambda w: w.neg_()], start=2):
         change(weights[0].data)
         kept.get(weights, make)
         assert len(calls) == number
