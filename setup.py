@@ -18,7 +18,8 @@ SUFFIXES = {'.py', '.yml', '.yaml', '.sh', '.txt', '.md'}
 
 ONEDL = ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain']
 OPENMMLAB = ['mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain']
-DEV = ['pytest', 'pytest-xdist', 'ruff', 'scikit-learn', 'tensorboard']
+EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+DEV = ['pytest', 'pytest-xdist', 'ruff', 'scikit-learn', 'tensorboard', *EXPORT]
 
 
 def version() -> str:
@@ -90,6 +91,7 @@ setup(
         # Both name all four packages: none of them lists the others as a hard requirement.
         'onedl': ['torchvision', *ONEDL],
         'openmmlab': ['torchvision', *OPENMMLAB],
+        'export': EXPORT,
         'dev': DEV,
     },
     entry_points={'console_scripts': ['mmvars = mmvars.cli:main']},

@@ -21,6 +21,7 @@ COMMANDS = {
     'compare': ('mmvars.engine.compare:main',
                 'train variants of a config with several seeds, mean and spread'),
     'convert': ('mmvars.checkpoints.cli:main', 'convert checkpoints from and to other formats'),
+    'export': ('mmvars.export.cli:main', 'write a model as an ONNX file or a program of torch'),
     'visualize': ('mmvars.visualization.cli:main', 'draw bottom-up and top-down attention'),
     'table': ('mmvars.benchmark.table_cli:main',
               'parameters and multiply-adds beside the published tables'),

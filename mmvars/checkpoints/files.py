@@ -21,7 +21,7 @@ from torch import Tensor, serialization
 from mmvars.errors import InputError
 
 __all__ = ['check_destination', 'read_checkpoint', 'read_meta', 'why_unreadable',
-           'write_checkpoint', 'write_text']
+           'write_bytes', 'write_checkpoint', 'write_text']
 
 SAFETENSORS_SUFFIX = '.safetensors'
 SUFFIXES = ('.pth', '.pt', '.bin', SAFETENSORS_SUFFIX)
@@ -170,14 +170,19 @@ def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], container:
             torch.save(content | ({'meta': dict(meta)} if meta else {}), temporary)
 
 
-def write_text(path: str | Path, text: str, overwrite: bool = False) -> None:
-    """Write a text file, whole or not at all.
+def write_bytes(path: str | Path, content: bytes, overwrite: bool = False) -> None:
+    """Write a file, whole or not at all.
 
     Raises:
         InputError: If it exists and ``overwrite`` is false, or the disk refuses.
     """
     with _whole_or_nothing(Path(path), overwrite) as temporary:
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str, overwrite: bool = False) -> None:
+    """Write a text file in UTF-8, as :func:`write_bytes` does."""
+    write_bytes(path, text.encode(), overwrite)
 
 
 @contextlib.contextmanager

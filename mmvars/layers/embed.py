@@ -56,8 +56,10 @@ class PatchEmbed(nn.Module):
         bottom, right = -height % patch, -width % patch
         if surely(bottom == 0) and surely(right == 0):
             return images
-        if torch.compiler.is_compiling():  # one graph, whether there is anything to pad or not
-            most = F.pad(images, (0, patch - 1, 0, patch - 1))
+        if torch.compiler.is_compiling():
+            # One graph, whether there is anything to pad or not. More than is ever needed, so that
+            # there is always something to cut off: an exported program is guarded by that.
+            most = F.pad(images, (0, patch, 0, patch))
             return most[..., :height + bottom, :width + right]
         return F.pad(images, (0, right, 0, bottom))
 

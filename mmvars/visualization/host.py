@@ -88,9 +88,9 @@ def network_of(model: nn.Module) -> TopDown:
     backbone = getattr(model, 'backbone', None)
     network = getattr(backbone, 'network', None)
     if not isinstance(network, TopDown):
-        raise InputError(f'the backbone {type(backbone).__name__} has no tokens to draw: attention '
-                         'pictures need mmvars.AbSViT, ViT, VARS, RVT, FAN or GFNet as '
-                         'model.backbone.type')
+        raise InputError(f'the backbone {type(backbone).__name__} is none of mmvars: pictures of '
+                         'attention and exported files need mmvars.AbSViT, ViT, VARS, RVT, FAN or '
+                         'GFNet as model.backbone.type')
     return network
 
 

@@ -33,9 +33,16 @@ def read_config(name: str, options: Mapping | None = None) -> Config:
     return cfg
 
 
-def build_model(cfg: Config, checkpoint: str,
-                device: torch.device) -> tuple[nn.Module, Mapping]:
+def build_model(cfg: Config, checkpoint: str, device: torch.device,
+                heads: bool = True) -> tuple[nn.Module, Mapping]:
     """Build the config's model and fill it, strictly, from the checkpoint.
+
+    Args:
+        cfg: The config.
+        checkpoint: A checkpoint of the whole model; of the backbone alone will do without
+            ``heads``.
+        device: Where to put the model.
+        heads: Whether all that is not the backbone is filled too.
 
     Returns:
         The model in eval mode, and the ``meta`` of the checkpoint (empty where it has none).
@@ -51,7 +58,7 @@ def build_model(cfg: Config, checkpoint: str,
     network_of(model)
     model = revert_sync_batchnorm(model)
     load_pretrained(model.backbone, checkpoint, allow_constants=allowed_constants(cfg))
-    meta = _load_heads(model, checkpoint)
+    meta = _load_heads(model, checkpoint) if heads else {}
     return model.to(device).eval(), meta
 
 
