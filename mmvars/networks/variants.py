@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from mmvars.errors import InputError, check_choice
+from mmvars.networks.checks import check_top_down
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import Feedback, MaskFeedback
 from mmvars.networks.prior import PRIORS, ClassPrototype, Prior
@@ -107,8 +108,11 @@ def build_prior(prior: str | dict, embed_dim: int, classifier: nn.Module | None 
     """
     arguments = dict(prior) if isinstance(prior, dict) else dict(type=prior)
     name = arguments.pop('type', None)
-    if name not in PRIORS:
-        raise InputError(f'prior must be one of {sorted(PRIORS)}, got {name!r}')
+    check_choice('prior', name, PRIORS)
+    known = ['num_classes'] if name == 'class_prototype' else []
+    if unknown := sorted(set(arguments) - set(known), key=str):
+        raise InputError(f'prior {name!r} takes {" ".join(known) or "no options"}; unknown: '
+                         f'{unknown}')
     if name == 'class_prototype' and 'num_classes' not in arguments:
         if not isinstance(classifier, nn.Linear):
             raise InputError("prior='class_prototype' needs a classifier: build the network with "
@@ -182,6 +186,7 @@ def _with_top_down(trunk: Trunk, design: str, prior: str | dict, alpha: float, n
     check_choice('top_down', design, DESIGNS)
     chosen = _shortcuts(shortcuts, trunk)
     parts = DESIGNS[design]
+    check_top_down(parts, prior, alpha, num_passes)
     wanted = parts.get('prior', prior)
     found = None if wanted is None else build_prior(wanted, trunk.embed_dim, trunk.head)
     kind = parts.get('feedback', 'decoders')

@@ -1,0 +1,21 @@
+"""Options of build_network that a design of top-down attention has no use for."""
+
+import pytest
+
+from mmvars.errors import InputError
+from mmvars.networks import build_network
+
+SMALL = dict(embed_dim=16, depth=2, num_heads=2, img_size=32, num_classes=5)
+
+
+@pytest.mark.parametrize(('top_down', 'option', 'said'), [
+    ('mask_attention', dict(alpha=10.), 'sends the mask alone: leave it at 1, got 10.0'),
+    ('perceiver_io', dict(num_passes=3), 'has none: leave it out, got 3'),
+    ('feedback', dict(prior='given'), "leave it out, got 'given'"),
+    ('absvit', dict(prior=None), "feedback without a prior is top_down='feedback'"),
+    ('absvit', dict(alpha='1'), 'alpha must be a number'),
+    ('absvit', dict(num_passes=101), r'num_passes must be a whole number in \[2, 100\]'),
+])
+def test_no_option_is_without_effect(top_down, option, said):
+    with pytest.raises(InputError, match=said):
+        build_network('vit_tiny_patch16', top_down=top_down, **SMALL, **option)
