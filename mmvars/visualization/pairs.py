@@ -63,6 +63,8 @@ def pair_sentence(row: dict) -> str:
     shares = [f'{name} {"no attention at all" if row[key] is None else f"{row[key][half]:.1%}"}'
               for key, name in (('bottom_up', 'bottom-up'), ('top_down', 'top-down'))
               if key in row]
+    if row['prior'] is not None and 'token_mask' in row and row['token_mask'] is None:
+        shares.append('no token agrees with the prior, so the mask is 0')
     text = f'  {", ".join([*words, f"on the {half} half"])}: {", ".join(shares)}'
     if 'probabilities' in row:
         text += '; ' + ', '.join(f'{name.split(",")[0]} {share:.1%}'

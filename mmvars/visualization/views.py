@@ -155,7 +155,8 @@ def observe(model: nn.Module, sample: Sample, options: ViewOptions, prior: Tenso
         alpha: Scale of the top-down signal; ``None``: the model's own.
 
     Raises:
-        InputError: If the backbone is none of mmvars, or prior or scale do not fit it.
+        InputError: If the backbone is none of mmvars, prior or scale do not fit it, or the output
+            overflows.
     """
     network = network_of(model)
     images = sample.prepared(model)
@@ -179,6 +180,10 @@ def observe(model: nn.Module, sample: Sample, options: ViewOptions, prior: Tenso
 
     last_grid = output.bottom_up.grid
     norms, notes, place = _norm_maps(network, record)
+    if not all(torch.isfinite(map_).all() for map_ in norms):
+        raise InputError('the output tokens are not finite' + (
+            '; the checkpoint is of a training that diverged' if alpha is None else
+            f' with alpha {alpha:g}: take a smaller one'))
     mask = _mask_map(network, output)
     seen = Observation(
         image=sample.picture(model),

@@ -12,7 +12,7 @@ from mmvars.cli import run_tool
 from mmvars.visualization.cli import main
 from mmvars.visualization.host import ClassTable, Sample, network_of
 from mmvars.visualization.images import test_pipeline as pipeline_of
-from mmvars.visualization.pairs import load_pair
+from mmvars.visualization.pairs import load_pair, pair_sentence
 from mmvars.visualization.views import ViewOptions, check_options, observe, panels_of
 
 SIZE, SEAM = (40, 100), 56  # padded to 48x112 by the network
@@ -232,3 +232,18 @@ def test_images_pair_and_json_exclude_or_need_each_other(capsys, photos, tmp_pat
             (['--pair', *photos, '--json', photos[1], '--overwrite'], 'is the source itself')):
         assert run_tool(main, ['config.py', 'checkpoint.pth', *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_signal_that_overflows_is_no_attention(draw, tmp_path):
+    status, said = draw('classification', '--alpha', 1, 1e38)
+    assert status == 2 and 'not finite with alpha 1e+38: take a smaller one' in said
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_mask_of_zeros_is_said():
+    shares = dict(left=.4, right=.6)
+    row = dict(prior='tench', asked='left', alpha=2., bottom_up=shares, token_mask=None,
+               top_down=shares)
+    said = '  prior tench, alpha 2, on the left half: bottom-up 40.0%, top-down 40.0%'
+    assert pair_sentence(row) == f'{said}, no token agrees with the prior, so the mask is 0'
+    assert pair_sentence(row | dict(token_mask=shares)) == said
