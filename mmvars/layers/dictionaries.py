@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mmvars.layers.sparse_coding import STEP_BOUNDS
 from mmvars.layers.spectral import from_spectrum, to_spectrum
+from mmvars.layers.tracing import surely
 
 __all__ = ['DenseDictionary', 'Dictionary', 'JoinedDictionary', 'SpectralDictionary',
            'spectral_bound']
@@ -33,6 +34,14 @@ class Dictionary(Protocol):
         """The operator ``u -> A P'P K u`` with A = K' (``transpose``) or K; K None: identity."""
         ...
 
+    def descent(self, signal: Tensor, target: Tensor, step_size: Tensor, modulation: Tensor | None,
+                transpose: bool) -> Callable[[Tensor], Tensor]:
+        """``u -> u - step_size (A P'P K u - b)``, where ``b``, the target, is :meth:`encode` of x.
+
+        The same as :meth:`gram` with a few operations more, but cheaper.
+        """
+        ...
+
 
 class DenseDictionary:
     """Atoms that are vectors over the tokens. Signal ``(B, h, N, D)``, code ``(B, h, M, D)``.
@@ -45,35 +54,38 @@ class DenseDictionary:
         shared: ``(h, N, M2)``, atoms that all images have, or ``None``. They follow the others, M =
             M1 + M2, but are never copied beside them, and their part of the Gram matrix is made
             once for the batch.
+        shared_gram: ``(h, M2, M2)``, that part.
 
     Attributes:
         gram_matrix: ``(B, h, M, M)``, P'P.
     """
 
-    def __init__(self, atoms: Tensor, normalise: bool, shared: Tensor | None = None) -> None:
+    def __init__(self, atoms: Tensor, normalise: bool, shared: Tensor | None = None,
+                 shared_gram: Tensor | None = None) -> None:
         self._own = atoms
         self._shared = shared
         self._scale = None
-        self.gram_matrix = self._gram_matrix()
+        self.gram_matrix = self._gram_matrix(shared_gram)
         if normalise:
             square = self.gram_matrix.diagonal(dim1=-2, dim2=-1)
             # An atom of length 0 stays 0, with gradient 0: see positive_features.
             self._scale = square.masked_fill(square < _EPS**2, math.inf).rsqrt().unsqueeze(-1)
-            self.gram_matrix = self.gram_matrix * self._scale * self._scale.transpose(-2, -1)
+            for scale in (self._scale, self._scale.transpose(-2, -1)):
+                self.gram_matrix = (self.gram_matrix * scale if torch.is_grad_enabled() else
+                                    self.gram_matrix.mul_(scale))
 
     @property
     def atoms(self) -> Tensor:
         """P itself, ``(B, h, N, M)``, scaled."""
         atoms = self._own
         if self._shared is not None:
-            atoms = torch.cat([atoms, self._shared.expand(len(atoms), -1, -1, -1)], dim=-1)
+            atoms = torch.cat([atoms, self._shared.expand(atoms.shape[0], -1, -1, -1)], dim=-1)
         return atoms if self._scale is None else atoms * self._scale.transpose(-2, -1)
 
     def encode(self, signal: Tensor) -> Tensor:
         code = self._own.transpose(-2, -1) @ signal
         if self._shared is not None:
-            shared = torch.einsum('hnm,bhnd->bhmd', self._shared, signal)
-            code = torch.cat([code, shared], dim=-2)
+            code = torch.cat([code, _for_all(self._shared.transpose(-2, -1), signal)], dim=-2)
         return self._scaled(code)
 
     def decode(self, code: Tensor) -> Tensor:
@@ -81,29 +93,48 @@ class DenseDictionary:
         if self._shared is None:
             return self._own @ code
         own, shared = code.split([self._own.shape[-1], self._shared.shape[-1]], dim=-2)
-        return self._own @ own + torch.einsum('hnm,bhmd->bhnd', self._shared, shared)
+        return _for_all(self._shared, shared, plus=self._own @ own)
 
     def gram(self, modulation: Tensor | None, transpose: bool) -> Callable[[Tensor], Tensor]:
-        matrix = self.gram_matrix
-        if modulation is not None:
-            left = modulation.transpose(-2, -1) if transpose else modulation
-            matrix = left @ matrix @ modulation
+        matrix = self._modulated(modulation, transpose)
         return lambda code: matrix @ code
+
+    def descent(self, signal: Tensor, target: Tensor, step_size: Tensor, modulation: Tensor | None,
+                transpose: bool) -> Callable[[Tensor], Tensor]:
+        del signal
+        # u - s (G u - b) = (I - s G) u + s b: one product a step, and no other operation.
+        matrix = self._modulated(modulation, transpose)
+        eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        matrix = torch.addcmul(eye, matrix, -step_size).flatten(0, 1)
+        constant = (step_size * target).flatten(0, 1)
+
+        def descend(code: Tensor) -> Tensor:
+            return torch.baddbmm(constant, matrix, code.flatten(0, 1)).view_as(code)
+
+        return descend
 
     def bound(self, kind: str) -> Tensor:
         """Upper bound of the curvature, ``(B, h, 1, 1)``, by a name of ``STEP_BOUNDS``."""
         # No gradient passes the bound; with one, eigenvalues cost twice as much.
         return STEP_BOUNDS[kind](self.gram_matrix.detach())[..., None, None]
 
-    def _gram_matrix(self) -> Tensor:
+    def _gram_matrix(self, shared_gram: Tensor | None) -> Tensor:
         own = self._own.transpose(-2, -1) @ self._own
         if self._shared is None:
             return own
-        cross = torch.einsum('bhnm,hnk->bhmk', self._own, self._shared)
-        shared = self._shared.transpose(-2, -1) @ self._shared
-        upper = torch.cat([own, cross], dim=-1)
-        lower = torch.cat([cross.transpose(-2, -1), shared.expand(len(own), -1, -1, -1)], dim=-1)
+        cross = _for_all(self._shared.transpose(-2, -1), self._own)
+        upper = torch.cat([own, cross.transpose(-2, -1)], dim=-1)
+        lower = torch.cat([cross, shared_gram.expand(len(own), -1, -1, -1)], dim=-1)
         return torch.cat([upper, lower], dim=-2)
+
+    def _modulated(self, modulation: Tensor | None, transpose: bool) -> Tensor:
+        """``A P'P K``, ``(B, h, M, M)``."""
+        if modulation is None:
+            return self.gram_matrix
+        left = modulation if transpose else modulation.transpose(-2, -1)
+        # (P'P A')' = A P'P, which is symmetric: so the first product is one of plain matrices.
+        half = (self.gram_matrix @ left).flatten(0, 1).transpose(-2, -1)
+        return torch.bmm(half, modulation.expand_as(half)).view_as(self.gram_matrix)
 
     def _scaled(self, code: Tensor) -> Tensor:
         return code if self._scale is None else code * self._scale
@@ -150,6 +181,12 @@ class SpectralDictionary:
             return _mixed(left, from_spectrum(decoded * self._spectrum, self._size))
 
         return apply
+
+    def descent(self, signal: Tensor, target: Tensor, step_size: Tensor, modulation: Any,
+                transpose: bool) -> Callable[[Tensor], Tensor]:
+        del signal
+        gram = self.gram(modulation, transpose)
+        return lambda code: code - step_size * (gram(code) - target)
 
     def bound(self) -> Tensor:
         """Largest eigenvalue of P'P over all channels' frequencies: ``(C, 1, 1, 1)``."""
@@ -206,6 +243,12 @@ class JoinedDictionary:
 
         return lambda code: mixed(self.encode(self.decode(mixed(code, False))), True)
 
+    def descent(self, signal: Tensor, target: Tensor, step_size: Tensor, modulation: Any,
+                transpose: bool) -> Callable[[Tensor], Tensor]:
+        del signal
+        gram = self.gram(modulation, transpose)
+        return lambda code: code - step_size * (gram(code) - target)
+
     def bound(self, kind: str) -> Tensor:
         """Sum of the parts' bounds, which bounds the joined P'P: ``(B, h, 1, 1)``."""
         return self._dense.bound(kind) + self._spectral.bound().max()
@@ -222,6 +265,20 @@ class JoinedDictionary:
 
     def _code_to_heads(self, maps: Tensor, num_heads: int) -> Tensor:
         return maps.unflatten(1, (num_heads, -1)).movedim(2, -1).flatten(2, 4)
+
+
+def _for_all(shared: Tensor, other: Tensor, plus: Tensor | None = None) -> Tensor:
+    """``(h, a, n)`` times ``(B, h, n, c)``, without a copy of the former for each image.
+
+    ``plus``: added, in its own memory; not needed for its gradient, as no product is.
+    """
+    if surely(len(other) == 1):
+        if plus is None:
+            return shared @ other
+        plus.flatten(0, 1).baddbmm_(shared, other.flatten(0, 1))
+        return plus
+    product = torch.einsum('han,bhnc->bhac', shared, other)
+    return product if plus is None else plus.add_(product)
 
 
 def spectral_bound(spectrum: Tensor) -> Tensor:

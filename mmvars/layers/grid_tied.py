@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvars.errors import InputError
+from mmvars.layers.kept import Kept, can_keep
 from mmvars.layers.tokens import TokenGrid
 from mmvars.layers.tracing import same_grid
 
@@ -38,7 +39,7 @@ class GridTied(nn.Module):
     def tie_to_grid(self, grid: Grid) -> None:
         """Declare that the tensors of :attr:`grid_tied` are for ``grid``, (height, width)."""
         self.grid = (int(grid[0]), int(grid[1]))
-        self._resampled: dict[str, tuple[tuple, Tensor]] = {}
+        self._resampled: dict[str, tuple[Grid, Kept]] = {}
         if self.grid[0] != self.grid[1]:
             self.register_buffer('trained_grid', torch.tensor(self.grid))
 
@@ -67,21 +68,20 @@ class GridTied(nn.Module):
     def at_grid(self, name: str, grid: TokenGrid | Grid) -> Tensor:
         """The tensor ``name`` for the grid of an input.
 
-        In eval mode without gradients the result is kept for the next input of the same grid, as
-        long as the tensor it was made from is the same memory with the same contents.
+        In eval mode without gradients, on the CPU, the result is kept for the next input of the
+        same grid, as long as the tensor it was made from has the same contents.
         """
         tensor, to_grid = getattr(self, name), (grid[0], grid[1])
         if same_grid(to_grid, self.grid) or not self.resamples_exactly and to_grid == self.grid:
             return tensor
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or not can_keep(tensor):
             return self.resample(name, tensor, self.grid, to_grid)
         # Only the last grid is kept: a test set has hundreds of them.
-        state = (to_grid, tensor.data_ptr(), tensor._version, tensor.dtype, tensor.device)
-        kept = self._resampled.get(name)
-        if kept is None or kept[0] != state:
-            kept = (state, self.resample(name, tensor, self.grid, to_grid))
-            self._resampled[name] = kept
-        return kept[1]
+        kept_grid, kept = self._resampled.get(name, (None, None))
+        if kept_grid != to_grid:
+            kept = Kept(exact=True)
+            self._resampled[name] = to_grid, kept
+        return kept.get([tensor], lambda: self.resample(name, tensor, self.grid, to_grid))
 
     def train(self, mode: bool = True) -> 'GridTied':
         self._forget()

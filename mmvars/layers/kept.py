@@ -31,9 +31,14 @@ class Kept:
     change that leaves all these sums alike, such as a reordering within a piece.
 
     A copy of the module that owns it, or a pickle, starts with nothing kept.
+
+    Args:
+        exact: Compare with copies of the sources instead, blind to nothing. For small sources, or
+            such as stay the same tensors in another order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exact: bool = False) -> None:
+        self._exact = exact
         self._state: tuple | None = None
         self._value: Any = None
 
@@ -45,30 +50,34 @@ class Kept:
             make: Makes it.
             others: What else it depends on; compared by identity.
         """
-        state = tuple(map(_contents, sources))
+        state = tuple(_contents(source, self._exact) for source in sources)
         kept = self._state
         if (kept is None or len(kept[0]) != len(state) or len(kept[1]) != len(others)
                 or any(a is not b for a, b in zip(kept[1], others, strict=True))
                 or not all(map(_same, kept[0], state))):
+            if self._exact:  # what was compared until now were the sources themselves
+                state = tuple((*of, None if now is None else now.clone()) for *of, now in state)
             self._value, self._state = make(), (state, others)
         return self._value
 
     def __deepcopy__(self, memo: dict) -> 'Kept':
-        return Kept()
+        return Kept(self._exact)
 
     def __reduce__(self) -> tuple:
-        return Kept, ()
+        return Kept, (self._exact, )
 
 
-def _contents(tensor: Tensor) -> tuple:
+def _contents(tensor: Tensor, exact: bool) -> tuple:
     tensor = tensor.detach()
     described = tensor.shape, tensor.dtype, tensor.device
     if tensor.device.type == 'meta':
         return *described, None
     flat = tensor.reshape(-1)
     if flat.numel() * flat.element_size() % 8 or flat.storage_offset() * flat.element_size() % 8:
-        return *described, flat.clone()
+        return *described, flat if exact else flat.clone()
     words = flat.view(torch.int64)
+    if exact:
+        return *described, words
     return *described, words.view(-1, math.gcd(len(words), _WORDS)).sum(dim=1)
 
 

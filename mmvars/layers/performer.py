@@ -46,17 +46,23 @@ def positive_features(x: Tensor, random_features: Tensor, unit_length: bool = Tr
     Returns:
         ``(B, h, N, m)``.
     """
+    bias = -math.log(random_features.shape[-1]) / 2
     if unit_length:
         # A row of length 0 stays 0, with gradient 0: dividing it by a small number instead would
-        # multiply its gradient with 1e12, which no training survives in float16.
+        # multiply its gradient with 1e12, which no training survives in float16. Of all other rows
+        # |x|^2 / 2 is known.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        x = x / length.masked_fill(length < _EPS, math.inf)
+        zero = length < _EPS
+        x = x / length.masked_fill(zero, math.inf)
+        bias = zero.to(x.dtype) / 2 + (bias - .5)
     else:
         x = x * x.shape[-1]**-0.25
-    # All in the exponent, and in place: these are the largest tensors of the linear mixers.
-    half_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / 2
-    return (x @ random_features).sub_(
-        half_square + math.log(random_features.shape[-1]) / 2).exp_()
+        bias = bias - torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / 2
+    # All in the exponent, which starts as the bias: these are the largest tensors of the linear
+    # mixers, and no pass is made over them but by product and exponential.
+    weights = random_features.expand(x.shape[0], -1, -1, -1)
+    exponent = torch.baddbmm(bias.flatten(0, 1), x.flatten(0, 1), weights.flatten(0, 1))
+    return exponent.exp_().unflatten(0, x.shape[:2])
 
 
 class Performer(nn.Module):

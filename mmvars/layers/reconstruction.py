@@ -9,7 +9,7 @@ from mmvars.errors import check_choice, check_number
 from mmvars.layers.dictionaries import Dictionary
 from mmvars.layers.grid_tied import GridTied
 from mmvars.layers.precision import full_precision, widened
-from mmvars.layers.sparse_coding import SHRINKAGES, SparseTrace, unrolled_shrinkage
+from mmvars.layers.sparse_coding import SHRINKAGES, SparseTrace, shrunk_descent
 from mmvars.layers.tokens import TokenGrid
 
 __all__ = ['VALUES', 'SparseReconstruction']
@@ -155,6 +155,6 @@ class SparseReconstruction(GridTied):
             step_size = step_size * scale if self.step_scaling == 'multiply' else step_size / scale
         target = dictionary.encode(signal)
         start = target if self.start == 'projection' else shrink(target, threshold)
-        gram = dictionary.gram(self._modulation(), self.gram_transpose)
-        return unrolled_shrinkage(gram, target, start, step_size, threshold * step_size,
-                                  self.num_steps, shrink)
+        descend = dictionary.descent(signal, target, step_size, self._modulation(),
+                                     self.gram_transpose)
+        return shrunk_descent(descend, start, threshold * step_size, self.num_steps, shrink)

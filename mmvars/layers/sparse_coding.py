@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = ['SHRINKAGES', 'STEP_BOUNDS', 'SparseTrace', 'energy', 'gelu_shrink',
-           'largest_eigenvalue', 'recurrent_dynamics', 'row_sum_bound', 'soft_threshold',
-           'unrolled_shrinkage']
+           'largest_eigenvalue', 'recurrent_dynamics', 'row_sum_bound', 'shrunk_descent',
+           'soft_threshold', 'unrolled_shrinkage']
 
 
 class SparseTrace(NamedTuple):
@@ -42,7 +42,7 @@ class SparseTrace(NamedTuple):
 
 def soft_threshold(code: Tensor, threshold: float | Tensor) -> Tensor:
     """``sign(u) max(|u| - t, 0)``, the proximal map of ``t ||u||_1`` (S in Eq. 1.12)."""
-    return code.sign() * F.relu(code.abs() - threshold)
+    return _signed(F.relu(code.abs() - threshold), code)
 
 
 def gelu_shrink(code: Tensor, threshold: float | Tensor) -> Tensor:
@@ -51,7 +51,19 @@ def gelu_shrink(code: Tensor, threshold: float | Tensor) -> Tensor:
     Differs from the thesis (the soft threshold): below the threshold it is not zero but small and
     of the opposite sign, so that gradients pass.
     """
-    return code.sign() * F.gelu(code.abs() - threshold)
+    return _signed(F.gelu(code.abs() - threshold), code)
+
+
+def _signed(size: Tensor, code: Tensor) -> Tensor:
+    """``size`` with the sign of ``code``, 0 where that is 0; in place where none is recorded."""
+    sign = code.detach().sign()  # its gradient is 0 everywhere, so none is asked for
+    return size * sign if torch.is_grad_enabled() else size.mul_(sign)
+
+
+def _signed(size: Tensor, code: Tensor) -> Tensor:
+    """``size`` with the sign of ``code``, 0 where that is 0; in place where no grad is recorded."""
+    sign = code.detach().sign()  # has a gradient of 0 everywhere, so none is asked for
+    return size * sign if torch.is_grad_enabled() else size.mul_(sign)
 
 
 SHRINKAGES: dict[str, Callable[[Tensor, float | Tensor], Tensor]] = {
@@ -79,7 +91,7 @@ def row_sum_bound(gram: Tensor) -> Tensor:
     Returns:
         ``(...)``.
     """
-    return gram.abs().sum(dim=-1).amax(dim=-1) + 1
+    return torch.linalg.vector_norm(gram, 1, dim=-1).amax(dim=-1) + 1
 
 
 STEP_BOUNDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -123,6 +135,26 @@ def unrolled_shrinkage(gram: Callable[[Tensor], Tensor], target: Tensor, start: 
         num_steps: Updates; 0 gives back ``start``.
         shrink: One of :data:`SHRINKAGES`.
 
+    Returns:
+        An iterator of ``num_steps + 1`` codes, as of :func:`shrunk_descent`.
+    """
+    return shrunk_descent(lambda code: code - step_size * (gram(code) - target), start, threshold,
+                          num_steps, shrink)
+
+
+def shrunk_descent(descend: Callable[[Tensor], Tensor], start: Tensor, threshold: float | Tensor,
+                   num_steps: int,
+                   shrink: Callable[[Tensor, float | Tensor], Tensor]) -> Iterator[Tensor]:
+    """``u <- shrink(descend(u), threshold)``, a fixed number of times.
+
+    Args:
+        descend: A step against the gradient of the squared error, ``u -> u - step (G u - b)``, in
+            whichever form costs least.
+        start: The first code.
+        threshold: Broadcasts with the code.
+        num_steps: Updates; 0 gives back ``start``.
+        shrink: One of :data:`SHRINKAGES`.
+
     Yields:
         ``num_steps + 1`` codes, from ``start`` to the last. One at a time, so that inference need
         not hold them all.
@@ -130,7 +162,7 @@ def unrolled_shrinkage(gram: Callable[[Tensor], Tensor], target: Tensor, start: 
     yield start
     code = start
     for _ in range(num_steps):
-        code = shrink(code - step_size * (gram(code) - target), threshold)
+        code = shrink(descend(code), threshold)
         yield code
 
 

@@ -7,6 +7,7 @@ from mmvars.errors import InputError, check_choice
 from mmvars.layers.dictionaries import (DenseDictionary, Dictionary, JoinedDictionary,
                                         SpectralDictionary)
 from mmvars.layers.grid_tied import Grid
+from mmvars.layers.kept import Kept, can_keep
 from mmvars.layers.performer import num_features, positive_features
 from mmvars.layers.position import resample_positions, square_grid
 from mmvars.layers.precision import widened
@@ -141,6 +142,7 @@ class VARSStaticDynamic(VARSDynamic):
         features = self.random_features.shape[-1]
         self.static_atoms = nn.Parameter(
             torch.randn(1, num_heads, self.training_tokens, features))
+        self._kept_gram = Kept(exact=True)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
         rows = tensor.transpose(1, 2).flatten(2)  # (1, P + N, h m), a table of positions
@@ -151,8 +153,18 @@ class VARSStaticDynamic(VARSDynamic):
         return square_grid(tensor.shape[2] - self.num_prefix, name)
 
     def _with_static(self, features: Tensor, grid: TokenGrid) -> Dictionary:
-        static = widened(self.at_grid('static_atoms', grid))[0]
-        return DenseDictionary(features, self.normalise_atoms, shared=static)
+        atoms = self.at_grid('static_atoms', grid)
+        static = widened(atoms)[0]
+
+        def gram() -> Tensor:
+            return static.transpose(-2, -1) @ static
+
+        if self.training or not can_keep(atoms):
+            return DenseDictionary(features, self.normalise_atoms, static, gram())
+        # What was resampled is kept itself, and replaced where it no longer holds.
+        looked_at, known = ([atoms], ()) if atoms is self.static_atoms else ([], (atoms, ))
+        return DenseDictionary(features, self.normalise_atoms, static,
+                               self._kept_gram.get(looked_at, gram, *known))
 
 
 class VARSConvolutionalDynamic(VARSDynamic):

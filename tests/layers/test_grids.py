@@ -238,7 +238,8 @@ def test_repeated_tokens_and_the_sparsity_of_atoms_as_they_are():
     """Without normalisation the optimum stays if the threshold grows as N, as the error does."""
     x = tokens((4, 4), batch=1)
     twice = x.unflatten(1, (4, 4)).repeat_interleave(2, 1).flatten(1, 2)
-    mixer = build('vars_d', preset='thesis', num_steps=2000, scale_aware_sparsity=True)
+    mixer = build('vars_d', preset='thesis', scale_aware_sparsity=True)
+    mixer.num_steps = 2000  # more than a mixer may be built with
     for scale_aware, low, high in ((True, 0, .01), (False, .3, 2)):
         mixer.scale_aware_sparsity = scale_aware
         code, same = (mixer.trace(t, TokenGrid(t.shape[1] // 4, 4)).codes[-1] for t in (x, twice))
