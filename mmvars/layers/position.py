@@ -10,17 +10,21 @@ from mmvars.layers.tracing import same_grid
 
 __all__ = ['grid_of_image', 'resample_positions', 'square_grid']
 
+_LARGEST = 32_768
+
 
 def grid_of_image(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
     """The patch grid ``(h, w)`` of an image of ``img_size`` pixels (side, or (height, width)).
 
     Raises:
-        InputError: If a side is not a whole number of pixels, at least one patch long.
+        InputError: If a side is not a whole number of pixels, at least one patch and not absurdly
+            long.
     """
     sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
-    if len(sides) != 2 or any(not isinstance(s, int) or s < patch_size for s in sides):
-        raise InputError(f'img_size must be a number of pixels or (height, width), each at least '
-                         f'patch_size ({patch_size}), got {img_size!r}')
+    if len(sides) != 2 or any(
+            not isinstance(s, int) or not patch_size <= s <= _LARGEST for s in sides):
+        raise InputError(f'img_size must be a number of pixels or (height, width), each from '
+                         f'patch_size ({patch_size}) to {_LARGEST}, got {img_size!r}')
     return -(-sides[0] // patch_size), -(-sides[1] // patch_size)
 
 

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_choice, check_number
-from mmvars.models.arguments import (ARCHITECTURES, named_network, outside_names,
-                                     prompt_arguments, size_arguments)
+from mmvars.models.arguments import (ARCHITECTURES, named_network, prompt_arguments,
+                                     size_arguments)
 from mmvars.models.base import BackboneTrainOutput, TrunkBackbone
 from mmvars.networks import DESIGNS, TopDownOutput, TrunkOutput
-from mmvars.networks.checks import check_top_down
 from mmvars.registry import MODELS
 
 __all__ = ['AbSViT', 'ARCHITECTURES', 'ViT']
@@ -118,8 +117,6 @@ class AbSViT(ViT):
                  shortcuts: dict | None = None, reconstruction_loss_weight: float = 0.,
                  **kwargs) -> None:
         check_choice('design', design, DESIGNS)
-        with outside_names():
-            check_top_down(DESIGNS[design], prior, alpha, num_passes)
         check_number('reconstruction_loss_weight', reconstruction_loss_weight, 0)
         self._parts = dict(top_down=design, prior=prior, alpha=alpha, num_passes=num_passes,
                            shortcuts=shortcuts, mixer=mixer, mixer_options=mixer_cfg)

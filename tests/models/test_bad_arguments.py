@@ -34,6 +34,7 @@ def test_sizes(base, change, words):
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
+    (dict(img_size=10**6), 'each from patch_size (16) to 32768, got 1000000'),
     (dict(in_channels=0), 'in_channels must be a whole number in [1, 1000], got 0'),
     (dict(design=None), 'design must be one of absvit,'),
     (dict(design='qkv'), 'design must be one of absvit,'),
@@ -83,6 +84,6 @@ def test_no_name_that_is_not_taken_is_listed():
 
 def test_fan_has_an_image_size_and_a_stem_like_others():
     small = {key: value for key, value in FAN_ARCH.items() if key != 'trunk'}
-    for img_size in (0, 15, 'x', None):
+    for img_size in (0, 15, 'x', None, 10**6):
         refused(FAN, dict(arch=small, img_size=img_size), 'img_size must be a number of pixels')
     refused(FAN, dict(arch=small | dict(embed_dims=6)), 'embed_dims of FAN must be at least 8')
