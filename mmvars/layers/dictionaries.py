@@ -1,6 +1,5 @@
 """Dictionaries of atoms: how a signal is encoded (P'x), decoded (P u) and compared (P'P u)."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -10,11 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmvars.layers.sparse_coding import STEP_BOUNDS
-from mmvars.layers.spectral import from_spectrum, to_spectrum
+from mmvars.layers.spectral_dictionary import SpectralDictionary
 from mmvars.layers.tracing import surely
 
-__all__ = ['DenseDictionary', 'Dictionary', 'JoinedDictionary', 'SpectralDictionary',
-           'spectral_bound']
+__all__ = ['DenseDictionary', 'Dictionary', 'JoinedDictionary', 'SpectralDictionary']
 
 _EPS = 1e-12
 
@@ -124,7 +122,7 @@ class DenseDictionary:
             return own
         cross = _for_all(self._shared.transpose(-2, -1), self._own)
         upper = torch.cat([own, cross.transpose(-2, -1)], dim=-1)
-        lower = torch.cat([cross, shared_gram.expand(len(own), -1, -1, -1)], dim=-1)
+        lower = torch.cat([cross, shared_gram.expand(own.shape[0], -1, -1, -1)], dim=-1)
         return torch.cat([upper, lower], dim=-2)
 
     def _modulated(self, modulation: Tensor | None, transpose: bool) -> Tensor:
@@ -138,62 +136,6 @@ class DenseDictionary:
 
     def _scaled(self, code: Tensor) -> Tensor:
         return code if self._scale is None else code * self._scale
-
-
-class SpectralDictionary:
-    """Every translation of r filters a channel. Signal ``(B, C, H, W)``, code ``(B, C, r, H, W)``.
-
-    Encoding is a circular convolution, decoding its transpose with the same filters. P'P has rank
-    one at each frequency, ``K (K^H u)``, so no r x r products are formed.
-
-    Args:
-        spectrum: K, complex half spectra ``(C, r, H, W // 2 + 1)``. Where they are those of real
-            filters, :meth:`gram` is encoding after decoding. Else it also sees the rest of K, as in
-            the released models, which form ``K K^H`` at every frequency.
-        size: ``(H, W)``.
-    """
-
-    def __init__(self, spectrum: Tensor, size: tuple[int, int]) -> None:
-        self._spectrum = spectrum
-        self._conjugate = spectrum.conj().resolve_conj()  # once, not in every product with it
-        self._size = size
-
-    def of_channels(self, channels: slice) -> 'SpectralDictionary':
-        """The same for some of the channels."""
-        part = copy.copy(self)
-        part._spectrum, part._conjugate = self._spectrum[channels], self._conjugate[channels]
-        return part
-
-    def encode(self, signal: Tensor) -> Tensor:
-        return from_spectrum(to_spectrum(signal).unsqueeze(2) * self._spectrum, self._size)
-
-    def decode(self, code: Tensor) -> Tensor:
-        return from_spectrum(self._decoded_spectrum(code), self._size)
-
-    def gram(self, modulation: Tensor | None, transpose: bool) -> Callable[[Tensor], Tensor]:
-        left = right = None
-        if modulation is not None:
-            right = modulation
-            left = modulation.transpose(-2, -1) if transpose else modulation
-
-        def apply(code: Tensor) -> Tensor:
-            decoded = self._decoded_spectrum(_mixed(right, code)).unsqueeze(2)
-            return _mixed(left, from_spectrum(decoded * self._spectrum, self._size))
-
-        return apply
-
-    def descent(self, signal: Tensor, target: Tensor, step_size: Tensor, modulation: Any,
-                transpose: bool) -> Callable[[Tensor], Tensor]:
-        del signal
-        gram = self.gram(modulation, transpose)
-        return lambda code: code - step_size * (gram(code) - target)
-
-    def bound(self) -> Tensor:
-        """Largest eigenvalue of P'P over all channels' frequencies: ``(C, 1, 1, 1)``."""
-        return spectral_bound(self._spectrum)[:, None, None, None]
-
-    def _decoded_spectrum(self, code: Tensor) -> Tensor:
-        return (to_spectrum(code) * self._conjugate).sum(dim=2)
 
 
 class JoinedDictionary:
@@ -272,7 +214,7 @@ def _for_all(shared: Tensor, other: Tensor, plus: Tensor | None = None) -> Tenso
 
     ``plus``: added, in its own memory; not needed for its gradient, as no product is.
     """
-    if surely(len(other) == 1):
+    if surely(other.shape[0] == 1):
         if plus is None:
             return shared @ other
         plus.flatten(0, 1).baddbmm_(shared, other.flatten(0, 1))
@@ -281,15 +223,6 @@ def _for_all(shared: Tensor, other: Tensor, plus: Tensor | None = None) -> Tenso
     return product if plus is None else plus.add_(product)
 
 
-def spectral_bound(spectrum: Tensor) -> Tensor:
-    """``max over frequencies of sum_a |K_a|^2``, the largest eigenvalue of P'P: ``(C)``.
-
-    Args:
-        spectrum: ``(C, r, H, W // 2 + 1)``, complex.
-    """
-    return spectrum.abs().square().sum(dim=1).amax(dim=(-2, -1))
-
-
-def _mixed(matrix: Tensor | None, code: Tensor) -> Tensor:
+def _mixed(matrix: Tensor, code: Tensor) -> Tensor:
     """Mix the atoms, axis 2 of ``(B, C, r, H, W)``."""
-    return code if matrix is None else torch.einsum('ij,bcjhw->bcihw', matrix, code)
+    return torch.einsum('ij,bcjhw->bcihw', matrix, code)

@@ -87,6 +87,20 @@ class GridTied(nn.Module):
         self._forget()
         return super().train(mode)
 
+    def _apply(self, fn, recurse: bool = True) -> 'GridTied':
+        # ``to(memory_format=torch.channels_last)`` is meant for convolutions: tied tensors keep
+        # their layout. (Half spectra have five axes, which torch takes for a 3d convolution's.)
+        tied = [tensor for name in self.grid_tied
+                if isinstance(tensor := getattr(self, name, None), Tensor)]
+        tied += [tensor.grad for tensor in tied if tensor.grad is not None]
+
+        def keeping_layout(tensor: Tensor) -> Tensor:
+            if not any(tensor is one for one in tied) or not tensor.is_contiguous():
+                return fn(tensor)
+            return fn(tensor.flatten()).view(tensor.shape)
+
+        return super()._apply(keeping_layout, recurse)
+
     def _forget(self) -> None:
         if self.grid is not None:
             self._resampled.clear()
