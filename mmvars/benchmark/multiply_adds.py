@@ -157,6 +157,14 @@ def _matrix_vector(matrix: Tensor, *args, out_val: Any = None, **kwargs) -> int:
     return 2 * matrix.numel()
 
 
+def _matrix_vector_added(added: Tensor, matrix: Tensor, *args, **kwargs) -> int:
+    return 2 * matrix.numel()
+
+
+def _products_added(added: Tensor, a: Tensor, b: Tensor, *args, **kwargs) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
 _FOURIER = {aten._fft_r2c, aten._fft_c2r, aten._fft_c2c, aten.mul, aten.mul_}
 _MORE_FORMULAS: dict[Any, Callable[..., float]] = {
     aten._fft_r2c: _real_to_complex,
@@ -167,6 +175,10 @@ _MORE_FORMULAS: dict[Any, Callable[..., float]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten.mv: _matrix_vector,
+    aten.addmv: _matrix_vector_added,
+    aten.addmv_: _matrix_vector_added,
+    aten.addbmm: _products_added,
+    aten.addbmm_: _products_added,
     aten.addmm_: flop_registry[aten.addmm],
     aten.baddbmm_: flop_registry[aten.baddbmm],
 }

@@ -84,6 +84,8 @@ def measure_case(case: Case, settings: Settings) -> list[Measurement]:
         InputError: If an output is not finite, is all zeros, or changes from call to call; if
             twins do not agree.
     """
+    if settings.compiled:  # many programs of one piece of code would end in it running uncompiled
+        torch.compiler.reset()
     runs = [_Run(contender, settings) for contender in case.contenders]
     for run in runs:
         run.prepare()
@@ -159,7 +161,7 @@ class _Run:
             results.append(self._result())
         self.macs = count_multiply_adds(lambda: results.append(self._result()), [self.module])
         if self.settings.compiled:
-            self.forward = torch.compile(self.module)
+            self.forward = torch.compile(self.module, dynamic=False)
             results = [self._result(), self._result()]
         self._check(*results)
         self.output = results[0]

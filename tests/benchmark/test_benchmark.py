@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mmvars import cli
 from mmvars.benchmark import timing
 from mmvars.benchmark.contenders import Case, Contender, mixer_cases, parse_tokens
-from mmvars.benchmark.memory import memory_source, peak_memory
+from mmvars.benchmark.memory import memory_source, peak_memory, saved_for_backward
 from mmvars.benchmark.timing import Settings, measure_case
 from mmvars.errors import InputError
 from mmvars.layers import MIXERS
@@ -121,6 +122,23 @@ def test_peak_memory_sees_what_is_freed_again():
 
     for parts in (1, 3, 1):  # a peak before does not hide a smaller one after
         assert peak_memory(lambda n=parts: call(n), CPU) == pytest.approx(parts * size, rel=.1)
+
+
+def test_saved_memory_is_what_autograd_keeps():
+    x = torch.randn(3, 5, requires_grad=True)
+    weight = torch.randn(5, 7, requires_grad=True)
+
+    def saved(function):
+        return saved_for_backward(lambda: function().sum().backward(), [weight])
+
+    size = 3 * 5 * 4
+    assert saved(lambda: x.exp()) == size
+    assert saved(lambda: x @ weight) == size  # its input, and a weight, which is there anyway
+    assert saved(lambda: x.exp() * x[:1]) == 2 * size  # a view keeps the whole, once
+    assert saved(lambda: x + 1) == 0
+    assert saved(lambda: checkpoint(lambda y: y.exp().sin().exp(), x, use_reentrant=False)) == size
+    assert saved(lambda: x.exp().sin().exp()) == 2 * size  # the sine keeps what exp kept
+    assert x.grad.isfinite().all()
 
 
 def test_a_system_that_does_not_tell_is_no_failure(monkeypatch, tmp_path):

@@ -49,7 +49,15 @@ class TestOperators:
         (lambda a, b: torch.baddbmm(torch.zeros(4, 5, 7, device=a.device), a, b), 4 * 5 * 6 * 7),
         (lambda a, b: torch.zeros(4, 5, 7, device=a.device).baddbmm_(a, b), 4 * 5 * 6 * 7),
         (lambda a, b: torch.zeros(5, 7, device=a.device).addmm_(a[0], b[0]), 5 * 6 * 7),
-    ], ids=['bmm', 'einsum', 'mm', 'mv', 'baddbmm', 'baddbmm_', 'addmm_'])
+        (lambda a, b: torch.zeros(5, 21, device=a.device)[:, 7:14].addmm_(a[0], b[0]), 5 * 6 * 7),
+        (lambda a, b: torch.zeros(5, device=a.device).addmv_(a[0], b[0, :, 0]), 5 * 6),
+        (lambda a, b: torch.zeros(5, 7, device=a.device).addbmm_(a, b), 4 * 5 * 6 * 7),
+        (lambda a, b: torch.mm(a[0], b[0], out=torch.zeros(5, 7, device=a.device)), 5 * 6 * 7),
+        (lambda a, b: torch.bmm(a, b, out=torch.zeros(4, 5, 7, device=a.device)), 4 * 5 * 6 * 7),
+        (lambda a, b: torch.addmm(b[0, 0], a[0], b[0], out=torch.zeros(5, 7, device=a.device)),
+         5 * 6 * 7),
+    ], ids=['bmm', 'einsum', 'mm', 'mv', 'baddbmm', 'baddbmm_', 'addmm_', 'addmm_ into a part',
+            'addmv_', 'addbmm_', 'mm into', 'bmm into', 'addmm into'])
     def test_products(self, device, product, macs):
         a, b = torch.zeros(4, 5, 6, device=device), torch.zeros(4, 6, 7, device=device)
         assert count(lambda: product(a, b)) == (0, macs, 0)
@@ -78,6 +86,12 @@ def test_a_backward_pass_costs_twice_a_forward_pass():
     layer = nn.Linear(6, 10)
     x = torch.zeros(5, 6, requires_grad=True)
     assert count(lambda: layer(x).sum().backward(), layer).all == 3 * 5 * 6 * 10
+
+
+def test_fused_attention_backwards_costs_two_and_a_half_times_itself():
+    q = torch.zeros(2, 3, 11, 8, requires_grad=True)
+    both = count(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward()).products
+    assert both == 3.5 * (2 * 2 * 3 * 11 * 11 * 8)
 
 
 def test_a_prior_that_is_a_view_of_a_parameter_is_no_obstacle():
