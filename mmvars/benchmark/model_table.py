@@ -30,7 +30,7 @@ _COLUMNS: dict[str, tuple[_Column, ...]] = {
 }
 _READING = """\
 Parameters and the first columns of G are counted from the built models as this package runs them
-step by step (the exact fast path of AbSViT, which inference takes, needs fewer: `mmvars benchmark`);
+step by step (the fast path of AbSViT, which inference takes, needs fewer: `mmvars benchmark`);
 "release" is the arithmetic of the released code for the same function, where it has that
 configuration; PUBLISHED is what the thesis prints. "agrees": what rounds to the published digit."""
 _TWO_PASSES = """\
