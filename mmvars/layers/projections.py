@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,12 +77,7 @@ def with_value(projection: nn.Linear | Rows, x: Tensor,
     if isinstance(top_down, AddedToAll):
         doubled = None if bias is None else 2 * bias
         return F.linear(x + top_down.tokens, weight, doubled).split(channels, dim=-1)
-    others = len(weight) - channels
-    value = F.linear(x + top_down, weight[others:], None if bias is None else 2 * bias[others:])
-    if not others:
-        return (value, )
-    bias_others = None if bias is None else bias[:others]
-    return (*F.linear(x, weight[:others], bias_others).split(channels, dim=-1), value)
+    return _with_added_value(projection, x, x + top_down)
 
 
 def project_value(projection: nn.Linear | None, x: Tensor,
@@ -114,38 +108,44 @@ def _remembered(projection: nn.Linear, x: Tensor, shared: SharedInput) -> Tensor
     return joint
 
 
+def _with_added_value(projection: nn.Linear | Rows, x: Tensor,
+                      summed: Tensor) -> tuple[Tensor, ...]:
+    """Pieces of ``x``, with the value of ``summed = x + t``: its projection's bias counts twice."""
+    others, value = _value_last(projection, x.shape[-1])
+    doubled = None if value.bias is None else 2 * value.bias
+    return *_pieces(others, x), F.linear(summed, value.weight, doubled)
+
+
 def _with_folded_value(projection: nn.Linear | Rows, x: Tensor,
                        signal: FoldedSignal) -> tuple[Tensor, ...]:
-    channels = x.shape[-1]
-    weight, bias = projection.weight, projection.bias
-    others = len(weight) - channels
-    rows, bias_v = weight[others:], None if bias is None else bias[others:]
     if signal.shared is None:
-        if signal.rows is None:  # the bias once more, inside the product of the signal
-            *pieces, value = projection(x).split(channels, dim=-1)
-            return (*pieces, value + signal.through(rows, bias_v))
-        both = None if bias is None else torch.cat([bias[:others], 2 * bias_v])
-        *pieces, value = F.linear(x, weight, both).split(channels, dim=-1)
-        return (*pieces, _added(value, signal, rows))
-    *pieces, value = signal.shared.joint[projection].split(channels, dim=-1)
-    if signal.shared.same_value:
-        # Several second passes may follow, so it stays as it is; under autocast it is narrower
-        # than the bias.
-        value = value.clone() if bias is None else value + bias_v.to(value.dtype)
-        return (*pieces, _added(value, signal, rows))
-    doubled = None if bias is None else 2 * bias_v
+        others, rows = _value_last(projection, x.shape[-1])
+        return *_pieces(others, x), _added(rows(x), signal, rows)
+    *pieces, value = signal.shared.joint[projection].split(x.shape[-1], dim=-1)
+    _, rows = _value_last(projection, x.shape[-1])
+    if signal.shared.same_value:  # several second passes may follow, so it stays as it is
+        return *pieces, _added(value.clone(), signal, rows)
     if not signal.weights:  # one product of the sum instead of two
-        return (*pieces, F.linear(x + signal.tokens, rows, doubled))
-    return (*pieces, _added(F.linear(x, rows, doubled), signal, rows))
+        return *pieces, _with_added_value(rows, x, x + signal.tokens)[-1]
+    return *pieces, _added(rows(x), signal, rows)
 
 
-def _added(value: Tensor, signal: FoldedSignal, rows: Tensor | None) -> Tensor:
-    """``value`` plus the signal; in its own memory where nobody differentiates or traces."""
-    folded = signal.through(rows)
-    if signal.rows is not None:
-        # The rows of a joint projection are further apart than a value is long.
-        flat = value.as_strided((value.shape[0] * value.shape[1], value.shape[2]),
-                                (value.stride(1), 1), value.storage_offset())
-        flat.index_add_(0, signal.rows, folded)
-        return value
-    return value + folded
+def _added(value: Tensor, signal: FoldedSignal, rows: Rows | None) -> Tensor:
+    """``value + Wv t + bv``; in the value's own memory where some tokens get no signal."""
+    weight, bias = (None, None) if rows is None else rows
+    if signal.rows is None:
+        return value + signal.through(weight, bias)
+    value = value.contiguous()
+    if bias is not None:
+        value += bias
+    value.view(-1, value.shape[-1]).index_add_(0, signal.rows,
+                                               signal.through(weight).to(value.dtype))
+    return value
+
+
+def _value_last(projection: nn.Linear | Rows, channels: int) -> tuple[Rows, Rows]:
+    return rows_of(projection, len(projection.weight) - channels)
+
+
+def _pieces(projection: Rows, x: Tensor) -> tuple[Tensor, ...]:
+    return projection(x).split(x.shape[-1], dim=-1) if len(projection.weight) else ()
