@@ -42,7 +42,7 @@ class SparseTrace(NamedTuple):
 
 def soft_threshold(code: Tensor, threshold: float | Tensor) -> Tensor:
     """``sign(u) max(|u| - t, 0)``, the proximal map of ``t ||u||_1`` (S in Eq. 1.12)."""
-    return _signed(F.relu(code.abs() - threshold), code)
+    return _signed(F.relu(code.abs() - threshold, inplace=not torch.is_grad_enabled()), code)
 
 
 def gelu_shrink(code: Tensor, threshold: float | Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.errors import InputError
+from mmvars.layers.fourier import (as_complex, as_pairs, from_spectrum, half_width, times,
+                                   to_spectrum)
 from mmvars.layers.grid_tied import Grid, GridTied
 from mmvars.layers.precision import full_precision, widened
 from mmvars.layers.tokens import TokenGrid
@@ -12,11 +14,6 @@ from mmvars.layers.tracing import same_grid
 
 __all__ = ['GlobalFilter', 'as_complex', 'from_spectrum', 'half_width', 'resample_filters',
            'square_side', 'to_spectrum']
-
-
-def half_width(width: int) -> int:
-    """Columns of the half spectrum of a real map of ``width`` columns."""
-    return width // 2 + 1
 
 
 def square_side(height: int, columns: int, what: str) -> Grid:
@@ -29,26 +26,6 @@ def square_side(height: int, columns: int, what: str) -> Grid:
         raise InputError(f'{what} is a half spectrum of {height} rows and {columns} columns, which '
                          f'is that of no square grid; say the (height, width) it was made for')
     return height, height
-
-
-def as_complex(spectrum: Tensor) -> Tensor:
-    """``(..., 2)``, real and imaginary parts, as complex numbers ``(...)``, at least complex64."""
-    return torch.view_as_complex(widened(spectrum).contiguous())
-
-
-def to_spectrum(maps: Tensor) -> Tensor:
-    """Half spectrum ``(..., H, W // 2 + 1)`` of real maps ``(..., H, W)``."""
-    return torch.fft.rfft2(maps)
-
-
-def from_spectrum(spectrum: Tensor, size: Grid) -> Tensor:
-    """Real maps ``(..., H, W)`` of half spectra, whether these are Hermitian or not.
-
-    A product of learned half spectra is not Hermitian in its first and, for even W, last column.
-    The inverse along y comes first, and the one along x then drops their imaginary part: the same
-    result on every device, which a two-dimensional inverse does not promise.
-    """
-    return torch.fft.irfft(torch.fft.ifft(spectrum, dim=-2), n=size[1], dim=-1)
 
 
 def resample_filters(spectrum: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
@@ -69,7 +46,7 @@ def resample_filters(spectrum: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor
         before = target // 2 - source // 2  # negative: crop; the origin stays at size // 2
         padding += [before, target - source - before]
     filters = torch.fft.ifftshift(F.pad(filters, padding), dim=(-2, -1))
-    return torch.view_as_real(to_spectrum(filters)).to(spectrum.dtype)
+    return as_pairs(to_spectrum(filters)).to(spectrum.dtype)
 
 
 class GlobalFilter(GridTied):
@@ -108,9 +85,9 @@ class GlobalFilter(GridTied):
             raise InputError('global_filter has no value path, so it takes no top_down signal')
         weight = self.at_grid('complex_weight', grid)
         with full_precision(x):
-            spectrum = as_complex(weight).permute(2, 0, 1)
+            spectrum = as_complex(weight).movedim(2, 0)
             maps = grid.to_map(widened(x))
-            out = from_spectrum(to_spectrum(maps) * spectrum, (grid.height, grid.width))
+            out = from_spectrum(times(to_spectrum(maps), spectrum), (grid.height, grid.width))
         return out.flatten(2).transpose(1, 2).to(x.dtype)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:

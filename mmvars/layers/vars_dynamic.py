@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from mmvars.errors import InputError, check_choice
 from mmvars.layers.dictionaries import (DenseDictionary, Dictionary, JoinedDictionary,
                                         SpectralDictionary)
+from mmvars.layers.fourier import as_complex
 from mmvars.layers.grid_tied import Grid
 from mmvars.layers.kept import Kept, can_keep
 from mmvars.layers.performer import num_features, positive_features
@@ -15,7 +16,7 @@ from mmvars.layers.projections import (head_width, join_heads, project_value, sp
                                        without_value)
 from mmvars.layers.reconstruction import VALUES, SparseReconstruction
 from mmvars.layers.sparse_coding import STEP_BOUNDS
-from mmvars.layers.spectral import as_complex, resample_filters, square_side
+from mmvars.layers.spectral import resample_filters, square_side
 from mmvars.layers.tokens import TokenGrid
 from mmvars.layers.vars_static import new_filters
 

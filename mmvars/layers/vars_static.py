@@ -5,20 +5,20 @@ from torch import Tensor, nn
 
 from mmvars.errors import check_choice, check_number
 from mmvars.layers.dictionaries import Dictionary, SpectralDictionary
+from mmvars.layers.fourier import as_complex, from_spectrum, half_width, times, to_spectrum
 from mmvars.layers.grid_tied import Grid
 from mmvars.layers.norm import TokenBatchNorm
 from mmvars.layers.precision import widened
 from mmvars.layers.projections import project_value
 from mmvars.layers.reconstruction import VALUES, SparseReconstruction
-from mmvars.layers.spectral import (as_complex, from_spectrum, half_width, refuse_prefix,
-                                    resample_filters, square_side, to_spectrum)
+from mmvars.layers.spectral import refuse_prefix, resample_filters, square_side
 from mmvars.layers.tokens import TokenGrid
 
 __all__ = ['VARSStatic', 'new_filters', 'running_bound']
 
 BOUNDS = ('running', 'spectral')
 NORMS = ('batch', 'layer')
-_CHUNK_NUMBERS = 2**17  # complex numbers, 1 MiB: with the other temporaries, what an L2 cache holds
+_CHUNK_NUMBERS = 2**16  # complex numbers, 512 KiB: with other temporaries, what an L2 cache holds
 
 
 def new_filters(embed_dim: int, atoms_per_channel: int, grid: Grid) -> Tensor:
@@ -205,7 +205,7 @@ class VARSStatic(SparseReconstruction):
         if self.output_filter is None:
             return signal
         spectrum = as_complex(self.at_grid('output_filter', grid)[channels])
-        return from_spectrum(to_spectrum(signal) * spectrum, (grid.height, grid.width))
+        return from_spectrum(times(to_spectrum(signal), spectrum), (grid.height, grid.width))
 
     def _to_tokens(self, signal: Tensor) -> Tensor:
         return signal.flatten(2).transpose(1, 2)
