@@ -72,7 +72,7 @@ class TopDown(nn.Module):
                 if not block.attn.takes_top_down:
                     raise InputError(f'block {index} mixes tokens with '
                                      f'{type(block.attn).__name__}, which has no value path for a '
-                                     f'top-down signal')
+                                     f'top-down signal; take another mixer, such as vars_d')
         self.trunk = trunk
         self.prior = prior
         self.feedback = feedback
@@ -241,6 +241,11 @@ class TopDown(nn.Module):
                              'prior, alpha and reconstruction need feedback, but feedback=False')
         if prior is not None and self.prior is None:
             raise InputError('this network feeds back without a prior, so it takes none')
+        if not isinstance(alpha, Tensor | float | int | None):
+            raise InputError(f'alpha must be a number or a tensor, got {alpha!r}')
+        if alpha is not None and isinstance(self.feedback, MaskFeedback):
+            raise InputError('alpha changes nothing here: it scales the tokens that are sent back, '
+                             'and MaskFeedback sends the mask alone; leave it out')
         if reconstruction and not self.reconstructs:
             raise InputError('reconstruction needs feedback through decoders, which this network '
                              'does not have')

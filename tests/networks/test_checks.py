@@ -1,6 +1,7 @@
 """Options of build_network that a design of top-down attention has no use for."""
 
 import pytest
+import torch
 
 from mmvars.errors import InputError
 from mmvars.networks import build_network
@@ -19,3 +20,15 @@ SMALL = dict(embed_dim=16, depth=2, num_heads=2, img_size=32, num_classes=5)
 def test_no_option_is_without_effect(top_down, option, said):
     with pytest.raises(InputError, match=said):
         build_network('vit_tiny_patch16', top_down=top_down, **SMALL, **option)
+
+
+@pytest.mark.parametrize(('top_down', 'alpha', 'said'), [
+    ('mask_attention', 10., 'alpha changes nothing here'),
+    ('mask_attention', torch.ones(2), 'alpha changes nothing here'),
+    ('absvit', '1', 'alpha must be a number or a tensor'),
+    ('perceiver_io', [1., 2.], 'alpha must be a number or a tensor'),
+])
+def test_no_alpha_of_a_call_is_without_effect(top_down, alpha, said):
+    network = build_network('vit_tiny_patch16', top_down=top_down, **SMALL).eval()
+    with pytest.raises(InputError, match=said):
+        network(torch.randn(2, 3, 32, 32), alpha=alpha)
