@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmvars.benchmark.textbook import TextbookAbSViT, textbook_weights
 from mmvars.errors import InputError
-from mmvars.networks import Feedback, TopDown, TopDownOutput, build_network
+from mmvars.networks import Feedback, TopDown, TopDownOutput, TrunkOutput, build_network
 from mmvars.networks.plain_path import plain_path
 from mmvars.networks.shortcuts import Shortcuts
 
@@ -80,8 +80,9 @@ class Adapter(nn.Module):
 class OurNetwork(Adapter):
     """Anything :func:`mmvars.networks.build_network` knows.
 
-    Beside its arguments, the options may name :class:`~mmvars.networks.Shortcuts`, and
-    ``plain=True`` runs without the exact rewrites, see :func:`~mmvars.networks.plain_path`.
+    Beside its arguments, the options may name :class:`~mmvars.networks.Shortcuts`; ``plain=True``
+    runs without the exact rewrites, see :func:`~mmvars.networks.plain_path`; ``carry_over=True``
+    takes pass 1 from the call before, as of a frame before.
     """
 
     def __init__(self, name: str, size: Size, options: dict[str, Any]) -> None:
@@ -89,10 +90,11 @@ class OurNetwork(Adapter):
         self.network = build_ours(name, size, options)
         self.out_indices = _quarters(self.network.trunk.depth)
         self.plain = bool(options.get('plain', False))
+        self.carries_over = bool(options.get('carry_over', False))
+        self.carried: TrunkOutput | None = None
 
     def logits(self, images: Tensor) -> Tensor:
-        with self._path():
-            return self.read(self.network(images, **self.wanted('logits')), 'logits')
+        return self._inference(images, 'logits')
 
     def losses(self, images: Tensor, classes: Tensor) -> Tensor:
         network = self.network
@@ -108,8 +110,7 @@ class OurNetwork(Adapter):
         return loss
 
     def features(self, images: Tensor) -> list[Tensor]:
-        with self._path():
-            return self.read(self.network(images, **self.wanted('features')), 'features')
+        return self._inference(images, 'features')
 
     def wanted(self, method: str) -> dict[str, Any]:
         """What a call of the network is to be told, for :meth:`read` to find it."""
@@ -125,6 +126,15 @@ class OurNetwork(Adapter):
         maps = [grid.to_map(tokens)
                 for grid, tokens in zip(final.grids, final.intermediates, strict=True)]
         return [*maps[:-1], final.grid.to_map(final.tokens)]
+
+    def _inference(self, images: Tensor, method: str) -> Tensor | list[Tensor]:
+        network, wanted = self.network, self.wanted(method)
+        with self._path():
+            if not self.carries_over:
+                return self.read(network(images, **wanted), method)
+            first = network.look(images, previous=self.carried)
+            self.carried = first.output
+            return self.read(network.attend(first, **wanted), method)
 
     def _path(self) -> AbstractContextManager:
         return plain_path() if self.plain else nullcontext()
@@ -215,7 +225,7 @@ ADAPTERS: dict[str, type[Adapter]] = dict(mmvars=OurNetwork, timm=TimmViT, mmseg
 def build_ours(name: str, size: Size, options: dict[str, Any]) -> TopDown:
     chosen = {key: value for key, value in options.items() if key in Shortcuts._fields}
     arguments = {key: value for key, value in options.items()
-                 if key not in chosen and key != 'plain'}
+                 if key not in chosen and key not in ('plain', 'carry_over')}
     network = build_network(name, img_size=(size.height, size.width), num_classes=size.num_classes,
                             shortcuts=chosen or None, **size.overrides | arguments)
     _make_telling(network)

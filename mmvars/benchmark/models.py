@@ -109,6 +109,8 @@ def model_cases(specs: Sequence[ModelSpec], sizes: Sequence[tuple[int, int]],
     check_choice('--task', task, TASKS)
     if training and task == 'features':
         raise InputError('--mode training takes the loss of class scores; --task features has none')
+    if training and any('carry_over' in spec.options for spec in specs):
+        raise InputError('carry_over is for inference on the frames of a video: leave --mode out')
     cases = []
     for height, width in sorted(sizes, key=math.prod):
         for batch in batches:

@@ -141,6 +141,15 @@ def test_one_look_saves_the_first_pass_of_all_priors_but_one():
     assert calls - look == 3 * first
 
 
+def test_options_that_change_the_maths_cost_less():
+    options = ['', ':restart_block=2', ':first_pass_scale=0.5', ':share_query_key=True',
+               ':feedback_rank=3', ':carry_over=True']
+    found = measured(*(f'absvit_tiny{option}' for option in options), size=(64, 64))
+    exact, *cheaper = (one.macs.all for one in found.values())
+    assert max(cheaper) < exact
+    assert found['absvit_tiny:carry_over=True'].macs.all < .65 * exact
+
+
 @pytest.mark.parametrize('argv, words', [
     (['--models', 'vit_huge'], 'network name'),
     (['--models', 'jax/vit_tiny'], "the library of 'jax/vit_tiny' must be one of mmvars, timm"),
@@ -159,6 +168,7 @@ def test_one_look_saves_the_first_pass_of_all_priors_but_one():
     (['--batch-sizes', '0'], '--batch-sizes'),
     (['--batch-sizes', '2', '2'], 'more than once'),
     (['--mode', 'training', '--task', 'features'], '--task features has none'),
+    (['--mode', 'training', '--models', 'absvit_tiny:carry_over=True'], 'carry_over'),
     (['--cuda-graph'], '--cuda-graph needs --device cuda'),
     (['--reference', 'vit_base'], '--reference must be one of timm/vit_tiny'),
     (['--suite', 'priors', '--models', 'vit_tiny'], 'that take a prior'),
