@@ -27,16 +27,18 @@ class SpectralDictionary:
     def __init__(self, spectrum: Tensor, size: tuple[int, int]) -> None:
         self._spectrum = spectrum
         self._size = size
+        self._last: tuple[Tensor, Tensor] | None = None  # a signal and its spectrum
+        self._conjugate: Tensor | None = None
 
     def of_channels(self, channels: slice) -> 'SpectralDictionary':
         """The same for some of the channels."""
         return SpectralDictionary(self._spectrum[channels], self._size)
 
     def encode(self, signal: Tensor) -> Tensor:
-        return self._encoded(to_spectrum(signal), self._spectrum)
+        return self._encoded(self._transformed(signal), self._spectrum)
 
     def decode(self, code: Tensor) -> Tensor:
-        return from_spectrum(_decoded(code, conjugate(self._spectrum)), self._size)
+        return from_spectrum(_decoded(code, self._conjugated()), self._size)
 
     def gram(self, modulation: Tensor | None, transpose: bool) -> Callable[[Tensor], Tensor]:
         left, right = self._modulated(modulation, transpose)
@@ -46,7 +48,7 @@ class SpectralDictionary:
                 transpose: bool) -> Callable[[Tensor], Tensor]:
         left, right = self._modulated(modulation, transpose)
         # K (K^H u) - b = K (K^H u - x) in the spectrum: one map to subtract a channel, not r.
-        wanted = to_spectrum(signal) if modulation is None else None
+        wanted = self._transformed(signal) if modulation is None else None
 
         def descend(code: Tensor) -> Tensor:
             decoded = _decoded(code, right)
@@ -62,6 +64,16 @@ class SpectralDictionary:
         """Largest eigenvalue of P'P over all channels' frequencies: ``(C, 1, 1, 1)``."""
         return spectral_bound(self._spectrum)[:, None, None, None]
 
+    def _conjugated(self) -> Tensor:
+        if self._conjugate is None:
+            self._conjugate = conjugate(self._spectrum)
+        return self._conjugate
+
+    def _transformed(self, signal: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not signal:
+            self._last = signal, to_spectrum(signal)
+        return self._last[1]
+
     def _encoded(self, spectrum: Tensor, filters: Tensor) -> Tensor:
         """Of one map a channel: ``(B, C, H, Wf)`` to ``(B, C, r, H, W)``."""
         return from_spectrum(times(spectrum.unsqueeze(2), filters), self._size)
@@ -72,7 +84,7 @@ class SpectralDictionary:
         Mixing atoms and transforming maps commute, so the few filters are mixed, not each code.
         """
         if modulation is None:
-            return self._spectrum, conjugate(self._spectrum)
+            return self._spectrum, self._conjugated()
         right = self._with_mixed_atoms(modulation.T)
         return right if transpose else self._with_mixed_atoms(modulation), conjugate(right)
 
