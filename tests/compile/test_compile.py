@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvars.layers import MIXERS, TokenGrid, build_mixer
+from mmvars.layers import MIXERS, GridTied, TokenGrid, build_mixer
 from mmvars.models import FAN, GFNet, RVT, VARS, AbSViT, ViT
 from mmvars.models.base import TrunkBackbone
 from mmvars.networks import DESIGNS
@@ -252,14 +252,18 @@ def test_autocast_stays_near_float32(name, dtype) -> None:
 
 @pytest.mark.parametrize('name', sorted(BACKBONES))
 @torch.no_grad()
-def test_channels_last_gives_the_same_maps(name) -> None:
-    backbone = build(name)
-    images = torch.randn(2, 3, 64, 80)
-    wanted = backbone(images)
-    backbone.to(memory_format=torch.channels_last)
-    found = backbone(images.to(memory_format=torch.channels_last))
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+def test_either_memory_format_gives_the_same_maps(name) -> None:
+    """Convolutions are built in channels_last; what is tied to a grid is left as it is."""
+    backbone, images = build(name), torch.randn(2, 3, 64, 80)
+    convolutions = [m.weight for m in backbone.network.trunk.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
+    tied = [getattr(m, tensor) for m in backbone.modules() if isinstance(m, GridTied)
+            for tensor in m.grid_tied if getattr(m, tensor, None) is not None]
+    assert all(tensor.is_contiguous() for tensor in tied)
+    wanted = backbone(images.to(memory_format=torch.channels_last))
+    for found in (backbone(images), backbone.to(memory_format=torch.contiguous_format)(images)):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
