@@ -201,3 +201,11 @@ def test_the_report(suite, extra, capsys):
     names = ['2 calls', 'one look'] if suite == 'priors' else extra[-2:]
     for name in names:
         assert out.count(f'| {name} ') == 2
+
+
+@pytest.mark.slow
+def test_compiled_contenders():
+    pytest.importorskip('torch._inductor')
+    settings = Settings(rounds=1, warmup=0, min_seconds=0, compiled=True)
+    found = measured('absvit_tiny:depth=1', 'absvit_tiny:depth=1:plain=True', settings=settings)
+    assert all(one.output_rms > 0 for one in found.values())
