@@ -199,7 +199,7 @@ def test_a_backbone_of_somebody_else_is_refused(draw, photo, make_config, tmp_pa
     cfg.model.head.in_channels = 512
     cfg.dump(tmp_path / 'resnet.py')
     status, errors = draw('classification', photo(), config=tmp_path / 'resnet.py')
-    assert status == 2 and 'the backbone ResNet has no tokens' in errors
+    assert status == 2 and 'the backbone ResNet is none of mmvars' in errors
 
 
 def test_the_images_themselves_are_never_overwritten(draw, photo, tmp_path):
