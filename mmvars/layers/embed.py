@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.errors import InputError
-from mmvars.layers.tracing import surely
+from mmvars.layers.tracing import cut_to, surely
 
 __all__ = ['STEMS', 'ConvStem', 'PatchEmbed']
 
@@ -56,11 +56,9 @@ class PatchEmbed(nn.Module):
         bottom, right = -height % patch, -width % patch
         if surely(bottom == 0) and surely(right == 0):
             return images
-        if torch.compiler.is_compiling():
-            # One graph, whether there is anything to pad or not. More than is ever needed, so that
-            # there is always something to cut off: an exported program is guarded by that.
-            most = F.pad(images, (0, patch, 0, patch))
-            return most[..., :height + bottom, :width + right]
+        if torch.compiler.is_compiling():  # one graph, whether there is anything to pad or not
+            most = F.pad(images, (0, patch - 1, 0, patch - 1))
+            return cut_to(most, height + bottom, width + right)
         return F.pad(images, (0, right, 0, bottom))
 
     def _projection(self, embed_dim: int) -> nn.Module:

@@ -8,8 +8,9 @@ the one that is right for every size, unless the size is known.
 from collections.abc import Sequence
 
 import torch
+from torch.nn import functional as F
 
-__all__ = ['can_look', 'same_grid', 'surely']
+__all__ = ['can_look', 'cut_to', 'same_grid', 'surely']
 
 
 def can_look(tensor: torch.Tensor) -> bool:
@@ -34,3 +35,16 @@ def surely(condition: bool | torch.SymBool) -> bool:
 def same_grid(grid: Sequence[int], other: Sequence[int]) -> bool:
     """Whether the first two numbers, height and width, :func:`surely` are the same."""
     return surely(grid[0] == other[0]) and surely(grid[1] == other[1])
+
+
+def cut_to(maps: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """``maps (..., H, W)`` without their last rows and columns, ``(..., height, width)``.
+
+    Whether anything is cut off decides how the result lies in memory, which guards a graph: while
+    tracing there is always something to cut off, unless it is known that there is nothing.
+    """
+    if surely(maps.shape[-2] == height) and surely(maps.shape[-1] == width):
+        return maps
+    if torch.compiler.is_compiling():
+        maps = F.pad(maps, (0, 1, 0, 1))
+    return maps[..., :height, :width]

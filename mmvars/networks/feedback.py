@@ -12,7 +12,7 @@ from mmvars.layers import TokenGrid
 from mmvars.layers.kept import Kept, can_keep
 from mmvars.layers.signals import (AddedToAll, FoldedSignal, MaskedValue, TopDownSignal,
                                    exact_product)
-from mmvars.layers.tracing import surely
+from mmvars.layers.tracing import cut_to, surely
 from mmvars.networks.chain_error import chain_error
 from mmvars.networks.plain_path import is_plain_path
 
@@ -98,7 +98,7 @@ class _Crossing(nn.Module):
         self.conv = nn.ConvTranspose2d(in_dim, out_dim, 3, stride=2, padding=1, output_padding=1)
 
     def forward(self, tokens: Tensor, grid: TokenGrid, to_grid: TokenGrid) -> Tensor:
-        maps = self.conv(grid.to_map(tokens))[..., :to_grid.height, :to_grid.width]
+        maps = cut_to(self.conv(grid.to_map(tokens)), to_grid.height, to_grid.width)
         return maps.flatten(2).transpose(1, 2)
 
 
