@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from mmvars.checkpoints.account import Account, Status
@@ -9,6 +10,7 @@ from mmvars.checkpoints.grids import Grid, grid_records, tied_tensors
 from mmvars.checkpoints.source import Source, as_float32, tensor_fault
 from mmvars.layers import GridTied
 from mmvars.networks import TopDown
+from mmvars.networks.feedback import LowRankLinear
 
 __all__ = ['fit_tensors']
 
@@ -36,6 +38,7 @@ def fit_tensors(network: TopDown, sources: Mapping[str, Source], account: Accoun
         Network name -> tensor; new and faulty names are absent.
     """
     sources, targets, tied = dict(sources), network.state_dict(), tied_tensors(network)
+    _factorise(network, sources, account)
     records = grid_records(tied)
     recorded = {record.name: sources.pop(record.name, None) for record in records}
     for record in records:
@@ -78,6 +81,22 @@ def fit_tensors(network: TopDown, sources: Mapping[str, Source], account: Accoun
     for source in sources.values():
         account.add(Status.UNEXPECTED, source.key, shape=source.shape)
     return fitted
+
+
+def _factorise(network: TopDown, sources: dict[str, Source], account: Account) -> None:
+    """Cut full readouts of a file to the rank of the network's."""
+    for path, module in network.named_modules():
+        full = sources.get(f'{path}.weight')
+        if not isinstance(module, LowRankLinear) or full is None:
+            continue
+        shape = (module.up.out_features, module.down.in_features)
+        if tensor_fault(full.value, torch.empty(shape, device='meta')) or full.shape != shape:
+            continue  # reported as what it is: of no use here
+        del sources[f'{path}.weight']
+        for name, factor in module.factors(full.value).items():
+            sources[f'{path}.{name}'] = full._replace(value=factor)
+        account.remark(f'full readouts cut to rank {module.down.out_features}, the largest '
+                       f'singular values')
 
 
 def _followed(path: str, module: GridTied, fitted: Mapping[str, Tensor],

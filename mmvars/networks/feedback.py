@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mmvars.errors import check_choice
 from mmvars.layers import TokenGrid
 from mmvars.layers.kept import Kept, can_keep
+from mmvars.layers.precision import widened
 from mmvars.layers.signals import (AddedToAll, FoldedSignal, MaskedValue, TopDownSignal,
                                    exact_product)
 from mmvars.layers.tracing import cut_to, surely
@@ -76,13 +77,17 @@ class LowRankLinear(nn.Module):
         """Map ``(B, N, C)`` to ``(B, N, C)``."""
         return self.up(self.down(tokens))
 
+    def factors(self, full: Tensor) -> dict[str, Tensor]:
+        """The two weights whose product is nearest to a full one ``(C, C)``, by name."""
+        left, values, right = torch.linalg.svd(widened(full), full_matrices=False)
+        rank, root = self.down.out_features, values.sqrt()
+        return {'down.weight': (root[:rank, None] * right[:rank]).to(full.dtype),
+                'up.weight': (left[:, :rank] * root[:rank]).to(full.dtype)}
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
         full = state_dict.pop(f'{prefix}weight', None)
         if full is not None:
-            left, values, right = torch.linalg.svd(full.float(), full_matrices=False)
-            rank, root = self.down.out_features, values.sqrt()
-            state_dict[f'{prefix}down.weight'] = (root[:rank, None] * right[:rank]).to(full.dtype)
-            state_dict[f'{prefix}up.weight'] = (left[:, :rank] * root[:rank]).to(full.dtype)
+            state_dict |= {prefix + name: factor for name, factor in self.factors(full).items()}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -104,6 +109,9 @@ class _Crossing(nn.Module):
 
 class Feedback(nn.Module):
     """A chain of decoders from the last block to the first.
+
+    In eval mode without gradients, on the CPU, two matrices ``(C, C)`` a block are kept between
+    forwards: the decoders multiplied together, without and with the value projection.
 
     Args:
         widths: Channels of each block.

@@ -181,3 +181,23 @@ def test_one_file_serves_init_cfg_and_load_from(golden, tmp_path, converted, tas
                            state['blocks.2.mlp.fc2.weight'])
         assert torch.equal(each.network.trunk.pos_embed, state['pos_embed'])
     assert torch.equal(host.head.fc.bias, state['head.bias']) == (task == 'classification')
+
+
+def test_full_readouts_are_cut_to_the_rank_of_the_network(tmp_path, tiny_arch):
+    from mmvars.models import AbSViT
+
+    full = AbSViT(arch=tiny_arch, img_size=64)
+    torch.save({'state_dict': full.state_dict()}, tmp_path / 'full.pth')
+    low = AbSViT(arch=tiny_arch, img_size=64, shortcuts=dict(feedback_rank=7))
+    summary = load_pretrained(low, str(tmp_path / 'full.pth')).summary()
+    assert 'full readouts cut to rank 7' in summary
+    for theirs, ours in zip(full.network.feedback.decoders, low.network.feedback.decoders,
+                            strict=True):
+        down, up = ours.readout_weights
+        rest = torch.linalg.matrix_norm(theirs.readout.weight - up @ down, 2)
+        torch.testing.assert_close(rest, torch.linalg.svdvals(theirs.readout.weight)[7])
+        assert torch.equal(theirs.chain.weight, ours.chain.weight)
+    wide = AbSViT(arch=tiny_arch | dict(embed_dims=96), img_size=64)
+    torch.save({'state_dict': wide.state_dict()}, tmp_path / 'wide.pth')
+    with pytest.raises(InputError, match='readout'):
+        load_pretrained(low, str(tmp_path / 'wide.pth'))
