@@ -1,4 +1,4 @@
-"""Time and peak memory of mixers against the number of tokens: `python tools/benchmark.py --help`.
+"""Time and memory of networks and mixers, side by side: `python tools/benchmark.py --help`.
 
 The same as `mmvars benchmark`.
 """
