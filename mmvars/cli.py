@@ -25,7 +25,7 @@ COMMANDS = {
     'visualize': ('mmvars.visualization.cli:main', 'draw bottom-up and top-down attention'),
     'table': ('mmvars.benchmark.table_cli:main',
               'parameters and multiply-adds beside the published tables'),
-    'benchmark': ('mmvars.benchmark.cli:main', 'time and memory of networks and token mixers, side by side'),
+    'benchmark': ('mmvars.benchmark.cli:main', 'time and memory of networks and mixers'),
     'doctor': ('mmvars.doctor:main', 'say what is wrong with this environment, and the remedy'),
 }
 # Packages whose absence is a matter of installation, not a bug in mmvars.
