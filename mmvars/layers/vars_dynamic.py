@@ -144,6 +144,7 @@ class VARSStaticDynamic(VARSDynamic):
         self.static_atoms = nn.Parameter(
             torch.randn(1, num_heads, self.training_tokens, features))
         self._kept_gram = Kept(exact=True)
+        self._resampled_gram: tuple[Tensor, Tensor] | None = None  # of which atoms, and what
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
         rows = tensor.transpose(1, 2).flatten(2)  # (1, P + N, h m), a table of positions
@@ -162,10 +163,17 @@ class VARSStaticDynamic(VARSDynamic):
 
         if self.training or not can_keep(atoms):
             return DenseDictionary(features, self.normalise_atoms, static, gram())
-        # What was resampled is kept itself, and replaced where it no longer holds.
-        looked_at, known = ([atoms], ()) if atoms is self.static_atoms else ([], (atoms, ))
-        return DenseDictionary(features, self.normalise_atoms, static,
-                               self._kept_gram.get(looked_at, gram, *known))
+        if atoms is self.static_atoms:
+            kept = self._kept_gram.get([atoms], gram)
+        else:  # resampled, kept itself and replaced where it no longer holds
+            if self._resampled_gram is None or self._resampled_gram[0] is not atoms:
+                self._resampled_gram = atoms, gram()
+            kept = self._resampled_gram[1]
+        return DenseDictionary(features, self.normalise_atoms, static, kept)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._resampled_gram = None
 
 
 class VARSConvolutionalDynamic(VARSDynamic):
