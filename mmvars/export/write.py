@@ -15,11 +15,15 @@ from torch.export import ExportedProgram
 from mmvars.checkpoints.files import write_bytes
 from mmvars.errors import InputError
 from mmvars.export.wrap import ExportedPart
+from mmvars.layers.spectral import GlobalFilter
+from mmvars.layers.vars_dynamic import VARSConvolutionalDynamic
+from mmvars.layers.vars_static import VARSStatic
 
 __all__ = ['SUFFIXES', 'traced', 'write_program']
 
 SUFFIXES = ('.onnx', '.pt2')
 _LOUD = ('torch.fx.experimental.symbolic_shapes', 'torch.onnx', 'onnxscript', 'onnx_ir')
+_OF_ONE_SIZE = (VARSStatic, VARSConvolutionalDynamic, GlobalFilter)  # by Fourier transforms
 _AXES = {0: 'batch', 2: 'height', 3: 'width'}
 
 
@@ -34,6 +38,12 @@ def traced(part: ExportedPart, images: Tensor, any_size: bool) -> ExportedProgra
     Raises:
         InputError: If the model cannot be traced like that, with torch's first line of why.
     """
+    bound = next((type(module).__name__ for module in part.modules()
+                  if isinstance(module, _OF_ONE_SIZE)), None)
+    if any_size and bound:
+        raise InputError(f'{bound} transforms maps of one size, so that this model cannot be '
+                         f'exported for images of any size; leave out --dynamic and export one '
+                         f'file for each size')
     free = (0, 2, 3) if any_size else (0, )
     shapes = (dict.fromkeys(free, torch.export.Dim.DYNAMIC), )
     try:

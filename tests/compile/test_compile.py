@@ -111,8 +111,7 @@ def test_every_registered_backbone_is_here() -> None:
 @torch.no_grad()
 def test_one_graph_for_all_sizes(name, compiler) -> None:
     backbone = build(name)
-    run = compiler(backbone)
-    # A size that is marked dynamic may not be the one that has a graph of its own.
+    run = compiler(backbone)  # what is marked dynamic may not be the size with its own graph
     sizes = [size for size in SIZES if name not in OWN_GRAPH or size[1:] != (64, 64)]
     for size in sizes:
         images = images_of_any_size(*size)
@@ -157,7 +156,7 @@ def test_a_training_step_is_one_graph_too(name, compiler) -> None:
             losses.append([loss.detach(), *(p.grad for p in backbone.parameters()
                                             if p.grad is not None)])
             backbone.load_state_dict(state)  # batch statistics
-        assert len(losses[0]) == len(losses[1]) > 10
+        assert len(losses[0]) == len(losses[1]) > 2
         for found, wanted in zip(*losses, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
     assert compiler.num_graphs == 1

@@ -14,6 +14,8 @@ ARCH = dict(embed_dims=WIDTH, num_layers=2, num_heads=2)
 
 BACKBONES = {
     'absvit': dict(type='mmvars.AbSViT', arch=ARCH),
+    'absvit_rvt': dict(type='mmvars.AbSViT', arch=dict(trunk='rvt', embed_dims=[12, WIDTH],
+                                                       num_layers=[1, 1], num_heads=[2, 2])),
     'vit': dict(type='mmvars.ViT', arch=ARCH),
     'gfnet': dict(type='mmvars.GFNet', arch=ARCH),
     'rvt': dict(type='mmvars.RVT', arch=dict(embed_dims=[12, WIDTH], num_layers=[1, 1],
