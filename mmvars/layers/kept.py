@@ -41,24 +41,48 @@ class Kept:
         self._exact = exact
         self._state: tuple | None = None
         self._value: Any = None
+        self._derived: dict[Any, tuple[Tensor, tuple, Any]] = {}
 
-    def get(self, sources: Sequence[Tensor], make: Callable[[], Any], *others: Any) -> Any:
+    def get(self, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """The result of ``make()``, kept if possible.
 
         Args:
             sources: Tensors that the result depends on.
             make: Makes it.
-            others: What else it depends on; compared by identity.
         """
         state = tuple(_contents(source, self._exact) for source in sources)
         kept = self._state
-        if (kept is None or len(kept[0]) != len(state) or len(kept[1]) != len(others)
-                or any(a is not b for a, b in zip(kept[1], others, strict=True))
-                or not all(map(_same, kept[0], state))):
-            if self._exact:  # what was compared until now were the sources themselves
-                state = tuple((*of, None if now is None else now.clone()) for *of, now in state)
-            self._value, self._state = make(), (state, others)
+        if kept is None or len(kept) != len(state) or not all(map(_same, kept, state)):
+            self._derived.clear()
+            self._value, self._state = make(), tuple(map(self._recorded, state))
+        for name, (source, contents, _) in list(self._derived.items()):
+            if not _same(contents, _contents(source, self._exact)):
+                del self._derived[name]
         return self._value
+
+    def derive(self, name: Any, source: Tensor, make: Callable[[], Any]) -> Any:
+        """A further result, of what :meth:`get` gave and one more tensor.
+
+        Whether that tensor still holds the same numbers, the next :meth:`get` looks along with its
+        own sources: all of them in one go, since to look at one weight between two large products
+        takes five times as long. So both are called in each forward, this one after it.
+
+        Args:
+            name: Of the result.
+            source: The tensor.
+            make: Makes it.
+        """
+        kept = self._derived.get(name)
+        if kept is None or not _same_memory(kept[0], source):
+            contents = self._recorded(_contents(source, self._exact))
+            kept = self._derived[name] = source.detach(), contents, make()
+        return kept[2]
+
+    def _recorded(self, contents: tuple) -> tuple:
+        if not self._exact:
+            return contents
+        *described, now = contents  # what was compared until now was the source itself
+        return *described, None if now is None else now.clone()
 
     def __deepcopy__(self, memo: dict) -> 'Kept':
         return Kept(self._exact)
@@ -83,3 +107,8 @@ def _contents(tensor: Tensor, exact: bool) -> tuple:
 
 def _same(a: tuple, b: tuple) -> bool:
     return a[:3] == b[:3] and (a[3] is None or torch.equal(a[3], b[3]))
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+            and a.dtype == b.dtype and a.device == b.device)

@@ -1,12 +1,12 @@
 """What a mixer may be given as its top-down signal, besides a tensor."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmvars.layers.kept import Kept
 from mmvars.layers.precision import full_precision, widened
 
 __all__ = ['AddedToAll', 'FoldedSignal', 'MaskedValue', 'SharedInput', 'TopDownSignal',
@@ -54,7 +54,8 @@ class FoldedSignal:
             one where the feedback has low rank.
         rows: Tokens that are not zero, as places in ``B N``; for forwards without gradients.
         shape: ``(B, N)``.
-        kept: Keeps the last of ``weights`` times the value projection; ``None``: not kept.
+        keep: Keeps the last of ``weights`` times the value projection, given this projection and
+            what makes the product; ``None``: it is made each time.
         shared: What pass 1 projected in this block.
     """
 
@@ -62,7 +63,7 @@ class FoldedSignal:
     weights: tuple[Tensor, ...]
     rows: Tensor | None = None
     shape: tuple[int, int] | None = None
-    kept: Kept | None = None
+    keep: Callable[[Tensor, Callable[[], Tensor]], Tensor] | None = None
     shared: SharedInput | None = None
 
     def decode(self) -> Tensor:
@@ -89,9 +90,9 @@ class FoldedSignal:
         return tokens if last is None else F.linear(tokens, last, bias)
 
     def _folded(self, value_rows: Tensor, last: Tensor) -> Tensor:
-        if self.kept is None:
+        if self.keep is None:
             return value_rows @ last
-        return self.kept.get([value_rows], lambda: exact_product(value_rows, last), last)
+        return self.keep(value_rows, lambda: exact_product(value_rows, last))
 
 
 def exact_product(*factors: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The way back: what becomes of the modulated output tokens before the second pass."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from timm.layers import trunc_normal_
@@ -137,8 +138,7 @@ class Feedback(nn.Module):
         self.crossings = nn.ModuleDict({
             str(i): _Crossing(widths[i + 1], widths[i]) for i in range(len(widths) - 1)
             if strides[i] != strides[i + 1]})
-        self._folded = Kept()
-        self._values = [Kept() for _ in widths]
+        self._kept = Kept()
 
     def forward(self, tokens: Tensor, mask: Tensor,
                 grids: Sequence[TokenGrid]) -> tuple[TopDownSignal | None, ...]:
@@ -164,7 +164,7 @@ class Feedback(nn.Module):
             return self._chained(tokens, grids)
         if keep:
             weights = [weight for decoder in self.decoders for weight in decoder.parameters()]
-            folded = self._folded.get(weights, lambda: self._fold(exact_product))
+            folded = self._kept.get(weights, lambda: self._fold(exact_product))
         else:
             folded = self._fold(torch.matmul)
         rows = _nonzero_rows(mask) if keep and tokens.device.type == 'cpu' else None
@@ -175,8 +175,8 @@ class Feedback(nn.Module):
                 base = F.linear(tokens, folded[index + 1][0])
                 base = tokens = self.crossings[str(index)](base, grids[index + 1], grids[index])
                 rows = None
-            kept = self._values[index] if keep else None
-            signal = FoldedSignal(base, folded[index][1], rows, tokens.shape[:2], kept)
+            signal = FoldedSignal(base, folded[index][1], rows, tokens.shape[:2],
+                                  partial(self._kept.derive, index) if keep else None)
             signals[index] = (signal if self.injection == 'value' else
                               INJECTIONS[self.injection](signal.decode()))
         return tuple(signals)

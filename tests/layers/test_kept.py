@@ -49,19 +49,47 @@ def test_exchanged_rows_columns_and_tensors_are_seen(counted):
     assert len(calls) == 6
 
 
-def test_other_sizes_precisions_and_companions_are_seen(counted):
+def test_other_sizes_precisions_and_numbers_of_tensors_are_seen(counted):
     make, calls = counted
-    weight, kept, other = torch.zeros(8, 8), Kept(), object()
+    weight, kept = torch.zeros(8, 8), Kept()
     for number, sources in enumerate([[weight], [weight.double()], [torch.zeros(4, 16)],
                                       [weight, weight]], start=1):
         kept.get(sources, make)
         kept.get(sources, make)
         assert len(calls) == number
-    kept.get([weight, weight], make, other)
-    kept.get([weight, weight], make, other)
-    assert len(calls) == 5
-    kept.get([weight, weight], make, object())
-    assert len(calls) == 6
+
+
+class TestDerived:
+
+    @pytest.fixture
+    def kept(self):
+        return Kept(), torch.randn(8, 8), torch.randn(8, 8)
+
+    def both(self, kept, base, source, made):
+        kept.get([base], lambda: made.append('base'))
+        kept.derive('a', source, lambda: made.append('derived'))
+
+    @pytest.mark.parametrize('changed, expected', [
+        (None, []), (0, ['base', 'derived']), (1, ['derived'])])
+    def test_made_anew_where_either_changed(self, kept, changed, expected):
+        kept, *tensors = kept
+        made = []
+        self.both(kept, *tensors, made)
+        assert made == ['base', 'derived']
+        if changed is not None:
+            tensors[changed].data[3, 3] += 1
+        self.both(kept, *tensors, made)
+        assert made[2:] == expected
+        self.both(kept, *tensors, made)
+        assert made[2:] == expected
+
+    def test_another_tensor_is_another_source_even_between(self, kept):
+        kept, base, source = kept
+        made = []
+        self.both(kept, base, source, made)
+        kept.derive('a', source.clone(), lambda: made.append('elsewhere'))
+        kept.derive('b', source, lambda: made.append('named'))
+        assert made[2:] == ['elsewhere', 'named']
 
 
 def test_the_same_numbers_elsewhere_are_the_same(counted):
