@@ -120,7 +120,16 @@ def _compared(part: ExportedPart, path: Path, channels: int, args: argparse.Name
     """Greatest relative difference over images of several sizes."""
     run, worst = open_file(path), 0.
     for batch, *size in check_sizes(args.size, args.dynamic):
-        found = difference(part, run, random_images(batch, channels, tuple(size), part))
+        try:
+            found = difference(part, run, random_images(batch, channels, tuple(size), part))
+        except InputError:
+            raise
+        except Exception as error:  # whatever the runtime makes of the file
+            remedy = ('; leave out --dynamic and export one file for each size'
+                      if args.dynamic else '')
+            raise InputError(f'the exported file does not run for {batch} images of '
+                             f'{size[0]}x{size[1]} ({str(error).splitlines()[0][:200]}); nothing '
+                             f'was written{remedy}') from error
         if not found <= args.tolerance:  # NaN too
             raise InputError(f'the exported file differs from the model by {found:.1e} of the '
                              f'greatest output (--tolerance {args.tolerance:g}) for {batch} images '

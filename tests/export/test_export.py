@@ -114,6 +114,18 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch) -> None
     assert not list(tmp_path.glob('*.pt2')) and not list(tmp_path.glob('.*'))
 
 
+def test_a_file_that_does_not_run_is_not_kept(trained, tmp_path, monkeypatch) -> None:
+    made = trained('vit')
+
+    def fails(images) -> None:
+        raise RuntimeError('invalid index\nmore')
+
+    monkeypatch.setattr(cli, 'open_file', lambda path: fails)
+    with pytest.raises(InputError, match=r'does not run for 2 images of 64x64 \(invalid index\)'):
+        export(made, tmp_path / 'model.pt2', '--size', '64')
+    assert not list(tmp_path.glob('*.pt2')) and not list(tmp_path.glob('.*'))
+
+
 def test_a_head_that_predicts_in_its_own_way_is_refused(trained, tmp_path, monkeypatch) -> None:
     made = trained('vit')
     head = MODELS.get('mmseg.FCNHead')
