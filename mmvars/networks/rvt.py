@@ -134,7 +134,8 @@ class RVT(Trunk):
     def block_grids(self, grid: TokenGrid) -> tuple[TokenGrid, ...]:
         grids = [grid]
         for _ in self.pools:
-            grids.append(TokenGrid(-(-grids[-1].height // 2), -(-grids[-1].width // 2)))
+            # No negative numbers: ONNX divides these towards zero.
+            grids.append(TokenGrid((grids[-1].height + 1) // 2, (grids[-1].width + 1) // 2))
         return tuple(grids[stage] for stage in self._stage_of)
 
     def block_modules(self, index: int) -> list[nn.Module]:
