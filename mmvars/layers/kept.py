@@ -1,6 +1,5 @@
 """Results that follow from weights, kept between forwards and never stale."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 __all__ = ['Kept', 'can_keep']
 
-_WORDS = 64  # of 8 bytes, in one partial sum
+_WORDS = 63  # of 8 bytes, in one partial sum; odd, or it misses that all signs change
 
 
 def can_keep(tensor: Tensor) -> bool:
@@ -26,9 +25,11 @@ class Kept:
     """One result, kept as long as the tensors it was made from hold the same numbers.
 
     Neither a tensor's address nor its version counter tells that: ``parameter.data.copy_()``, by
-    which mmengine swaps in averaged weights, changes neither. So the contents are compared, by
-    sums of their 64-bit words over pieces of 512 bytes: a pass through memory, and blind only to a
-    change that leaves all these sums alike, such as a reordering within a piece.
+    which mmengine swaps in averaged weights, changes neither. So the contents are compared too, by
+    sums of their 64-bit words over pieces of 504 bytes: a pass through memory, and blind only to a
+    change through ``.data`` that leaves all these sums alike, such as a reordering within a piece.
+
+    Threads may share one, as long as none changes the weights.
 
     A copy of the module that owns it, or a pickle, starts with nothing kept.
 
@@ -39,8 +40,7 @@ class Kept:
 
     def __init__(self, exact: bool = False) -> None:
         self._exact = exact
-        self._state: tuple | None = None
-        self._value: Any = None
+        self._kept: tuple[tuple, Any] | None = None
         self._derived: dict[Any, tuple[Tensor, tuple, Any]] = {}
 
     def get(self, sources: Sequence[Tensor], make: Callable[[], Any]) -> Any:
@@ -51,14 +51,14 @@ class Kept:
             make: Makes it.
         """
         state = tuple(_contents(source, self._exact) for source in sources)
-        kept = self._state
-        if kept is None or len(kept) != len(state) or not all(map(_same, kept, state)):
+        kept = self._kept  # one read and one write: another thread may be at the same place
+        if kept is None or len(kept[0]) != len(state) or not all(map(_same, kept[0], state)):
             self._derived.clear()
-            self._value, self._state = make(), tuple(map(self._recorded, state))
+            kept = self._kept = tuple(map(self._recorded, state)), make()
         for name, (source, contents, _) in list(self._derived.items()):
             if not _same(contents, _contents(source, self._exact)):
-                del self._derived[name]
-        return self._value
+                self._derived.pop(name, None)
+        return kept[1]
 
     def derive(self, name: Any, source: Tensor, make: Callable[[], Any]) -> Any:
         """A further result, of what :meth:`get` gave and one more tensor.
@@ -92,8 +92,9 @@ class Kept:
 
 
 def _contents(tensor: Tensor, exact: bool) -> tuple:
+    version = None if exact or tensor.is_inference() else tensor._version
     tensor = tensor.detach()
-    described = tensor.shape, tensor.dtype, tensor.device
+    described = tensor.shape, tensor.dtype, tensor.device, version
     if tensor.device.type == 'meta':
         return *described, None
     flat = tensor.reshape(-1)
@@ -102,11 +103,12 @@ def _contents(tensor: Tensor, exact: bool) -> tuple:
     words = flat.view(torch.int64)
     if exact:
         return *described, words
-    return *described, words.view(-1, math.gcd(len(words), _WORDS)).sum(dim=1)
+    whole = len(words) // _WORDS * _WORDS
+    return *described, torch.cat([words[:whole].view(-1, _WORDS).sum(dim=1), words[whole:]])
 
 
 def _same(a: tuple, b: tuple) -> bool:
-    return a[:3] == b[:3] and (a[3] is None or torch.equal(a[3], b[3]))
+    return a[:-1] == b[:-1] and (a[-1] is None or torch.equal(a[-1], b[-1]))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

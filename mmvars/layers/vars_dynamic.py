@@ -166,9 +166,10 @@ class VARSStaticDynamic(VARSDynamic):
         if atoms is self.static_atoms:
             kept = self._kept_gram.get([atoms], gram)
         else:  # resampled, kept itself and replaced where it no longer holds
-            if self._resampled_gram is None or self._resampled_gram[0] is not atoms:
-                self._resampled_gram = atoms, gram()
-            kept = self._resampled_gram[1]
+            made = self._resampled_gram  # read and written once: threads may have other grids
+            if made is None or made[0] is not atoms:
+                made = self._resampled_gram = atoms, gram()
+            kept = made[1]
         return DenseDictionary(features, self.normalise_atoms, static, kept)
 
     def _forget(self) -> None:

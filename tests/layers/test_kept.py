@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmvars.layers import kept as module
 from mmvars.layers.kept import Kept, can_keep
 
 
@@ -33,6 +34,37 @@ def test_any_number_that_changes_behind_torchs_back_is_seen(dtype, shape, place,
     weight.data.view(-1)[place] += 1
     assert (weight.data_ptr(), weight._version) == (address, version)  # neither would tell
     assert kept.get([weight], make) is not first and len(calls) == 2
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize('change', [lambda w: w.neg_(), lambda w: w[:, 1::2].neg_(),
+                                    lambda w: w[:, 3::4].neg_()])
+def test_other_signs_are_seen(dtype, change, counted):
+    make, calls = counted
+    weight, kept = torch.randn(96, 96).to(dtype), Kept()
+    kept.get([weight], make)
+    change(weight.data)
+    kept.get([weight], make)
+    assert len(calls) == 2
+    weight[0, [1, 3]] *= -1  # two signs in one piece, before torch's eyes
+    kept.get([weight], make)
+    assert len(calls) == 3
+
+
+def test_another_thread_in_between_changes_no_result(monkeypatch):
+    kept, mine, theirs, derived = Kept(), torch.randn(4), torch.randn(4), torch.randn(3, 3)
+    kept.get([mine], lambda: 'mine')
+    kept.derive('a', derived, lambda: 'derived')
+    seen = []
+
+    def interrupted(tensor, exact, contents=module._contents):
+        if tensor.shape == derived.shape and not seen:
+            seen.append(kept.get([theirs], lambda: 'theirs'))
+        return contents(tensor, exact)
+
+    monkeypatch.setattr(module, '_contents', interrupted)
+    assert kept.get([mine], lambda: 'made again') == 'mine' and seen == ['theirs']
+    assert kept.get([mine], lambda: 'made again') == 'made again'
 
 
 def test_exchanged_rows_columns_and_tensors_are_seen(counted):
