@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmvars.layers.tracing import is_transformed
+
 __all__ = ['Kept', 'can_keep']
 
 _WORDS = 63  # of 8 bytes, in one partial sum; odd, or it misses that all signs change
@@ -14,10 +16,11 @@ _WORDS = 63  # of 8 bytes, in one partial sum; odd, or it misses that all signs 
 def can_keep(tensor: Tensor) -> bool:
     """Whether results may be kept between calls that get such inputs.
 
-    Only without gradients, outside of tracing, and where looking at the contents of a weight costs
-    no synchronisation: on the CPU (and on the meta device, which has no contents).
+    Only without gradients, outside of tracing and of transforms by ``torch.func``, and where
+    looking at the contents of a weight costs no synchronisation: on the CPU (and on the meta
+    device, which has no contents).
     """
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
     return not tracing and not torch.is_grad_enabled() and tensor.device.type in ('cpu', 'meta')
 
 

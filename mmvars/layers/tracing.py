@@ -10,13 +10,21 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-__all__ = ['can_look', 'cut_to', 'same_grid', 'surely']
+__all__ = ['can_look', 'cut_to', 'is_transformed', 'same_grid', 'surely']
 
 
 def can_look(tensor: torch.Tensor) -> bool:
     """Whether Python may read numbers of it: not while tracing or recording a CUDA graph."""
     recording = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
     return not (torch.compiler.is_compiling() or recording)
+
+
+def is_transformed() -> bool:
+    """Whether ``vmap``, ``grad`` or the like of ``torch.func`` is at work: eager, but not plain.
+
+    Numbers of a tensor may then stand for those of a whole batch of networks or images.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def surely(condition: bool | torch.SymBool) -> bool:

@@ -174,7 +174,8 @@ class AbSViT(ViT):
         """Features of a frame of a video, with what was seen in the frame before as pass 1.
 
         Changes the mathematics: about half the cost, and what is looked for is found where it was
-        a frame ago. Without ``previous`` the same as :meth:`forward`.
+        a frame ago. Call it under ``torch.no_grad()``, or each frame keeps the graphs of all before
+        it. Without ``previous`` the same as :meth:`forward`.
 
         Args:
             x: Images ``(B, in_channels, H, W)``.

@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mmvars.layers.tracing import is_transformed
+
 __all__ = ['chain_error']
 
 
@@ -21,7 +23,9 @@ def chain_error(weight: Tensor, output: Tensor, target: Tensor) -> Tensor:
     """
     needs_gradient = torch.is_grad_enabled() and weight.requires_grad
     # In fp16 the gradient would underflow here: a loss scaler acts on the backward pass only.
-    if needs_gradient and _precision(weight) != torch.float16:
+    # What torch.func differentiates, it wants to differentiate by itself.
+    plain = is_transformed() or _precision(weight) == torch.float16
+    if needs_gradient and not plain:
         return _ChainError.apply(weight, output, target)
     return F.mse_loss(F.linear(output, weight), target)
 

@@ -163,7 +163,8 @@ class Feedback(nn.Module):
         if is_plain_path() or not (keep or many):
             return self._chained(tokens, grids)
         if keep:
-            weights = [weight for decoder in self.decoders for weight in decoder.parameters()]
+            weights = [weight for decoder in self.decoders[self.first_block:]
+                       for weight in (decoder.chain.weight, *decoder.readout_weights)]
             folded = self._kept.get(weights, lambda: self._fold(exact_product))
         else:
             folded = self._fold(torch.matmul)

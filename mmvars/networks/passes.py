@@ -54,7 +54,9 @@ class TopDownOutput(NamedTuple):
         """The last pass: what a head should read."""
         return self.bottom_up if self.top_down is None else self.top_down
 
-    def decoded_signals(self) -> tuple[TopDownSignal | None, ...]:
+    def decoded_signals(self) -> tuple[TopDownSignal | None, ...] | None:
         """The signals, with those that are kept as factors multiplied out: ``(B, N, C)``."""
+        if self.top_down_signals is None:
+            return None
         return tuple(signal.decode() if isinstance(signal, FoldedSignal) else signal
                      for signal in self.top_down_signals)

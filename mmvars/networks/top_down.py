@@ -130,7 +130,8 @@ class TopDown(nn.Module):
 
         Args:
             images: ``(B, in_chans, H, W)``.
-            out_indices: Blocks whose tokens are wanted; needed here with ``restart_block`` only.
+            out_indices: As :meth:`attend` will be given them; with ``restart_block``, whose lower
+                blocks run here alone, they must be the same.
             previous: An output for other images, as of the frame before, to stand in for pass 1:
                 half the cost, and another function. Tokens of another grid are resampled.
 
@@ -147,6 +148,10 @@ class TopDown(nn.Module):
             self._check_previous(previous, len(images))
             return FirstPass(previous, tokens, grids, tuple(shared))
         if scale < 1:
+            if min(images.shape[-2:]) * scale < self.trunk.patch_embed.patch_size:
+                raise InputError(f'first_pass_scale={scale:g} makes images of {images.shape[-2]}x'
+                                 f'{images.shape[-1]} pixels smaller than one patch: give larger '
+                                 f'images, or build the network with a scale nearer to 1')
             small = F.interpolate(images, scale_factor=scale, mode='bilinear', align_corners=False)
             return FirstPass(self.trunk.run(*self.trunk.embed(small)), tokens, grids,
                              tuple(shared))
@@ -169,9 +174,15 @@ class TopDown(nn.Module):
         Args:
             first: Of :meth:`look`; it can be used any number of times.
             prior, alpha, out_indices, reconstruction, pooled_only: As in :meth:`forward`.
+
+        Raises:
+            InputError: As :meth:`forward`, or if blocks are wanted that ``first`` lacks.
         """
         self._check_call(True, True, prior, alpha, reconstruction)
         vector, start = self._vector(prior, first.tokens.shape[0]), self.shortcuts.restart_block
+        if start and sum(i < start for i in out_indices) != len(first.output.intermediates):
+            raise InputError(f'out_indices below restart_block ({start}) are outputs of pass 1: '
+                             f'give look the same out_indices, {tuple(out_indices)}')
         grids, last = first.grids, first.output
         for number in range(2, self.num_passes + 1):
             # A class token that the blocks never saw stays behind.
@@ -206,7 +217,7 @@ class TopDown(nn.Module):
         if alpha.shape != mask.shape[:1]:
             raise InputError(f'alpha must be a number or have shape ({mask.shape[0]},), got '
                              f'{tuple(alpha.shape)}')
-        return alpha.reshape(-1, 1, 1)
+        return alpha.reshape(-1, 1, 1).to(mask.dtype)  # of any precision, as a prior
 
     def _vector(self, prior: Tensor | None, batch_size: int) -> Tensor | None:
         return None if self.prior is None else self.prior(prior, batch_size)
@@ -221,6 +232,10 @@ class TopDown(nn.Module):
         if self.shortcuts.restart_block or self.shortcuts.share_query_key:
             raise InputError('previous stands in for pass 1, of which restart_block and '
                              'share_query_key need the tokens inside: build the network without')
+        if not isinstance(previous, TrunkOutput):
+            raise InputError(f'previous must be a TrunkOutput, such as output.final of the frame '
+                             f'before (of a backbone: the second of what forward_frame returns), '
+                             f'got {type(previous).__name__}')
         expected = batch_size, self.trunk.embed_dim
         found = previous.tokens.shape[0], previous.tokens.shape[-1]
         if found != expected:

@@ -89,6 +89,11 @@ class TestDesigns:
         network = small('vit_tiny_patch16', top_down=design).eval()
         return network, network(self.images, **options)
 
+    @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.int64])
+    def test_alpha_of_any_precision(self, dtype):
+        network, output = self.run('absvit', alpha=torch.tensor([2., 2.]).to(dtype))
+        torch.testing.assert_close(output.final.tokens, network(self.images, alpha=2.).final.tokens)
+
     def test_feedback_weighs_all_tokens_the_same(self):
         network, output = self.run('feedback')
         assert network.prior is None and (output.token_mask == 1).all()
@@ -97,7 +102,7 @@ class TestDesigns:
 
     def test_perceiver_io_puts_out_the_reweighted_tokens(self):
         network, output = self.run('perceiver_io')
-        assert output.top_down_signals is None
+        assert output.top_down_signals is None and output.decoded_signals() is None
         torch.testing.assert_close(output.final.tokens,
                                    output.token_mask * output.bottom_up.tokens)
         twice = network(self.images, alpha=2.).final.tokens

@@ -154,6 +154,18 @@ class TestNeverStale:
             weight.data[-1, 7] += 100
             self.check(network, images)
 
+    def test_a_weight_that_is_computed_from_a_buffer(self, warm):
+        network, images = warm
+        scale = torch.nn.BatchNorm1d(1, affine=False)  # some module with a buffer
+        scale.forward = lambda weight: weight * scale.running_var
+        chain = network.feedback.decoders[1].chain
+        torch.nn.utils.parametrize.register_parametrization(chain, 'weight', scale)
+        for factor in (2, 3):
+            scale.running_var.fill_(factor)
+            with torch.no_grad():
+                found = outputs(network, images)
+                close(found, outputs(network, images, plain=True), 1e-5)
+
     def test_other_weights_by_a_functional_call(self, warm):
         network, images = warm
         other = {k: v + torch.randn_like(v) for k, v in network.state_dict().items()}
@@ -161,6 +173,37 @@ class TestNeverStale:
             found = torch.func.functional_call(network, other, images).final.tokens
             network.load_state_dict(other)
             close([found], [network(images).final.tokens], 1e-6)
+
+
+class TestTransforms:
+    """What torch.func does to a network is the same with the rewrites as without."""
+
+    def test_networks_and_images_side_by_side(self):
+        networks, images = [small(), small()], torch.randn(2, 3, 64, 64)
+        weights = torch.func.stack_module_state(networks)
+
+        def run(state, image):
+            call = torch.func.functional_call(networks[0], state, image[None])
+            return call.final.tokens[0]
+
+        with torch.no_grad():
+            found = torch.func.vmap(run)(weights, images)
+            for network, image, tokens in zip(networks, images, found, strict=True):
+                close([tokens], [network(image[None]).final.tokens[0]], 1e-5)
+
+    def test_gradients_of_the_reconstruction_errors(self):
+        network, images = small(), torch.randn(1, 3, 64, 64)
+        weights = dict(network.named_parameters())
+
+        def error(weights):
+            call = torch.func.functional_call(network, weights, images, dict(reconstruction=True))
+            return call.reconstruction.sum()
+
+        found = torch.func.grad(error)(weights)
+        error(weights).backward()
+        for name, weight in weights.items():
+            if name.endswith('chain.weight'):
+                close([found[name]], [weight.grad], 1e-5)
 
 
 class TestCounts:

@@ -124,6 +124,23 @@ def test_they_train(shortcuts, checkpointing):
 
 
 @torch.no_grad()
+def test_wanted_blocks_below_the_restart_must_have_been_wanted_of_the_first_pass():
+    _, cheap, images = twins(restart_block=2)
+    whole = cheap(images, out_indices=(0, 3)).final.intermediates
+    found = cheap.attend(cheap.look(images, (0, 3)), out_indices=(0, 3)).final.intermediates
+    assert len(found) == 2 and all(map(torch.equal, found, whole))
+    with pytest.raises(InputError, match='give look the same out_indices'):
+        cheap.attend(cheap.look(images), out_indices=(0, 3))
+
+
+@pytest.mark.parametrize('scale', [.2, 1e-9])
+def test_a_first_pass_below_one_patch_is_refused(scale):
+    _, cheap, images = twins(first_pass_scale=scale)
+    with pytest.raises(InputError, match=f'first_pass_scale={scale:g} makes images of 64x96'):
+        cheap(images)
+
+
+@torch.no_grad()
 def test_previous_output_stands_in_for_the_first_pass():
     network, _, images = twins()
     first = network(images)
@@ -133,6 +150,8 @@ def test_previous_output_stands_in_for_the_first_pass():
     assert later.final.grid[:2] == (4, 4)
     with pytest.raises(InputError, match='previous must be an output for 1 images'):
         network.look(images[:1], previous=first.final)
+    with pytest.raises(InputError, match='previous must be a TrunkOutput.*got Tensor'):
+        network.look(images, previous=first.final.tokens)
     _, restarting, _ = twins(restart_block=1)
     with pytest.raises(InputError, match='restart_block'):
         restarting.look(images, previous=first.final)
