@@ -182,6 +182,14 @@ class Feedback(nn.Module):
                               INJECTIONS[self.injection](signal.decode()))
         return tuple(signals)
 
+    def train(self, mode: bool = True) -> 'Feedback':
+        self._kept = Kept()  # as much memory as the decoders, of no use in training
+        return super().train(mode)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> 'Feedback':
+        self._kept = Kept()  # nor on another device
+        return super()._apply(fn, recurse)
+
     def reconstruction_error(self, index: int, block_input: Tensor, block_output: Tensor) -> Tensor:
         """Layer-wise reconstruction loss (Eq. 2.13, first term) of one block: a number.
 

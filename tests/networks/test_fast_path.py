@@ -1,6 +1,7 @@
 """The exact rewrites change no output, are never stale, and save the products that they claim."""
 
 import copy
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -145,6 +146,17 @@ class TestNeverStale:
             parameter.data.mul_(2)
         self.check(twin, images)
         self.check(network, images)
+
+    @pytest.mark.parametrize('leave', [lambda n: n.train(), lambda n: n.to('meta')])
+    def test_nothing_is_held_where_it_is_of_no_use(self, warm, leave):
+        network, images = warm
+        made = []
+        keep = network.feedback._kept
+        keep.derive('another', images, lambda: made.append(weakref.ref(t := torch.ones(3))) or t)
+        assert made[0]() is not None
+        del keep
+        leave(network)
+        assert made[0]() is None
 
     def test_one_number_of_one_weight(self, warm):
         network, images = warm
