@@ -156,17 +156,23 @@ class AbSViT(ViT):
             priors: Priors as :meth:`forward` takes them, one after the other.
             alpha: Scale, as in :meth:`forward`.
 
-        Yields:
-            What :meth:`forward` returns for each of them.
+        Returns:
+            An iterator over what :meth:`forward` returns for each of them; a second pass runs when
+            its features are asked for.
 
         Raises:
-            InputError: If the design has no second pass.
+            InputError: If the design has no second pass, or ``priors`` is no sequence.
         """
+        if not isinstance(priors, Sequence | Tensor) or getattr(priors, 'ndim', 2) < 1:
+            raise InputError(f'priors must be a sequence of priors, or a tensor with one in each '
+                             f'row, got {priors!r}')
+        if isinstance(priors, Tensor) and priors.is_floating_point() and priors.ndim == 1:
+            raise InputError('priors has shape '
+                             f'{tuple(priors.shape)}: for a single prior call forward(x, prior)')
         first = self.network.look(x, self._wanted())
-        for prior in priors:
-            output = self.network.attend(first, prior, alpha, self._wanted(),
-                                         pooled_only=self._only_pooled())
-            yield self._features(output.final)
+        return (self._features(self.network.attend(
+            first, prior, alpha, self._wanted(), pooled_only=self._only_pooled()).final)
+            for prior in priors)
 
     def forward_frame(self, x: Tensor, previous: TrunkOutput | None = None,
                       prior: Tensor | None = None, alpha: float | Tensor | None = None

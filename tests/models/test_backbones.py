@@ -214,6 +214,11 @@ class TestManyPriorsAndFrames:
             for a, b in zip(feats, backbone(images, prior=prior, alpha=2.), strict=True):
                 assert torch.equal(a, b)
 
+    @pytest.mark.parametrize('priors', [None, 5, torch.tensor(1.), torch.randn(48)])
+    def test_what_is_no_sequence_of_priors_is_refused_at_once(self, backbone, priors):
+        with pytest.raises(InputError, match='priors'):
+            backbone.forward_priors(torch.randn(1, 3, 64, 64), priors)
+
     @torch.no_grad()
     def test_first_frame_is_exact_and_the_next_looks_back(self, backbone):
         frames = torch.randn(2, 1, 3, 64, 80)
