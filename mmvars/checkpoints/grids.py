@@ -104,7 +104,8 @@ class TiedTensor(NamedTuple):
             return table, '', ''
         note = '{} resampled from {}x{} to {}x{} patches (height x width): {}'.format(
             _NAMES.get(self.leaf, self.leaf), *grid, *self.module.grid, _HOW[self.leaf])
-        return self.module.resample(self.leaf, table, grid, self.module.grid), '', note
+        with torch.no_grad():  # to the last bit what a network does with its own in eval
+            return self.module.resample(self.leaf, table, grid, self.module.grid), '', note
 
 
 def tied_tensors(network: TopDown) -> dict[str, TiedTensor]:

@@ -111,6 +111,7 @@ class GridTied(nn.Module):
             self._resample_entries(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    @torch.no_grad()  # nobody differentiates loading, and transforms round as they do in eval
     def _resample_entries(self, state_dict: dict, prefix: str) -> None:
         recorded, resampled = state_dict.pop(prefix + 'trained_grid', None), False
         for name in self.grid_tied:

@@ -91,7 +91,7 @@ def images_of_any_size(batch: int, height: int, width: int) -> torch.Tensor:
     return images
 
 
-CHEAP = {'absvit', 'gfnet'}
+CHEAP = {'absvit'}
 SIZES = [(2, 80, 48), (3, 64, 64), (4, 97, 70)]  # a batch of one always has a graph of its own
 
 
@@ -183,7 +183,8 @@ def test_priors_and_scales_of_a_call(compiler) -> None:
             run(images, prior=torch.full((3, ), wrong), alpha=torch.rand(3))
 
 
-@pytest.mark.parametrize('name', sorted(MIXERS))
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=[pytest.mark.slow] * (name == 'vars_s')) for name in sorted(MIXERS)])
 @torch.no_grad()
 def test_every_mixer_is_exported_for_any_batch(name) -> None:
     """Cheap, and sees what ``torch.compile`` does not: ``len(tensor)`` is a constant here."""
