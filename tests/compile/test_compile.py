@@ -1,5 +1,4 @@
-"""Every backbone under ``torch.compile``: one graph, without breaks, for all image sizes; and under
-autocast, in channels_last and in CUDA graphs.
+"""Every backbone compiled to one graph for all sizes; autocast, channels_last, CUDA graphs.
 
 ``fullgraph=True`` makes a graph break an error, ``mark_dynamic`` a size that becomes a constant.
 """
