@@ -53,7 +53,8 @@ class PatchEmbed(nn.Module):
     def _padded(self, images: Tensor) -> Tensor:
         """``(B, in_chans, H, W)`` to ``(B, in_chans, h P, w P)``: zeros at the bottom and right."""
         patch, (height, width) = self.patch_size, images.shape[-2:]
-        bottom, right = -height % patch, -width % patch
+        # Not -height % patch: of a free size, inductor has no form for a remainder.
+        bottom, right = ((side + patch - 1) // patch * patch - side for side in (height, width))
         if surely(bottom == 0) and surely(right == 0):
             return images
         if torch.compiler.is_compiling():  # one graph, whether there is anything to pad or not
