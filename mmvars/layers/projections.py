@@ -88,7 +88,7 @@ def project_value(projection: nn.Linear | None, x: Tensor,
     if top_down is None or isinstance(top_down, SharedInput):
         return (x, )
     if isinstance(top_down, FoldedSignal):
-        return (_added(x.clone(), top_down, None), )
+        return (_added(_own(x, top_down), top_down, None), )
     if isinstance(top_down, MaskedValue):
         return (x * top_down.mask, )
     return (x + (top_down.tokens if isinstance(top_down, AddedToAll) else top_down), )
@@ -124,7 +124,7 @@ def _with_folded_value(projection: nn.Linear | Rows, x: Tensor,
     *pieces, value = signal.shared.joint[projection].split(x.shape[-1], dim=-1)
     _, rows = _value_last(projection, x.shape[-1])
     if signal.shared.same_value:  # several second passes may follow, so it stays as it is
-        return *pieces, _added(value.clone(), signal, rows)
+        return *pieces, _added(_own(value, signal), signal, rows)
     if not signal.weights:  # one product of the sum instead of two
         return *pieces, _with_added_value(rows, x, x + signal.tokens)[-1]
     return *pieces, _added(rows(x), signal, rows)
@@ -141,6 +141,11 @@ def _added(value: Tensor, signal: FoldedSignal, rows: Rows | None) -> Tensor:
     value.view(-1, value.shape[-1]).index_add_(0, signal.rows,
                                                signal.through(weight).to(value.dtype))
     return value
+
+
+def _own(value: Tensor, signal: FoldedSignal) -> Tensor:
+    """A copy of a value that others read too, where :func:`_added` would write into it."""
+    return value if signal.rows is None else value.clone()
 
 
 def _value_last(projection: nn.Linear | Rows, channels: int) -> tuple[Rows, Rows]:
