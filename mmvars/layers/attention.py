@@ -1,37 +1,148 @@
-"""Multi-head self-attention with a top-down term on the value path; RVT's masked form."""
+"""Multi-head softmax attention with a top-down input, RVT's masked form, and their projections."""
+
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmvars.errors import InputError
-from mmvars.layers.grid_tied import Grid, GridTied
-from mmvars.layers.position import square_grid
-from mmvars.layers.projections import head_width, join_heads, rows_of, split_heads, with_value
-from mmvars.layers.signals import FoldedSignal, TopDownSignal
-from mmvars.layers.tokens import TokenGrid
-from mmvars.layers.tracing import same_grid
+from mmvars.errors import InputError, check_choice
+from mmvars.layers.compile_utils import same_grid
+from mmvars.layers.embed import Grid, GridResizeMixin, TokenGrid, infer_square_grid
 
-__all__ = ['MaskedAttention', 'SelfAttention']
+__all__ = [
+    'INJECTIONS',
+    'MaskedAttention',
+    'SelfAttention',
+    'head_width',
+    'is_plain_linear',
+    'linear_slice',
+    'merge_heads',
+    'project_with_top_down',
+    'split_heads',
+]
+
+INJECTIONS = ('value', 'qkv', 'mask')
+"""Where a top-down input enters a mixer. ``'value'``: added to the input of the value projection
+(AbSViT). ``'qkv'``: to the input of every projection (AbSViT-QKV, Table 2.5). ``'mask'``: ``(B, N,
+1)``, multiplied with the value (MaskAtt, Table 2.3)."""
+
+
+def head_width(embed_dim: int, num_heads: int) -> int:
+    """Channels D of a head.
+
+    Raises:
+        InputError: If ``num_heads`` does not divide ``embed_dim``.
+    """
+    if num_heads < 1 or embed_dim % num_heads:
+        raise InputError(f'embed_dim ({embed_dim}) must be divisible by num_heads ({num_heads})')
+    return embed_dim // num_heads
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """``(B, N, h D)`` to ``(B, h, N, D)``."""
+    return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``(B, h, N, D)`` to ``(B, N, h D)``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def is_plain_linear(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer computes nothing but ``x W' + b``, so that rows of W can be used alone.
+
+    Not so for a layer that was replaced or wrapped (LoRA, quantization), whose weight is
+    parametrized or pruned, or that has hooks: such a layer must be called.
+    """
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter
+        and 'forward' not in vars(linear)
+        and not linear._forward_hooks
+        and not linear._forward_pre_hooks
+        and not linear._backward_hooks
+        and not linear._backward_pre_hooks
+    )
+
+
+def linear_slice(linear: nn.Linear, x: Tensor, rows: slice, num_biases: int = 1) -> Tensor:
+    """``x W[rows]' + num_biases * b[rows]`` of a plain linear layer; x is ``(..., C)``."""
+    bias = None if linear.bias is None else linear.bias[rows]
+    if bias is not None and num_biases > 1:
+        bias = num_biases * bias
+    return F.linear(x, linear.weight[rows], bias)
+
+
+def project_with_top_down(
+    projection: nn.Module,
+    x: Tensor,
+    top_down: Tensor | None,
+    injection: str = 'value',
+    double_value_bias: bool = True,
+) -> tuple[Tensor, ...]:
+    """Apply a joint projection whose last C output channels are the value.
+
+    A top-down input t passes the value's own rows: ``Wv x + bv + Wv t + bv`` in the released
+    models, which count the bias twice, or ``Wv (x + t) + bv``. Where :func:`is_plain_linear`, the
+    rows are used separately, so that t costs no product; any other projection is called twice.
+
+    Args:
+        projection: Linear layer from C to a multiple of C channels.
+        x: ``(B, N, C)``.
+        top_down: ``(B, N, C)``; ``(B, N, 1)`` with ``injection='mask'``; or ``None``.
+        injection: One of :data:`INJECTIONS`.
+        double_value_bias: Whether t brings the bias of its projection along, as released.
+
+    Returns:
+        Pieces ``(B, N, C)`` in the order of the rows; the value is the last.
+    """
+    channels = x.shape[-1]
+    if top_down is None:
+        return projection(x).split(channels, dim=-1)
+    if injection == 'mask':
+        *others, value = projection(x).split(channels, dim=-1)
+        return *others, value * top_down
+    if injection == 'qkv':
+        both = (
+            projection(x) + projection(top_down) if double_value_bias else projection(x + top_down)
+        )
+        return both.split(channels, dim=-1)
+    if is_plain_linear(projection):
+        value = linear_slice(
+            projection,
+            x + top_down,
+            slice(-channels, None),
+            num_biases=2 if double_value_bias else 1,
+        )
+        if projection.out_features == channels:
+            return (value,)
+        others = linear_slice(projection, x, slice(None, -channels))
+        return *others.split(channels, dim=-1), value
+    *others, value = projection(x).split(channels, dim=-1)
+    if double_value_bias:
+        return *others, value + projection(top_down)[..., -channels:]
+    return *others, projection(x + top_down)[..., -channels:]
 
 
 class SelfAttention(nn.Module):
-    """Softmax attention whose *value* may carry a top-down signal (Section 2.5, Figure 2.3 b).
+    """Softmax attention whose *value* takes a top-down input (Section 2.5, Figure 2.3 b).
 
-    ``out = proj(softmax(q k' / sqrt(D)) v)`` with ``v = Wv x + bv``, and, given a top-down signal
-    ``t``, ``v = (Wv x + bv) + (Wv t + bv)``. Queries and keys, the dictionary in the sparse-coding
-    reading, never see ``t``.
+    ``out = proj(softmax(q k' / sqrt(D)) v)`` with ``v = Wv x + bv``, and, given a top-down input t,
+    ``v = (Wv x + bv) + (Wv t + bv)``. Queries and keys do not see t.
 
-    Differs from the thesis (which adds the signal to the value): the signal passes the value
-    projection, bias included, as in the released models. A zero signal is therefore not the same
-    as none: it adds the value bias a second time.
+    Differs from the thesis, which adds the signal to the value: it passes the value projection, as
+    in the released models. With ``double_value_bias``, as released, it also brings the bias, so a
+    top-down input of zeros is not the same as none.
 
     Args:
         embed_dim: Channels C.
-        num_heads: Heads h; the head dimension is D = C / h.
+        num_heads: Heads h; the head width is D = C / h.
         grid: Unused; part of the constructor that all mixers share.
         num_prefix: Unused, likewise.
         qkv_bias: Whether the joint projection has a bias.
+        injection: Where a top-down input enters, one of :data:`INJECTIONS`.
+        double_value_bias: See :func:`project_with_top_down`.
 
     Raises:
         InputError: If ``num_heads`` does not divide ``embed_dim``.
@@ -40,117 +151,143 @@ class SelfAttention(nn.Module):
     takes_top_down = True
     takes_num_queries = True
 
-    def __init__(self, embed_dim: int, num_heads: int, grid: Grid | None = None,
-                 num_prefix: int = 0, qkv_bias: bool = True) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        grid: Grid | None = None,
+        num_prefix: int = 0,
+        qkv_bias: bool = True,
+        injection: str = 'value',
+        double_value_bias: bool = True,
+    ) -> None:
         super().__init__()
-        del grid, num_prefix
+        check_choice('injection', injection, INJECTIONS)
         head_width(embed_dim, num_heads)
         self.num_heads = num_heads
-        self._make_projections(embed_dim, qkv_bias)
+        self.injection = injection
+        self.double_value_bias = double_value_bias
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor, grid: TokenGrid, top_down: TopDownSignal | None = None,
-                num_queries: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        grid: TokenGrid,
+        top_down: Tensor | None = None,
+        num_queries: int | None = None,
+    ) -> Tensor:
         """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``.
 
-        With ``num_queries`` the result has that many first tokens alone; keys and values are still
-        those of all.
+        With ``num_queries`` the result has that many first tokens alone; keys and values are those
+        of all tokens.
         """
-        q, k, v = self._query_key_value(x, top_down, num_queries)
-        return self.proj(join_heads(self._mix(q, k, v, grid)))
+        q, k, v = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        q = split_heads(q[:, :num_queries], self.num_heads)
+        k, v = split_heads(k, self.num_heads), split_heads(v, self.num_heads)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
 
-    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None,
-                                top_down: TopDownSignal | None = None) -> Tensor:
-        """``softmax(q k' / sqrt(D))`` of shape ``(B, h, N, N)`` for ``x (B, N, C)``.
+    def attention_probabilities(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> Tensor:
+        """``softmax(q k' / sqrt(D))``, ``(B, h, N, N)``, for ``x (B, N, C)``.
 
-        The fused forward never forms this matrix; call this where a picture of it is wanted. Of the
-        top-down signals only one on query and key too (AbSViT-QKV) changes it.
+        The forward uses a fused kernel and does not form this matrix; it is for figures. Only with
+        ``injection='qkv'`` does a top-down input change it.
         """
-        del grid
-        q, k, _ = self._query_key_value(x, top_down)
-        return self._logits(q, k).softmax(dim=-1)
-
-    def _query_key_value(self, x: Tensor, top_down: TopDownSignal | None,
-                         num_queries: int | None = None) -> tuple[Tensor, ...]:
-        parts = (self._project(x, top_down) if num_queries is None else
-                 self._project_queries(x, top_down, num_queries))
-        return tuple(split_heads(part, self.num_heads) for part in parts)
-
-    def _make_projections(self, embed_dim: int, qkv_bias: bool) -> None:
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-
-    def _project(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
-        return with_value(self.qkv, x, top_down)
-
-    def _project_queries(self, x: Tensor, top_down: TopDownSignal | None,
-                         num_queries: int) -> tuple[Tensor, ...]:
-        if top_down is None or isinstance(top_down, Tensor) or (
-                isinstance(top_down, FoldedSignal) and top_down.shared is None):
-            query, key_value = rows_of(self.qkv, x.shape[-1])
-            return query(x[:, :num_queries]), *with_value(key_value, x, top_down)
-        query, *others = self._project(x, top_down)
-        return query[:, :num_queries], *others
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
-        del grid  # attention is free of positions
-        return F.scaled_dot_product_attention(q, k, v)
-
-    @staticmethod
-    def _logits(q: Tensor, k: Tensor) -> Tensor:
-        return q @ k.transpose(-2, -1) * q.shape[-1]**-0.5
+        q, k, _ = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        q, k = split_heads(q, self.num_heads), split_heads(k, self.num_heads)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
 
-class MaskedAttention(SelfAttention, GridTied):
+class MaskedAttention(SelfAttention, GridResizeMixin):
     """RVT's position-aware attention: ``softmax(sigmoid(mask) * q k' / sqrt(D)) v``.
 
-    ``attention_mask (h, N, N)`` belongs to a grid of N patches; at other grids it is interpolated
-    over both, bicubic, corners unaligned. It starts at zero, so the logits start halved: the
-    released code leaves it uninitialised.
+    ``attention_mask (h, N, N)`` belongs to a grid of N patches; for other grids it is interpolated
+    along both axes (bicubic, corners unaligned). It starts at zero, which halves the logits; the
+    released code leaves it uninitialized.
 
-    The product stands inside the softmax, so there is no fused form: memory grows with N^2.
+    The mask multiplies the logits, for which there is no fused kernel: memory grows with N^2.
 
     Args:
-        embed_dim, num_heads, qkv_bias: As in :class:`SelfAttention`.
-        grid: ``(h, w)`` the mask is made for.
+        embed_dim, num_heads, qkv_bias, injection, double_value_bias: See :class:`SelfAttention`.
+        grid: ``(h, w)`` of the mask.
         num_prefix: Must be 0: a class token has no position.
 
     Raises:
         InputError: As in :class:`SelfAttention`, or if there are prefix tokens.
     """
 
-    grid_tied = ('attention_mask', )
     takes_num_queries = False
+    grid_tensors = ('attention_mask',)
 
-    def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
-                 qkv_bias: bool = True) -> None:
-        super().__init__(embed_dim, num_heads, qkv_bias=qkv_bias)
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        grid: Grid,
+        num_prefix: int = 0,
+        qkv_bias: bool = True,
+        injection: str = 'value',
+        double_value_bias: bool = True,
+    ) -> None:
+        super().__init__(
+            embed_dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            injection=injection,
+            double_value_bias=double_value_bias,
+        )
         if num_prefix:
-            raise InputError(f'masked_attention is a mask between patches and takes no class or '
-                             f'prompt tokens, got {num_prefix}; use it in the RVT trunk')
-        self.tie_to_grid(grid)
+            raise InputError(
+                f'masked_attention is a mask between patches and takes no class or '
+                f'prompt tokens, got {num_prefix}; use it in the RVT trunk'
+            )
+        self.set_grid(grid)
         patches = self.grid[0] * self.grid[1]
         self.attention_mask = nn.Parameter(torch.zeros(num_heads, patches, patches))
 
-    def attention_probabilities(self, x: Tensor, grid: TokenGrid | None = None,
-                                top_down: TopDownSignal | None = None) -> Tensor:
-        q, k, _ = self._query_key_value(x, top_down)
-        return self._masked(q, k, self.grid if grid is None else grid)
+    def forward(
+        self,
+        x: Tensor,
+        grid: TokenGrid,
+        top_down: Tensor | None = None,
+        num_queries: int | None = None,
+    ) -> Tensor:
+        """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``."""
+        q, k, v = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        out = self._probabilities(q, k, grid) @ split_heads(v, self.num_heads)
+        return self.proj(merge_heads(out))
+
+    def attention_probabilities(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> Tensor:
+        """The masked attention ``(B, h, N, N)`` for ``x (B, N, C)`` of ``grid``."""
+        q, k, _ = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        return self._probabilities(q, k, self.grid if grid is None else grid)
+
+    def _probabilities(self, q: Tensor, k: Tensor, grid: TokenGrid | Grid) -> Tensor:
+        mask = self.resized('attention_mask', grid).sigmoid()
+        q, k = split_heads(q, self.num_heads), split_heads(k, self.num_heads)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 * mask).softmax(dim=-1)
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
         if same_grid(from_grid, to_grid):
             return tensor
-        for _ in range(2):  # the keys' axis, then the queries'
+        for _ in range(2):  # the axis of the keys, then that of the queries
             maps = tensor.unflatten(-1, from_grid)
             maps = F.interpolate(maps, size=to_grid, mode='bicubic', align_corners=False)
             tensor = maps.flatten(-2).transpose(-2, -1)
         return tensor
 
-    def stored_grid(self, name: str, tensor: Tensor) -> Grid:
-        return square_grid(tensor.shape[-1], name)
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid) -> Tensor:
-        return self._masked(q, k, grid) @ v
-
-    def _masked(self, q: Tensor, k: Tensor, grid: TokenGrid | Grid) -> Tensor:
-        mask = self.at_grid('attention_mask', grid).sigmoid()
-        return (self._logits(q, k) * mask).softmax(dim=-1)
+    def infer_grid(self, name: str, tensor: Tensor) -> Grid:
+        return infer_square_grid(tensor.shape[-1], name)

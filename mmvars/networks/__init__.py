@@ -1,22 +1,49 @@
-"""Whole networks: pure torch, no host framework."""
+"""Networks: pure torch, without OpenMMLab. Start reading at :mod:`mmvars.networks.top_down`."""
 
+from mmvars.networks.factory import ARCH_ZOO, MODELS, TOP_DOWN_DESIGNS, build_prior, create_model
 from mmvars.networks.fan import FAN
-from mmvars.networks.feedback import Feedback, MaskFeedback
-from mmvars.networks.passes import FirstPass, TopDownOutput
-from mmvars.networks.plain_path import plain_path
-from mmvars.networks.prior import (PRIORS, ClassPrototype, GivenVector, LearnedQuery, Prior,
-                                   token_mask)
+from mmvars.networks.feedback import (
+    PRIORS,
+    ClassPrototype,
+    ExternalPrior,
+    Feedback,
+    LayerDecoder,
+    LearnedQuery,
+    MaskFeedback,
+    Prior,
+    StageUpsample,
+    token_weights,
+)
+from mmvars.networks.old_keys import rename_old_keys
 from mmvars.networks.rvt import RVT
-from mmvars.networks.shortcuts import Shortcuts
-from mmvars.networks.top_down import TopDown
+from mmvars.networks.top_down import FirstPassOutput, PerceiverIO, TopDown, TopDownOutput
 from mmvars.networks.trunk import Trunk, TrunkOutput
-from mmvars.networks.variants import (DESIGNS, SIZES, TRUNK_MIXERS, TRUNKS, VARIANTS,
-                                       build_network, build_prior)
 from mmvars.networks.vit import VisionTransformer
 
 __all__ = [
-    'DESIGNS', 'FAN', 'PRIORS', 'RVT', 'SIZES', 'TRUNKS', 'TRUNK_MIXERS', 'VARIANTS',
-    'ClassPrototype', 'Feedback', 'FirstPass', 'GivenVector', 'LearnedQuery', 'MaskFeedback',
-    'Prior', 'Shortcuts', 'TopDown', 'TopDownOutput', 'Trunk', 'TrunkOutput', 'VisionTransformer',
-    'build_network', 'build_prior', 'plain_path', 'token_mask'
+    'ARCH_ZOO',
+    'FAN',
+    'MODELS',
+    'PRIORS',
+    'RVT',
+    'TOP_DOWN_DESIGNS',
+    'ClassPrototype',
+    'ExternalPrior',
+    'Feedback',
+    'FirstPassOutput',
+    'LayerDecoder',
+    'LearnedQuery',
+    'MaskFeedback',
+    'PerceiverIO',
+    'Prior',
+    'StageUpsample',
+    'TopDown',
+    'TopDownOutput',
+    'Trunk',
+    'TrunkOutput',
+    'VisionTransformer',
+    'build_prior',
+    'create_model',
+    'rename_old_keys',
+    'token_weights',
 ]

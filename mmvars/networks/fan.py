@@ -6,11 +6,15 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from mmvars.errors import InputError, check_choice, check_number
-from mmvars.layers import TokenGrid, grid_of_image
-from mmvars.layers.fan import ClassAttentionBlock, FANBlock, FANStem, FourierPositions
-from mmvars.layers.fan_hybrid import FANHybridStem
-from mmvars.layers.mixers import mixer_options as resolve_options
+from mmvars.errors import check_choice, check_number
+from mmvars.layers import TokenGrid, patch_grid, resolve_mixer_cfg
+from mmvars.layers.fan import (
+    ClassAttentionBlock,
+    FANBlock,
+    FourierPositions,
+    fan_hybrid_stem,
+    fan_stem,
+)
 from mmvars.networks.checks import check_trunk
 from mmvars.networks.trunk import Trunk, TrunkOutput
 
@@ -39,7 +43,8 @@ class FAN(Trunk):
         stem_widths: Channels of the ConvNeXt stages of the hybrid; ``None`` for the ViT form.
         stem_depths: Blocks of these stages.
         mixer: ``'self_attention'``, as in all trunks; FAN has no other.
-        mixer_options: Its options: none.
+        mixer_cfg: Its options: none.
+        injection, double_value_bias: See :class:`~mmvars.networks.VisionTransformer`.
         qkv_bias: Whether projections of queries, keys and values have a bias.
         drop_path_rate: Stochastic depth, the same in all blocks; class attention has none.
         grad_checkpointing: See :class:`~mmvars.networks.Trunk`.
@@ -48,36 +53,68 @@ class FAN(Trunk):
         InputError: On a size that cannot be built.
     """
 
-    def __init__(self, img_size: int | tuple[int, int] = 224, patch_size: int = 16,
-                 in_chans: int = 3, num_classes: int = 1000, embed_dim: int = 192, depth: int = 12,
-                 num_heads: int = 4, mlp_ratio: float = 4., num_class_blocks: int = 2,
-                 stem_widths: Sequence[int] | None = None, stem_depths: Sequence[int] = (3, 3),
-                 mixer: str = 'self_attention', mixer_options: dict | None = None,
-                 qkv_bias: bool = True, drop_path_rate: float = 0.,
-                 grad_checkpointing: bool = False) -> None:
-        check_trunk(in_chans=in_chans, patch_size=patch_size, num_classes=num_classes,
-                    embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
-                    drop_path_rate=drop_path_rate)
-        grid_of_image(img_size, patch_size)
-        if stem_widths is None and embed_dim < 8:
-            raise InputError(f'embed_dim of FAN must be at least 8, since its stem begins with an '
-                             f'eighth of the channels; got {embed_dim}')
-        check_choice('mixer of FAN', mixer, ('self_attention', ))
+    num_prefix = 1
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 192,
+        depth: int = 12,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        num_class_blocks: int = 2,
+        stem_widths: Sequence[int] | None = None,
+        stem_depths: Sequence[int] = (3, 3),
+        mixer: str = 'self_attention',
+        mixer_cfg: dict | None = None,
+        injection: str = 'value',
+        double_value_bias: bool = True,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        check_trunk(
+            in_chans=in_chans,
+            patch_size=patch_size,
+            num_classes=num_classes,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+        )
+        patch_grid(img_size, patch_size)
+        check_choice('mixer of FAN', mixer, ('self_attention',))
         check_number('num_class_blocks', num_class_blocks, 1, whole=True)
         super().__init__(nn.LayerNorm(embed_dim, eps=_NORM_EPS), grad_checkpointing)
-        self.mixer, self.mixer_options = mixer, resolve_options(mixer, **mixer_options or {})
+        self.mixer, self.mixer_cfg = mixer, resolve_mixer_cfg(mixer, **mixer_cfg or {})
         self.embed_dim = embed_dim
         self.patch_embed = (
-            FANStem(patch_size, in_chans, embed_dim) if stem_widths is None else
-            FANHybridStem(patch_size, in_chans, embed_dim, stem_widths, stem_depths))
+            fan_stem(patch_size, in_chans, embed_dim)
+            if stem_widths is None
+            else fan_hybrid_stem(patch_size, in_chans, embed_dim, stem_widths, stem_depths)
+        )
         self.pos_embed = FourierPositions(embed_dim)
         self.blocks = nn.ModuleList(
-            FANBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_path_rate)
-            for _ in range(depth))
+            FANBlock(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                qkv_bias,
+                drop_path_rate,
+                injection,
+                double_value_bias,
+            )
+            for _ in range(depth)
+        )
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.cls_attn_blocks = nn.ModuleList(
             ClassAttentionBlock(embed_dim, num_heads, mlp_ratio, qkv_bias)
-            for _ in range(num_class_blocks))
+            for _ in range(num_class_blocks)
+        )
         self.fc_norm = nn.Identity()
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()
@@ -91,24 +128,20 @@ class FAN(Trunk):
         self.init_linear_layers()
         for block in self.blocks:
             for conv in (block.mlp.mlp_v.dwconv.conv1, block.mlp.mlp_v.dwconv.conv2):
-                nn.init.normal_(conv.weight, std=(2 / 9)**.5)
+                nn.init.normal_(conv.weight, std=(2 / 9) ** 0.5)
                 nn.init.zeros_(conv.bias)
-        trunc_normal_(self.cls_token, std=.02)
+        trunc_normal_(self.cls_token, std=0.02)
 
-    @property
-    def num_prefix(self) -> int:
-        return 1
-
-    def embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
+    def forward_embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
         """``(B, in_chans, H, W)`` to patch tokens ``(B, h * w, C)`` with positions.
 
         Raises:
             InputError: If the image is smaller than a patch.
         """
         tokens, grid = self.patch_embed(images)
-        return tokens + self.pos_embed(grid), TokenGrid(*grid)
+        return tokens + self.pos_embed(grid, tokens), TokenGrid(*grid)
 
-    def after_blocks(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
+    def forward_norm(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """The class stage and the final norm: ``(B, 1 + h * w, C)``, class token first."""
         tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.cls_attn_blocks:
@@ -120,5 +153,4 @@ class FAN(Trunk):
         return output.tokens[:, 0]
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are never decayed, beside all one-dimensional ones."""
         return {'cls_token'}

@@ -1,101 +1,217 @@
-"""The way back: what becomes of the modulated output tokens before the second pass."""
+"""From the output tokens of one pass to the top-down inputs of the next.
 
-from collections.abc import Callable, Sequence
-from functools import partial
+A :class:`Prior` says what to look for (Section 2.5), :func:`token_weights` how well each token fits
+it, and :class:`Feedback` turns the weighted tokens into one top-down input a block.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmvars.errors import check_choice
-from mmvars.layers import TokenGrid
-from mmvars.layers.kept import Kept, can_keep
-from mmvars.layers.precision import widened
-from mmvars.layers.signals import (AddedToAll, FoldedSignal, MaskedValue, TopDownSignal,
-                                   exact_product)
-from mmvars.layers.tracing import cut_to, surely
-from mmvars.networks.chain_error import chain_error
-from mmvars.networks.plain_path import is_plain_path
+from mmvars.errors import InputError, check_number
+from mmvars.layers import Fusible, TokenGrid
+from mmvars.layers.attention import is_plain_linear
+from mmvars.layers.compile_utils import can_read_values, crop_to
+from mmvars.layers.precision import upcast_to_float32
 
-__all__ = ['INJECTIONS', 'Feedback', 'LayerDecoder', 'LowRankLinear', 'MaskFeedback']
+__all__ = [
+    'PRIORS',
+    'ClassPrototype',
+    'ExternalPrior',
+    'Feedback',
+    'LayerDecoder',
+    'LearnedQuery',
+    'MaskFeedback',
+    'Prior',
+    'StageUpsample',
+    'resample_tokens',
+    'token_weights',
+]
 
-_FEW = .8  # share of tokens up to which gathering them pays
+_EPS = 1e-12
 
-INJECTIONS: dict[str, Callable[[Tensor], TopDownSignal]] = {
-    'value': lambda tokens: tokens,
-    'qkv': AddedToAll,
+
+def token_weights(tokens: Tensor, prior: Tensor) -> Tensor:
+    """Cosine similarity of every token with the prior, clamped to [0, 1] (Section 2.5).
+
+    Args:
+        tokens: ``(B, N, C)``.
+        prior: ``(B, C)`` or ``(1, C)``, of any floating dtype.
+
+    Returns:
+        ``(B, N, 1)`` in the dtype of the tokens. Differentiable in both arguments.
+    """
+    # (x . p) / |x| needs no normalized copy of the tokens.
+    direction = prior / torch.linalg.vector_norm(prior, dim=-1, keepdim=True).clamp_min(_EPS)
+    dot = (tokens * direction.unsqueeze(1)).sum(dim=-1, keepdim=True)
+    length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp_min(_EPS)
+    return (dot / length).clamp(0, 1).to(tokens.dtype)
+
+
+class Prior(nn.Module):
+    """A source of prior vectors. A prior passed to the call always takes precedence.
+
+    Args:
+        embed_dim: Width C of the vectors.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+
+    def forward(self, requested: Tensor | None, batch_size: int) -> Tensor:
+        """The prior of each image.
+
+        Args:
+            requested: ``None`` for the module's default; a float tensor ``(C,)`` or ``(B, C)``; or,
+                for :class:`ClassPrototype`, integer class ids of shape ``()`` or ``(B,)``.
+            batch_size: B.
+
+        Returns:
+            ``(1, C)``, one prior for the batch, or ``(B, C)``.
+
+        Raises:
+            InputError: If type or shape do not fit, or there is no default and none was passed.
+        """
+        if requested is None:
+            return self.default()
+        if (
+            not isinstance(requested, Tensor)
+            or requested.dtype == torch.bool
+            or (requested.is_complex())
+        ):
+            kind = requested.dtype if isinstance(requested, Tensor) else type(requested).__name__
+            raise InputError(
+                f'prior must be a tensor, a float vector of width {self.embed_dim} or '
+                f'integer class ids, such as torch.tensor(3); got {kind}'
+            )
+        if not requested.is_floating_point():
+            return self.from_class_ids(
+                requested.reshape(-1) if requested.ndim == 0 else requested, batch_size
+            )
+        vectors = requested.unsqueeze(0) if requested.ndim == 1 else requested
+        if vectors.shape not in ((batch_size, self.embed_dim), (1, self.embed_dim)):
+            raise InputError(
+                f'prior must have shape ({self.embed_dim},) or ({batch_size}, '
+                f'{self.embed_dim}), got {tuple(requested.shape)}'
+            )
+        return vectors
+
+    def default(self) -> Tensor:
+        """The prior ``(1, C)`` where none is passed."""
+        raise InputError(
+            f'{type(self).__name__} has no prior of its own; pass one: prior=<tensor '
+            f'of width {self.embed_dim}>, or data_samples[i].prior in OpenMMLab'
+        )
+
+    def from_class_ids(self, class_ids: Tensor, batch_size: int) -> Tensor:
+        """The priors ``(1 or B, C)`` of integer ids."""
+        raise InputError(
+            f'{type(self).__name__} knows no classes; pass a float vector of width '
+            f'{self.embed_dim}, or build the network with prior=dict('
+            "type='class_prototype', num_classes=K)"
+        )
+
+
+class LearnedQuery(Prior):
+    """One vector, learned with the network: the prior of the released classifiers (xi)."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__(embed_dim)
+        self.query = nn.Parameter(torch.empty(embed_dim))
+        nn.init.normal_(self.query)
+
+    def default(self) -> Tensor:
+        # Not a view of the parameter, which torch's FLOP counter cannot take without gradients.
+        return torch.stack([self.query])
+
+
+class ClassPrototype(Prior):
+    """Rows of a classifier's weight: "look for class k" (Sections 2.5 and 2.6).
+
+    Args:
+        embed_dim: Width C.
+        num_classes: Rows K of the table.
+
+    Attributes:
+        prototypes: Buffer ``(K, C)``, to be loaded or copied from a classifier.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, embed_dim: int, num_classes: int) -> None:
+        super().__init__(embed_dim)
+        check_number('num_classes of the class prototypes', num_classes, 1, 1_000_000, whole=True)
+        self.register_buffer('prototypes', torch.zeros(num_classes, embed_dim))
+
+    @classmethod
+    def from_classifier(cls, classifier: nn.Linear) -> 'ClassPrototype':
+        """A copy of the weight ``(K, C)`` of a linear classifier."""
+        prior = cls(classifier.in_features, classifier.out_features)
+        prior.prototypes.copy_(classifier.weight.detach())
+        return prior
+
+    def from_class_ids(self, class_ids: Tensor, batch_size: int) -> Tensor:
+        num_classes = len(self.prototypes)
+        if class_ids.shape not in ((batch_size,), (1,)):
+            raise InputError(
+                f'prior must be one class id or {batch_size} of them, got shape '
+                f'{tuple(class_ids.shape)}'
+            )
+        # Where values cannot be read, index_select itself refuses an id that is out of range.
+        if can_read_values(class_ids) and (class_ids.min() < 0 or class_ids.max() >= num_classes):
+            raise InputError(
+                f'prior names class {class_ids.tolist()}; the classes are 0 to {num_classes - 1}'
+            )
+        return self.prototypes.index_select(0, class_ids.long())
+
+
+class ExternalPrior(Prior):
+    """No default: every call passes a prior, such as a text embedding."""
+
+
+PRIORS: dict[str, type[Prior]] = {
+    'learned_query': LearnedQuery,
+    'class_prototype': ClassPrototype,
+    'given': ExternalPrior,
 }
-"""Where a decoded signal enters attention: the value (AbSViT), or all of it (AbSViT-QKV)."""
 
 
 class LayerDecoder(nn.Module):
-    """The decoder g of one layer (Figure 2.3): two bias-free linear maps.
+    """The decoder g of one block (Figure 2.3): two linear maps without bias.
 
-    ``chain`` carries the signal to the layer below and is what the reconstruction loss trains;
-    ``readout`` turns it into the layer's top-down input.
+    ``to_below`` carries the signal to the block below and is trained by the reconstruction loss;
+    ``to_value`` turns it into the block's top-down input.
 
     Differs from the thesis, which writes one linear transform a layer; the released models have
     these two.
 
     Args:
         embed_dim: Channels C.
-        rank: Rank of ``readout``, which then is two maps, C to rank to C. It loads the weights of
-            a full one, cut to the largest ``rank`` singular values.
     """
 
-    def __init__(self, embed_dim: int, rank: int | None = None) -> None:
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
-        self.chain = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.readout = (nn.Linear(embed_dim, embed_dim, bias=False) if rank is None else
-                        LowRankLinear(embed_dim, rank))
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                trunc_normal_(layer.weight, std=.02)
+        self.to_below = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.to_value = nn.Linear(embed_dim, embed_dim, bias=False)
+        trunc_normal_(self.to_below.weight, std=0.02)
+        trunc_normal_(self.to_value.weight, std=0.02)
 
-    @property
-    def readout_weights(self) -> tuple[Tensor, ...]:
-        """The matrices of ``readout``, in the order in which tokens meet them."""
-        if isinstance(self.readout, LowRankLinear):
-            return self.readout.down.weight, self.readout.up.weight
-        return (self.readout.weight, )
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """From the signal ``(B, N, C)`` of the block above to that of this block, and its top-down
+        input, both ``(B, N, C)``."""
+        below = self.to_below(tokens)
+        return below, self.to_value(below)
 
 
-class LowRankLinear(nn.Module):
-    """A bias-free linear map of C channels through a narrow middle.
+class StageUpsample(nn.Module):
+    """From a stage of half the grid to the stage before it: the mirror of its pooling.
 
-    Args:
-        embed_dim: Channels C.
-        rank: Width of the middle.
-    """
-
-    def __init__(self, embed_dim: int, rank: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(embed_dim, rank, bias=False)
-        self.up = nn.Linear(rank, embed_dim, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map ``(B, N, C)`` to ``(B, N, C)``."""
-        return self.up(self.down(tokens))
-
-    def factors(self, full: Tensor) -> dict[str, Tensor]:
-        """The two weights whose product is nearest to a full one ``(C, C)``, by name."""
-        left, values, right = torch.linalg.svd(widened(full), full_matrices=False)
-        rank, root = self.down.out_features, values.sqrt()
-        return {'down.weight': (root[:rank, None] * right[:rank]).to(full.dtype),
-                'up.weight': (left[:, :rank] * root[:rank]).to(full.dtype)}
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:
-        full = state_dict.pop(f'{prefix}weight', None)
-        if full is not None:
-            state_dict |= {prefix + name: factor for name, factor in self.factors(full).items()}
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-class _Crossing(nn.Module):
-    """From a stage of half the grid back to the one before it: the mirror of its pooling.
-
-    A full 3x3 transposed convolution of stride 2. No code of AbS on RVT was released; of the simple
+    A 3x3 transposed convolution of stride 2. No code of AbS on RVT was released; of the simple
     choices only this one has the published size of 11 M parameters and 2.7 GFLOPs (Table 2.2).
     """
 
@@ -104,161 +220,139 @@ class _Crossing(nn.Module):
         self.conv = nn.ConvTranspose2d(in_dim, out_dim, 3, stride=2, padding=1, output_padding=1)
 
     def forward(self, tokens: Tensor, grid: TokenGrid, to_grid: TokenGrid) -> Tensor:
-        maps = cut_to(self.conv(grid.to_map(tokens)), to_grid.height, to_grid.width)
-        return maps.flatten(2).transpose(1, 2)
+        """``(B, N, C)`` of ``grid`` to ``(B, N', C')`` of ``to_grid``."""
+        maps = crop_to(self.conv(grid.to_map(tokens)), to_grid.height, to_grid.width)
+        return maps.flatten(2).transpose(1, 2).contiguous()
 
 
-class Feedback(nn.Module):
+class Feedback(Fusible):
     """A chain of decoders from the last block to the first.
 
-    In eval mode without gradients, on the CPU, two matrices ``(C, C)`` a block are kept between
-    forwards: the decoders multiplied together, without and with the value projection.
+    With s_L the weighted output tokens: ``s_l = s_{l+1} A_l'`` and top-down input
+    ``t_l = s_l B_l'``, where A is ``to_below`` and B is ``to_value`` of block l.
+
+    ``fuse()`` multiplies the linear maps out: ``t_l = s_L (B_l A_l ... A_{L-1})'`` costs one
+    product of the tokens a block instead of two.
 
     Args:
         widths: Channels of each block.
-        strides: Stride of each block; where it changes, a transposed convolution crosses over.
-        injection: Where the signals enter, one of :data:`INJECTIONS`.
-        rank: Rank of the readouts; ``None``: full.
-        first_block: The lowest block that gets a signal; those below have no decoder.
-
-    Raises:
-        InputError: If ``injection`` is unknown.
+        strides: Stride of each block; where it changes, a transposed convolution leads across.
     """
 
-    second_pass = True
+    decoders: Any  # a ModuleList of LayerDecoder
 
-    def __init__(self, widths: Sequence[int], strides: Sequence[int], injection: str = 'value',
-                 rank: int | None = None, first_block: int = 0) -> None:
+    def __init__(self, widths: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
-        check_choice('injection', injection, INJECTIONS)
-        self.injection = injection
-        self.first_block = first_block
-        self.decoders = nn.ModuleList(LayerDecoder(width, rank) for width in widths)
-        # Crossing i leads from block i + 1 back to block i.
-        self.crossings = nn.ModuleDict({
-            str(i): _Crossing(widths[i + 1], widths[i]) for i in range(len(widths) - 1)
-            if strides[i] != strides[i + 1]})
-        self._kept = Kept()
+        self.decoders = nn.ModuleList(map(LayerDecoder, widths))
+        # Entry i leads from block i + 1 to block i.
+        self.upsamples = nn.ModuleDict(
+            {
+                str(i): StageUpsample(widths[i + 1], widths[i])
+                for i in range(len(widths) - 1)
+                if strides[i] != strides[i + 1]
+            }
+        )
 
-    def forward(self, tokens: Tensor, mask: Tensor,
-                grids: Sequence[TokenGrid]) -> tuple[TopDownSignal | None, ...]:
-        """Decode the modulated output tokens ``(B, N, C)``.
-
-        With ``s_L`` the argument: ``s_l = s_{l+1} A_l'`` and signal ``t_l = s_l B_l'``, where A is
-        ``chain`` and B is ``readout``. The maps are linear, so ``t_l = s_L (B_l A_l ... A_{L-1})'``
-        (one product a block instead of two, and of the same tokens) wherever multiplying the
-        matrices costs less than it saves: where the product is kept, or there are many tokens.
+    def forward(
+        self, tokens: Tensor, weights: Tensor, grids: Sequence[TokenGrid]
+    ) -> tuple[Tensor, ...]:
+        """Decode the weighted output tokens.
 
         Args:
-            tokens: Modulated output tokens, laid out as in the last block.
-            mask: ``(B, N, 1)``, where the tokens are zero.
+            tokens: ``(B, N, C)``, laid out as in the last block.
+            weights: ``(B, N, 1)``; not used, they are in the tokens already.
             grids: Layout of each block.
 
         Returns:
-            L signals in the order of the blocks, each for tokens ``(B, N, C)`` of its block.
+            L top-down inputs in the order of the blocks, ``(B, N, C)`` of each block.
         """
-        keep = can_keep(tokens) and not is_plain_path()
-        # A chain costs 2 B N C^2 more a block, folding 3 C^3.
-        many = not surely(2 * tokens.shape[0] * tokens.shape[1] <= 3 * tokens.shape[2])
-        if is_plain_path() or not (keep or many):
-            return self._chained(tokens, grids)
-        if keep:
-            weights = [weight for decoder in self.decoders[self.first_block:]
-                       for weight in (decoder.chain.weight, *decoder.readout_weights)]
-            folded = self._kept.get(weights, lambda: self._fold(exact_product))
-        else:
-            folded = self._fold(torch.matmul)
-        rows = _nonzero_rows(mask) if keep and tokens.device.type == 'cpu' else None
-        base = tokens if rows is None else tokens.flatten(0, 1)[rows]
-        signals: list[TopDownSignal | None] = [None] * len(self.decoders)
-        for index in reversed(range(self.first_block, len(self.decoders))):
-            if str(index) in self.crossings:
-                base = F.linear(tokens, folded[index + 1][0])
-                base = tokens = self.crossings[str(index)](base, grids[index + 1], grids[index])
-                rows = None
-            signal = FoldedSignal(base, folded[index][1], rows, tokens.shape[:2],
-                                  partial(self._kept.derive, index) if keep else None)
-            signals[index] = (signal if self.injection == 'value' else
-                              INJECTIONS[self.injection](signal.decode()))
-        return tuple(signals)
+        if self.is_fused and self.can_use_fused():
+            return self._forward_fused(tokens, grids)
+        top_down = []
+        for index in reversed(range(len(self.decoders))):
+            if str(index) in self.upsamples:
+                tokens = self.upsamples[str(index)](tokens, grids[index + 1], grids[index])
+            tokens, signal = self.decoders[index](tokens)
+            top_down.append(signal)
+        return tuple(reversed(top_down))
 
-    def train(self, mode: bool = True) -> 'Feedback':
-        self._kept = Kept()  # as much memory as the decoders, of no use in training
-        return super().train(mode)
+    def reconstruction_errors(self, block_io: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Layer-wise reconstruction loss (Eq. 2.13, first term) of each block: ``(L,)``.
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> 'Feedback':
-        self._kept = Kept()  # nor on another device
-        return super()._apply(fn, recurse)
-
-    def reconstruction_error(self, index: int, block_input: Tensor, block_output: Tensor) -> Tensor:
-        """Layer-wise reconstruction loss (Eq. 2.13, first term) of one block: a number.
-
-        ``R_l = mean((sg(z_out) A_l' - sg(z_in))^2)`` over all elements, with sg the stop-gradient:
-        it trains the chain of its own layer and nothing else.
+        ``mean((sg(output) A_l' - sg(input))^2)`` over all elements, with sg the stop-gradient: it
+        trains ``to_below`` of its own block and nothing else.
 
         Differs from the thesis (half the sum of squares): the mean, as in the released models.
 
         Args:
-            index: Number of the block.
-            block_input: ``(B, N, C)``, before any norm.
-            block_output: ``(B, N, C)``, before any final norm.
+            block_io: Input and output ``(B, N, C)`` of each block, before any norm.
         """
-        return chain_error(self.decoders[index].chain.weight, block_output.detach(),
-                           block_input.detach())
+        return torch.stack(
+            [
+                F.mse_loss(decoder.to_below(output.detach()), block_input.detach())
+                for decoder, (block_input, output) in zip(self.decoders, block_io, strict=True)
+            ]
+        )
 
-    def _chained(self, tokens: Tensor,
-                 grids: Sequence[TokenGrid]) -> tuple[TopDownSignal | None, ...]:
-        signals: list[TopDownSignal | None] = [None] * len(self.decoders)
-        for index in reversed(range(self.first_block, len(self.decoders))):
-            if str(index) in self.crossings:
-                crossing = self.crossings[str(index)]
-                tokens = crossing(tokens, grids[index + 1], grids[index])
-            tokens = self.decoders[index].chain(tokens)
-            signals[index] = INJECTIONS[self.injection](self.decoders[index].readout(tokens))
-        return tuple(signals)
+    def fusible_weights(self) -> list[Tensor] | None:
+        layers = [
+            layer for decoder in self.decoders for layer in (decoder.to_below, decoder.to_value)
+        ]
+        hooked = any(
+            decoder._forward_hooks or decoder._forward_pre_hooks for decoder in self.decoders
+        )
+        if hooked or not all(map(is_plain_linear, layers)):
+            return None
+        return [layer.weight for layer in layers]
 
-    def _fold(self, product: Callable[[Tensor, Tensor], Tensor]
-              ) -> list[tuple[Tensor, tuple[Tensor, ...]] | None]:
-        """For each block: the chain to it since the last crossing, and the signal's factors."""
-        folded: list = [None] * len(self.decoders)
-        chain = None
-        for index in reversed(range(self.first_block, len(self.decoders))):
+    def products(self) -> dict[str, Tensor]:
+        """``value_l``: the product up to the top-down input of block l; ``chain_l``: that to block
+        l itself, where an upsampling follows; both since the upsampling before it."""
+        products = {}
+        chain: Tensor | None = None
+        for index in reversed(range(len(self.decoders))):
             decoder = self.decoders[index]
-            if chain is None or str(index) in self.crossings:
-                chain = decoder.chain.weight
+            to_below = upcast_to_float32(decoder.to_below.weight)
+            if chain is None or str(index) in self.upsamples:
+                chain = to_below
             else:
-                chain = product(decoder.chain.weight, chain)
-            first, *others = decoder.readout_weights
-            folded[index] = chain, (product(first, chain), *others)
-        return folded
+                chain = to_below @ chain
+            products[f'value_{index}'] = upcast_to_float32(decoder.to_value.weight) @ chain
+            if str(index - 1) in self.upsamples:
+                products[f'chain_{index}'] = chain
+        return products
 
-
-def _nonzero_rows(mask: Tensor) -> Tensor | None:
-    """Places in ``B N`` where the mask is not zero, if they are few enough to pay; NaN counts."""
-    wanted = (mask != 0).flatten()
-    if wanted.sum() > _FEW * len(wanted):
-        return None
-    return wanted.nonzero().squeeze(1)
+    def _forward_fused(self, tokens: Tensor, grids: Sequence[TokenGrid]) -> tuple[Tensor, ...]:
+        top_down = []
+        for index in reversed(range(len(self.decoders))):
+            if str(index) in self.upsamples:
+                tokens = F.linear(tokens, self.fused[f'chain_{index + 1}'])
+                tokens = self.upsamples[str(index)](tokens, grids[index + 1], grids[index])
+            top_down.append(F.linear(tokens, self.fused[f'value_{index}']))
+        return tuple(reversed(top_down))
 
 
 class MaskFeedback(nn.Module):
-    """MaskAtt of Table 2.3: the mask itself goes back, and multiplies the values of every block.
+    """MaskAtt of Table 2.3: the weights of the tokens, which multiply the values of every block.
 
-    On a grid that is finer than the last block's the mask is interpolated (bilinear).
+    For a grid that is finer than the last block's they are interpolated (bilinear).
     """
 
-    second_pass = True
-
-    def forward(self, tokens: Tensor, mask: Tensor,
-                grids: Sequence[TokenGrid]) -> tuple[TopDownSignal, ...]:
-        """The mask ``(B, N, 1)`` of the last block as it is for each block."""
-        del tokens
-        return tuple(MaskedValue(_at_grid(mask, grids[-1], grid)) for grid in grids)
+    def forward(
+        self, tokens: Tensor, weights: Tensor, grids: Sequence[TokenGrid]
+    ) -> tuple[Tensor, ...]:
+        """``weights (B, N, 1)`` of the last block as they are for each block; no ``tokens``."""
+        return tuple(resample_tokens(weights, grids[-1], grid) for grid in grids)
 
 
-def _at_grid(mask: Tensor, grid: TokenGrid, to_grid: TokenGrid) -> Tensor:
+def resample_tokens(tokens: Tensor, grid: TokenGrid, to_grid: TokenGrid) -> Tensor:
+    """Tokens ``(B, N, C)`` at another grid: bilinear for patches; prefix tokens stay."""
     if grid == to_grid:
-        return mask
-    maps = F.interpolate(grid.to_map(mask), size=(to_grid.height, to_grid.width), mode='bilinear',
-                         align_corners=False)
-    return torch.cat([mask[:, :grid.num_prefix], maps.flatten(2).transpose(1, 2)], dim=1)
+        return tokens
+    maps = F.interpolate(
+        grid.to_map(tokens),
+        size=(to_grid.height, to_grid.width),
+        mode='bilinear',
+        align_corners=False,
+    )
+    return torch.cat([tokens[:, : grid.num_prefix], maps.flatten(2).transpose(1, 2)], dim=1)

@@ -1,279 +1,344 @@
-"""TopDown: a trunk, a prior and a way back, run in two or more passes (Figure 2.3 a)."""
+"""Top-down attention: a trunk, a prior and a feedback path, run in two passes (Figure 2.3 a)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from mmvars.errors import InputError, check_number
-from mmvars.layers.signals import FoldedSignal, SharedInput, TopDownSignal
-from mmvars.networks.feedback import Feedback, MaskFeedback
-from mmvars.networks.passes import FirstPass, TopDownOutput
-from mmvars.networks.plain_path import is_plain_path
-from mmvars.networks.prior import Prior, token_mask
-from mmvars.networks.shortcuts import Shortcuts, resample_tokens
+from mmvars.layers import TokenGrid, fuse, unfuse
+from mmvars.networks.feedback import Feedback, MaskFeedback, Prior, resample_tokens, token_weights
+from mmvars.networks.old_keys import rename_entries
 from mmvars.networks.trunk import Trunk, TrunkOutput
 
-__all__ = ['TopDown']
+__all__ = ['FirstPassOutput', 'PerceiverIO', 'TopDown', 'TopDownOutput']
+
+
+class FirstPassOutput(NamedTuple):
+    """The part of a forward that does not depend on the prior.
+
+    Attributes:
+        output: Of the first pass.
+        embedded: ``(B, N, C)``, the embedded images: where a second pass starts.
+        grid: Layout of ``embedded``.
+    """
+
+    output: TrunkOutput
+    embedded: Tensor
+    grid: TokenGrid
+
+
+class TopDownOutput(NamedTuple):
+    """All passes of one forward.
+
+    Attributes:
+        second: The last pass: what a head should read.
+        first: The first pass.
+        token_weights: ``(B, N, 1)``, clamped cosine similarity of the output tokens of the pass
+            before the last with the prior; ones where the network has no prior. A class token that
+            the blocks do not see has none.
+        top_down: One tensor a block, its top-down input in the last pass.
+        reconstruction: ``(L,)`` reconstruction errors of the last pass, where requested.
+    """
+
+    second: TrunkOutput
+    first: TrunkOutput
+    token_weights: Tensor
+    top_down: tuple[Tensor, ...] = ()
+    reconstruction: Tensor | None = None
 
 
 class TopDown(nn.Module):
-    """Analysis by synthesis around a trunk (Section 2.5), and its rivals (Tables 2.3 and 2.5).
+    """Analysis by synthesis around a trunk (Section 2.5), and two of its rivals (Table 2.3).
 
-    1. Pass 1 of the trunk gives tokens z. 2. z is reweighted by its clamped cosine similarity with
-    the prior, times ``alpha``. 3. The feedback decoders turn it into one signal a block. 4. Pass 2
-    runs the same blocks on the same embedding, each with its signal on the value path. Steps 2 to 4
-    repeat for more than two passes, from the tokens of the pass before.
+    1. The first pass of the trunk gives tokens z. 2. z is weighted by its clamped cosine similarity
+    with the prior, times ``alpha``. 3. The feedback turns it into one top-down input a block. 4.
+    The second pass runs the same blocks on the same embedded images, each with its top-down input.
 
-    Without ``prior`` and ``feedback`` this is the plain trunk: one pass. A rival is another choice
-    of these parts:
-
-    ================  ==========  ==================================
-    design            prior       feedback
-    ================  ==========  ==================================
-    AbS               yes         :class:`Feedback`
-    AbS-QKV           yes         ``Feedback(injection='qkv')``
-    Feedback          none        :class:`Feedback`
-    MaskAtt           yes         :class:`MaskFeedback`
-    PerceiverIO       yes         none: reweighted tokens are put out
-    ================  ==========  ==================================
+    ===========  =====  =====================  ==============================
+    design       prior  feedback               ``injection`` of the mixers
+    ===========  =====  =====================  ==============================
+    AbSViT       yes    :class:`Feedback`      ``'value'``
+    AbSViT-QKV   yes    :class:`Feedback`      ``'qkv'`` (Table 2.5)
+    Feedback     none   :class:`Feedback`      ``'value'``
+    MaskAtt      yes    :class:`MaskFeedback`  ``'mask'``
+    ===========  =====  =====================  ==============================
 
     Args:
         trunk: The bottom-up network.
-        prior: What to look for.
-        feedback: The way back.
-        alpha: Scale of the modulated tokens.
-        num_passes: Passes through the trunk, 2 or more; 2 in the thesis.
-        shortcuts: What to leave out, at the cost of other outputs.
+        prior: What to look for; ``None``: all output tokens are fed back alike.
+        feedback: From output tokens to top-down inputs.
+        alpha: Scale of the weighted tokens.
+        num_passes: Passes through the trunk, 2 in the thesis. Each one more repeats steps 2 to 4.
+        first_pass_scale: Scale of the images in the first pass (0 to 1, bilinear), whose tokens are
+            then resampled to the grid of the second. Below 1 this is another, cheaper function,
+            which the thesis does not have.
 
     Raises:
-        InputError: If a block's mixer has no value path for the signal, ``num_passes`` is below 2,
-            or a shortcut does not suit the parts.
+        InputError: If a mixer takes no top-down input, or a number cannot be used.
     """
 
-    def __init__(self, trunk: Trunk, prior: Prior | None = None,
-                 feedback: Feedback | MaskFeedback | None = None, alpha: float = 1.,
-                 num_passes: int = 2, shortcuts: Shortcuts | None = None) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        prior: Prior | None,
+        feedback: Feedback | MaskFeedback,
+        alpha: float = 1.0,
+        num_passes: int = 2,
+        first_pass_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        check_number('num_passes', num_passes, 2, whole=True)
-        shortcuts = (shortcuts or Shortcuts()).check(trunk.depth, trunk.widths)
-        if shortcuts != Shortcuts() and not isinstance(feedback, Feedback):
-            raise InputError('shortcuts leave out parts of the feedback through decoders, which '
-                             'this design does not have')
-        if shortcuts.share_query_key and feedback.injection != 'value':
-            raise InputError('share_query_key needs a signal on the value alone; this design puts '
-                             'it on query and key too')
+        check_number('num_passes', num_passes, 2, 100, whole=True)
+        check_number('first_pass_scale', first_pass_scale, 1e-3, 1)
         if prior is None and isinstance(feedback, MaskFeedback):
-            raise InputError('MaskFeedback sends back the mask of a prior: give a prior')
-        if feedback is not None:
-            for index, block in enumerate(trunk.blocks):
-                if not block.attn.takes_top_down:
-                    raise InputError(f'block {index} mixes tokens with '
-                                     f'{type(block.attn).__name__}, which has no value path for a '
-                                     f'top-down signal; take another mixer, such as vars_d')
+            raise InputError('MaskFeedback feeds the weights of a prior back: pass a prior')
+        for index, block in enumerate(trunk.blocks):
+            if not getattr(block.attn, 'takes_top_down', True):
+                raise InputError(
+                    f'block {index} mixes tokens with {type(block.attn).__name__}, '
+                    f'which has no value path for a top-down input; use another '
+                    f'mixer, such as vars_d'
+                )
         self.trunk = trunk
         self.prior = prior
         self.feedback = feedback
         self.alpha = alpha
         self.num_passes = num_passes
-        self.shortcuts = shortcuts
+        self.first_pass_scale = first_pass_scale
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether this is the bottom-up network alone."""
-        return self.prior is None and self.feedback is None
-
-    @property
-    def reconstructs(self) -> bool:
-        """Whether there are decoders that a reconstruction loss can train."""
-        return isinstance(self.feedback, Feedback)
-
-    def forward(self, images: Tensor, prior: Tensor | None = None,
-                alpha: float | Tensor | None = None, out_indices: Sequence[int] = (),
-                reconstruction: bool = False, feedback: bool = True,
-                pooled_only: bool = False) -> TopDownOutput:
+    def forward(
+        self,
+        images: Tensor,
+        prior: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        out_indices: Sequence[int] = (),
+        reconstruction: bool = False,
+        pooled_only: bool = False,
+    ) -> TopDownOutput:
         """Run all passes.
 
         Args:
             images: ``(B, in_chans, H, W)``.
             prior: Prior for this call, see :meth:`Prior.forward`; ``None`` for the network's own.
             alpha: Scale for this call, a number or ``(B,)``; ``None`` for the network's own.
-            out_indices: Blocks whose tokens are wanted, of the final pass only.
+            out_indices: Blocks of the last pass whose output is returned.
             reconstruction: Whether to compute the reconstruction errors of the last pass.
-            feedback: ``False`` runs pass 1 only: exactly the plain trunk.
-            pooled_only: Compute only those tokens of the last output that the classifier reads
-                (``Trunk.num_pooled``), where there are others.
+            pooled_only: See :meth:`Trunk.forward_blocks`.
 
         Raises:
-            InputError: If a prior, a scale or the reconstruction is asked of a network (or a call)
-                that has no use for it, or does not fit.
+            InputError: If the network has no use for an argument, or its shape does not fit.
         """
-        top_down = feedback and not self.is_plain
-        self._check_call(top_down, feedback, prior, alpha, reconstruction)
-        pooled_only = pooled_only and not (reconstruction or is_plain_path())
-        if top_down and self.feedback is not None:
-            return self.attend(self.look(images, out_indices), prior, alpha, out_indices,
-                               reconstruction, pooled_only)
-        first = self.trunk.run(*self.trunk.embed(images), out_indices=out_indices,
-                               pooled_only=pooled_only)
-        if not top_down:
-            return TopDownOutput(first)
-        mask = self._mask(first.tokens, self._vector(prior, images.shape[0]))
-        reweighted = self._scale(alpha, mask) * mask * first.tokens
-        return TopDownOutput(first, first._replace(tokens=reweighted), mask)
+        first = self.forward_first_pass(images)
+        return self.forward_second_pass(
+            first, prior, alpha, out_indices, reconstruction, pooled_only
+        )
 
-    def look(self, images: Tensor, out_indices: Sequence[int] = (),
-             previous: TrunkOutput | None = None) -> FirstPass:
-        """Pass 1, which no prior has a part in; :meth:`attend` does the rest, once a prior.
+    def forward_first_pass(
+        self, images: Tensor, previous: TrunkOutput | None = None
+    ) -> FirstPassOutput:
+        """The first pass, which many second passes with other priors can share.
 
         Args:
             images: ``(B, in_chans, H, W)``.
-            out_indices: As :meth:`attend` will be given them; with ``restart_block``, whose lower
-                blocks run here alone, they must be the same.
-            previous: An output for other images, as of the frame before, to stand in for pass 1:
-                half the cost, and another function. Tokens of another grid are resampled.
+            previous: An output for other images, such as the frame before, to use in place of the
+                first pass: half the cost, and another function.
 
         Raises:
-            InputError: If this network has no second pass, or ``previous`` does not fit.
+            InputError: If ``previous`` does not fit the images, or these are too small.
         """
-        if self.feedback is None:
-            raise InputError('look and attend need feedback, which this network does not have')
-        tokens, grid = self.trunk.embed(images)
-        grids = self.trunk.block_grids(grid)
-        start, scale = self.shortcuts.restart_block, self.shortcuts.first_pass_scale
-        shared: list[SharedInput | None] = [None] * self.trunk.depth
+        embedded, grid = self.trunk.forward_embed(images)
         if previous is not None:
-            self._check_previous(previous, len(images))
-            return FirstPass(previous, tokens, grids, tuple(shared))
-        if scale < 1:
-            if min(images.shape[-2:]) * scale < self.trunk.patch_embed.patch_size:
-                raise InputError(f'first_pass_scale={scale:g} makes images of {images.shape[-2]}x'
-                                 f'{images.shape[-1]} pixels smaller than one patch: give larger '
-                                 f'images, or build the network with a scale nearer to 1')
-            small = F.interpolate(images, scale_factor=scale, mode='bilinear', align_corners=False)
-            return FirstPass(self.trunk.run(*self.trunk.embed(small)), tokens, grids,
-                             tuple(shared))
-        if self._can_share():
-            shared[start] = SharedInput()
-        if self.shortcuts.share_query_key:
-            shared = [keep or SharedInput(same_value=False) for keep in shared]
-        inputs: list[Tensor] = []
-        output = self.trunk.run(
-            tokens, grid, shared, [index for index in out_indices if index < start],
-            visit=(lambda index, x, _: inputs.append(x) if index == start else None)
-            if start else None)
-        return FirstPass(output, inputs[0] if start else tokens, grids, tuple(shared))
+            self._check_previous(previous, images.shape[0])
+            output = previous
+        elif self.first_pass_scale < 1:
+            output = self.trunk(self._scaled(images))
+        else:
+            output = self.trunk.forward_blocks(embedded, grid)
+        return FirstPassOutput(output, embedded, grid)
 
-    def attend(self, first: FirstPass, prior: Tensor | None = None,
-               alpha: float | Tensor | None = None, out_indices: Sequence[int] = (),
-               reconstruction: bool = False, pooled_only: bool = False) -> TopDownOutput:
-        """All passes after the first: where to look again, given a prior.
+    def forward_second_pass(
+        self,
+        first: FirstPassOutput,
+        prior: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        out_indices: Sequence[int] = (),
+        reconstruction: bool = False,
+        pooled_only: bool = False,
+    ) -> TopDownOutput:
+        """The second pass, and further ones where ``num_passes`` is above 2.
 
         Args:
-            first: Of :meth:`look`; it can be used any number of times.
-            prior, alpha, out_indices, reconstruction, pooled_only: As in :meth:`forward`.
+            first: Of :meth:`forward_first_pass`; it can be used any number of times.
+            prior, alpha, out_indices, reconstruction, pooled_only: See :meth:`forward`.
 
         Raises:
-            InputError: As :meth:`forward`, or if blocks are wanted that ``first`` lacks.
+            InputError: As :meth:`forward`.
         """
-        self._check_call(True, True, prior, alpha, reconstruction)
-        vector, start = self._vector(prior, first.tokens.shape[0]), self.shortcuts.restart_block
-        if start and sum(i < start for i in out_indices) != len(first.output.intermediates):
-            raise InputError(f'out_indices below restart_block ({start}) are outputs of pass 1: '
-                             f'give look the same out_indices, {tuple(out_indices)}')
-        grids, last = first.grids, first.output
+        if prior is not None and self.prior is None:
+            raise InputError('this network feeds back without a prior: leave prior out')
+        if reconstruction and not isinstance(self.feedback, Feedback):
+            raise InputError(
+                'reconstruction needs feedback through decoders, which this network does not have'
+            )
+        scale = self.alpha if alpha is None else self._scale(alpha, first.embedded)
+        grids = self.trunk.block_grids(first.grid)
+        second = first.output
         for number in range(2, self.num_passes + 1):
-            # A class token that the blocks never saw stays behind.
-            returned = last.tokens[:, last.grid.num_prefix - grids[-1].num_prefix:]
-            layout = last.grid._replace(num_prefix=grids[-1].num_prefix)
-            returned = resample_tokens(returned, layout, grids[-1])
-            mask = self._mask(returned, vector)
-            signals = self.feedback(self._scale(alpha, mask) * mask * returned, mask, grids)
-            signals = tuple(map(_with_shared, signals, first.shared))
-            is_last, errors = number == self.num_passes, []
-            visit = None
-            if reconstruction and is_last:
-                visit = _collect(self.feedback.reconstruction_error, errors)
-            last = self.trunk.run(first.tokens, grids[start], signals,
-                                  out_indices if is_last else (), visit, start,
-                                  pooled_only and is_last)
-        if start:
-            last = last._replace(intermediates=first.output.intermediates + last.intermediates,
-                                 grids=first.output.grids + last.grids)
-        return TopDownOutput(first.output, last, mask, signals,
-                             torch.stack(errors) if errors else None)
+            last = number == self.num_passes
+            # A class token that the blocks do not see is not fed back.
+            tokens = second.tokens[:, second.grid.num_prefix - grids[-1].num_prefix :]
+            if second.grid[:2] != grids[-1][:2]:  # a first pass at another scale
+                layout = second.grid._replace(num_prefix=grids[-1].num_prefix)
+                tokens = resample_tokens(tokens, layout, grids[-1])
+            weights = (
+                tokens.new_ones(*tokens.shape[:2], 1)
+                if self.prior is None
+                else token_weights(tokens, self.prior(prior, tokens.shape[0]))
+            )
+            top_down = self.feedback(scale * weights * tokens, weights, grids)
+            second = self.trunk.forward_blocks(
+                first.embedded,
+                first.grid,
+                top_down,
+                out_indices if last else (),
+                keep_block_io=reconstruction and last,
+                pooled_only=pooled_only and last and not reconstruction,
+            )
+        errors = None
+        if reconstruction and isinstance(self.feedback, Feedback):
+            errors = self.feedback.reconstruction_errors(second.block_io)
+        return TopDownOutput(second._replace(block_io=()), first.output, weights, top_down, errors)
 
-    def logits(self, output: TrunkOutput) -> Tensor:
-        """Class scores ``(B, num_classes)`` of a pass; see :meth:`Trunk.logits`."""
-        return self.trunk.logits(output)
+    def forward_head(self, output: TrunkOutput) -> Tensor:
+        """Class scores ``(B, num_classes)`` of a pass, see :meth:`Trunk.forward_head`."""
+        return self.trunk.forward_head(output)
 
-    def _scale(self, alpha: float | Tensor | None, mask: Tensor) -> float | Tensor:
-        if alpha is None:
-            return self.alpha
-        if not isinstance(alpha, Tensor) or alpha.ndim == 0:
-            return alpha
-        if alpha.shape != mask.shape[:1]:
-            raise InputError(f'alpha must be a number or have shape ({mask.shape[0]},), got '
-                             f'{tuple(alpha.shape)}')
-        return alpha.reshape(-1, 1, 1).to(mask.dtype)  # of any precision, as a prior
+    def fuse(self) -> Self:
+        """Multiply weights out for inference, see :class:`mmvars.layers.Fusible`."""
+        fuse(self)
+        return self
 
-    def _vector(self, prior: Tensor | None, batch_size: int) -> Tensor | None:
-        return None if self.prior is None else self.prior(prior, batch_size)
+    def unfuse(self) -> Self:
+        """Undo :meth:`fuse`."""
+        unfuse(self)
+        return self
 
-    def _can_share(self) -> bool:
-        """Whether pass 2 may take over what pass 1 projected where their inputs are the same."""
-        recomputes = self.training and self.trunk.grad_checkpointing
-        return (isinstance(self.feedback, Feedback) and self.feedback.injection == 'value'
-                and not recomputes and not is_plain_path())
+    def _scale(self, alpha: float | Tensor, tokens: Tensor) -> float | Tensor:
+        if isinstance(self.feedback, MaskFeedback):
+            raise InputError(
+                'alpha scales the tokens that are fed back, and MaskFeedback feeds '
+                'back their weights alone: leave alpha out'
+            )
+        return _per_image(alpha, tokens)
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if min(height, width) * self.first_pass_scale < self.trunk.patch_embed.patch_size:
+            raise InputError(
+                f'first_pass_scale={self.first_pass_scale:g} makes images of {height}x'
+                f'{width} pixels smaller than one patch: use larger images, or build '
+                f'the network with a scale nearer to 1'
+            )
+        return F.interpolate(
+            images, scale_factor=self.first_pass_scale, mode='bilinear', align_corners=False
+        )
 
     def _check_previous(self, previous: TrunkOutput, batch_size: int) -> None:
-        if self.shortcuts.restart_block or self.shortcuts.share_query_key:
-            raise InputError('previous stands in for pass 1, of which restart_block and '
-                             'share_query_key need the tokens inside: build the network without')
         if not isinstance(previous, TrunkOutput):
-            raise InputError(f'previous must be a TrunkOutput, such as output.final of the frame '
-                             f'before (of a backbone: the second of what forward_frame returns), '
-                             f'got {type(previous).__name__}')
+            raise InputError(
+                f'previous must be a TrunkOutput, such as output.second of the frame '
+                f'before (of a backbone: the second of what forward_frame returns), '
+                f'got {type(previous).__name__}'
+            )
         expected = batch_size, self.trunk.embed_dim
-        found = previous.tokens.shape[0], previous.tokens.shape[-1]
-        if found != expected:
-            raise InputError(f'previous must be an output for {expected[0]} images with '
-                             f'{expected[1]} channels, got {found[0]} and {found[1]}')
+        shape = previous.tokens.shape[0], previous.tokens.shape[-1]
+        if shape != expected:
+            raise InputError(
+                f'previous must be an output for {expected[0]} images with '
+                f'{expected[1]} channels, got {shape[0]} and {shape[1]}'
+            )
 
-    def _mask(self, tokens: Tensor, vector: Tensor | None) -> Tensor:
-        if vector is None:
-            return tokens.new_ones(*tokens.shape[:2], 1)
-        return token_mask(tokens, vector)
-
-    def _check_call(self, top_down: bool, wanted: bool, prior: Tensor | None,
-                    alpha: float | Tensor | None, reconstruction: bool) -> None:
-        asked = prior is not None or alpha is not None or reconstruction
-        if asked and not top_down:
-            raise InputError('prior, alpha and reconstruction need feedback; this network has none'
-                             if wanted else
-                             'prior, alpha and reconstruction need feedback, but feedback=False')
-        if prior is not None and self.prior is None:
-            raise InputError('this network feeds back without a prior, so it takes none')
-        if not isinstance(alpha, Tensor | float | int | None):
-            raise InputError(f'alpha must be a number or a tensor, got {alpha!r}')
-        if alpha is not None and isinstance(self.feedback, MaskFeedback):
-            raise InputError('alpha changes nothing here: it scales the tokens that are sent back, '
-                             'and MaskFeedback sends the mask alone; leave it out')
-        if reconstruction and not self.reconstructs:
-            raise InputError('reconstruction needs feedback through decoders, which this network '
-                             'does not have')
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        rename_entries(state_dict, prefix, plain=False)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _with_shared(signal: TopDownSignal | None, shared: SharedInput | None) -> TopDownSignal | None:
-    if shared is None or signal is None:
-        return signal
-    if isinstance(signal, Tensor):
-        return FoldedSignal(signal, (), shared=shared)
-    return replace(signal, shared=shared)
+class PerceiverIO(nn.Module):
+    """The rival without feedback (Table 2.3): one pass, and its output tokens weighted.
+
+    Args:
+        trunk: The bottom-up network.
+        prior: What to look for.
+        alpha: Scale of the weighted tokens.
+    """
+
+    def __init__(self, trunk: Trunk, prior: Prior, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.prior = prior
+        self.alpha = alpha
+
+    def forward(
+        self,
+        images: Tensor,
+        prior: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        out_indices: Sequence[int] = (),
+        reconstruction: bool = False,
+        pooled_only: bool = False,
+    ) -> TopDownOutput:
+        """One pass, see :meth:`TopDown.forward`; ``second`` has the weighted tokens.
+
+        Raises:
+            InputError: If prior or alpha do not fit, or ``reconstruction`` is requested.
+        """
+        if reconstruction:
+            raise InputError(
+                'reconstruction needs feedback through decoders, which this network does not have'
+            )
+        first = self.trunk(images, out_indices, pooled_only)
+        scale = self.alpha if alpha is None else _per_image(alpha, first.tokens)
+        weights = token_weights(first.tokens, self.prior(prior, images.shape[0]))
+        second = first._replace(tokens=scale * weights * first.tokens)
+        return TopDownOutput(second, first, weights)
+
+    def forward_head(self, output: TrunkOutput) -> Tensor:
+        """Class scores ``(B, num_classes)`` of a pass, see :meth:`Trunk.forward_head`."""
+        return self.trunk.forward_head(output)
+
+    def fuse(self) -> Self:
+        """Multiply weights of the trunk out for inference."""
+        fuse(self)
+        return self
+
+    def unfuse(self) -> Self:
+        """Undo :meth:`fuse`."""
+        unfuse(self)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        rename_entries(state_dict, prefix, plain=False)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def _collect(error: Callable[[int, Tensor, Tensor], Tensor],
-             errors: list[Tensor]) -> Callable[[int, Tensor, Tensor], None]:
-    return lambda *arguments: errors.append(error(*arguments))
+def _per_image(alpha: float | Tensor, tokens: Tensor) -> float | Tensor:
+    """``alpha``, a number or ``(B,)``, as it multiplies ``tokens (B, N, C)``.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not isinstance(alpha, Tensor | float | int):
+        raise InputError(f'alpha must be a number or a tensor, got {alpha!r}')
+    if not isinstance(alpha, Tensor) or alpha.ndim == 0:
+        return alpha
+    if alpha.shape != tokens.shape[:1]:
+        raise InputError(
+            f'alpha must be a number or have shape ({len(tokens)},), got {tuple(alpha.shape)}'
+        )
+    return alpha.reshape(-1, 1, 1).to(tokens.dtype)

@@ -1,0 +1,298 @@
+"""Networks by name: the one place that knows all parts."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmvars.errors import InputError, check_choice, check_flag, check_number
+from mmvars.layers import MIXERS
+from mmvars.networks.fan import FAN
+from mmvars.networks.feedback import PRIORS, ClassPrototype, Feedback, MaskFeedback, Prior
+from mmvars.networks.rvt import RVT
+from mmvars.networks.top_down import PerceiverIO, TopDown
+from mmvars.networks.trunk import Trunk
+from mmvars.networks.vit import VisionTransformer
+
+__all__ = ['ARCH_ZOO', 'MODELS', 'TOP_DOWN_DESIGNS', 'build_prior', 'create_model']
+
+_TINY = dict(embed_dim=192, depth=12, num_heads=3)
+_SMALL = dict(embed_dim=384, depth=12, num_heads=6)
+_BASE = dict(embed_dim=768, depth=12, num_heads=12)
+_GFNET = dict(
+    embed_dim=256,
+    depth=12,
+    num_heads=4,
+    class_token=False,
+    global_pool='norm_avg',
+    single_residual=True,
+    mixer='global_filter',
+)
+_RVT_TINY = dict(embed_dim=(192, 384), depth=(10, 2), num_heads=(6, 12))
+_RVT_BASE = _BASE | dict(mlp='linear')
+_HYBRID = dict(num_heads=8, stem_widths=(128, 256))
+
+ARCH_ZOO: dict[str, tuple[type[Trunk], dict[str, Any]]] = {
+    'vit_tiny_patch16': (VisionTransformer, _TINY),
+    'vit_small_patch16': (VisionTransformer, _SMALL),
+    'vit_base_patch16': (VisionTransformer, _BASE),
+    'vit_tiny_patch8_gap': (VisionTransformer, _TINY | dict(patch_size=8, global_pool='avg')),
+    'deit_convstem_tiny': (VisionTransformer, _TINY | dict(stem='conv')),
+    'deit_convstem_small': (VisionTransformer, _SMALL | dict(stem='conv')),
+    'deit_convstem_base': (VisionTransformer, _BASE | dict(stem='conv')),
+    'gfnet_tiny': (VisionTransformer, _GFNET),
+    'gfnet_convstem_tiny': (VisionTransformer, _GFNET | dict(stem='conv')),
+    'rvt_tiny': (RVT, _RVT_TINY),
+    'rvt_small': (RVT, _SMALL),
+    'rvt_base': (RVT, _RVT_BASE),
+    'rvt_tiny_plus': (RVT, _RVT_TINY | dict(num_masked_blocks=10)),
+    'rvt_small_plus': (RVT, _SMALL | dict(num_masked_blocks=5)),
+    'rvt_base_plus': (RVT, _RVT_BASE | dict(num_masked_blocks=5)),
+    'fan_tiny': (FAN, dict(embed_dim=192, depth=12, num_heads=4)),
+    'fan_small': (FAN, dict(embed_dim=384, depth=12, num_heads=8)),
+    'fan_base': (FAN, dict(embed_dim=448, depth=18, num_heads=8)),
+    'fan_large': (FAN, dict(embed_dim=480, depth=24, num_heads=10)),
+    'fan_tiny_hybrid': (FAN, _HYBRID | dict(embed_dim=192, depth=8)),
+    'fan_small_hybrid': (FAN, _HYBRID | dict(embed_dim=384, depth=10)),
+    'fan_base_hybrid': (FAN, _HYBRID | dict(embed_dim=448, depth=16)),
+}
+"""Bottom-up networks: class of the trunk, and its arguments (Tables 1.2 and 2.2).
+
+``deit_convstem_*`` and ``gfnet_convstem_tiny`` are the modified baselines DeiT* and GFNet* with the
+convolutional patch embedding."""
+
+MODELS: tuple[str, ...] = (
+    *ARCH_ZOO,
+    *(name.replace('vit_', 'absvit_') for name in ARCH_ZOO if name.startswith('vit_')),
+)
+"""Names that :func:`create_model` knows."""
+
+TOP_DOWN_DESIGNS: tuple[str, ...] = (
+    'absvit',
+    'absvit_qkv',
+    'feedback',
+    'mask_attention',
+    'perceiver_io',
+)
+"""Designs of top-down attention (Tables 2.3 and 2.5), see :class:`TopDown` and
+:class:`PerceiverIO`."""
+
+_INJECTIONS = {'absvit_qkv': 'qkv', 'mask_attention': 'mask'}
+
+_UNFIT_MIXERS: dict[str, dict[str, str]] = {
+    'vit': {
+        'global_filter': 'a global filter replaces attention together with its projections, which '
+        "only GFNet's blocks with their single skip connection are made for",
+        'masked_attention': "the mask is one between the patches of RVT's maps",
+    },
+    'gfnet': {
+        'self_attention': 'GFNet is built on token mixers that are linear in the number of tokens; '
+        'of attention it takes performer',
+        'masked_attention': "the mask is one between the patches of RVT's maps",
+    },
+}
+_UNFIT_MIXERS['deit'] = _UNFIT_MIXERS['absvit'] = _UNFIT_MIXERS['vit']
+_UNFIT_MIXERS['rvt'] = {'global_filter': _UNFIT_MIXERS['vit']['global_filter']}
+"""Family -> mixers that do not go into its trunks, and why."""
+
+
+def create_model(
+    name: str,
+    top_down: str | None = None,
+    prior: str | dict[str, Any] | None = 'learned_query',
+    alpha: float = 1.0,
+    num_passes: int = 2,
+    first_pass_scale: float = 1.0,
+    mixer: str | None = None,
+    mixer_cfg: Mapping[str, Any] | None = None,
+    double_value_bias: bool = True,
+    channels_last: bool = False,
+    **overrides: Any,
+) -> Trunk | TopDown | PerceiverIO:
+    """Build a network by name, with torch's current default device and dtype.
+
+    Args:
+        name: One of :data:`MODELS`; ``absvit_*`` is ``vit_*`` with ``top_down='absvit'``.
+        top_down: One of :data:`TOP_DOWN_DESIGNS` around any trunk; ``None``: the trunk alone.
+        prior: With ``top_down``: a name of :data:`mmvars.networks.PRIORS`, or
+            ``dict(type=name, ...)``.
+        alpha: With ``top_down``: scale of the weighted tokens.
+        num_passes, first_pass_scale: With ``top_down``: see :class:`TopDown`.
+        mixer: Token mixer, one of :data:`mmvars.layers.MIXERS`; ``None`` for the trunk's own. In a
+            DeiT* ``'vars_s'``, which works on the map alone, comes without class token and with
+            average pooling, unless ``overrides`` say otherwise.
+        mixer_cfg: ``preset`` and options of the mixer, see
+            :func:`mmvars.layers.resolve_mixer_cfg`. The preset is ``'release'``, but for
+            ``'vars_s'`` outside of RVT ``'thesis'``: the release's sparsity of 3.5 is made for
+            RVT's un-normalized tokens, which its batch norms keep large. In a DeiT* or GFNet every
+            code would start at zero with it, and stay there.
+        double_value_bias: Whether a top-down input brings the bias of the value projection along a
+            second time, as in the released models. With ``False``, ``alpha=0`` turns top-down
+            attention off (but for the bias of the upsampling between stages of an RVT).
+        channels_last: Store the weights of convolutions in ``torch.channels_last``: on a CPU about
+            a third less time for FAN at 512x512, an eighth for RVT. Tools that need contiguous
+            parameters (safetensors, LBFGS, FSDP2) refuse such a network.
+        **overrides: Arguments of the trunk that replace those of the named size.
+
+    Raises:
+        InputError: On an unknown name or argument, listing the choices; if the mixer does not go
+            into the trunk, or an option has no use in the design.
+    """
+    check_choice('network name', name, (*ARCH_ZOO, *MODELS))
+    check_flag('channels_last', channels_last)
+    check_flag('double_value_bias', double_value_bias)
+    base, family = name.replace('absvit_', 'vit_'), name.split('_')[0]
+    if family == 'absvit':
+        top_down = top_down or 'absvit'
+    _check_top_down(top_down, prior, alpha, num_passes, first_pass_scale)
+    trunk_class, arguments = ARCH_ZOO[base]
+    known = inspect.signature(trunk_class).parameters
+    if 'mixer_options' in overrides:
+        raise InputError('mixer_options is mixer_cfg now: write create_model(..., mixer_cfg=...)')
+    if unknown := sorted(set(overrides) - (set(known) - {'injection'})):
+        own = inspect.signature(create_model).parameters
+        raise InputError(
+            f'{name} takes no argument {", ".join(unknown)}; it takes '
+            f'{", ".join(dict.fromkeys([*known, *own]))}'
+        )
+    parts = _mixer_arguments(family, mixer, mixer_cfg, overrides.get('class_token', True)) | dict(
+        injection=_INJECTIONS.get(top_down or '', 'value'), double_value_bias=double_value_bias
+    )
+    if refused := [key for key in ('mixer', 'mixer_cfg') if parts.get(key) and key not in known]:
+        raise InputError(f'{name} has a mixer of its own: leave {" and ".join(refused)} out')
+    parts = {key: value for key, value in parts.items() if key in known}
+    trunk = trunk_class(**arguments | parts | overrides)
+    if channels_last:
+        for module in trunk.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+    if top_down is None:
+        return trunk
+    if top_down == 'feedback':
+        return TopDown(
+            trunk, None, Feedback(trunk.widths, trunk.strides), alpha, num_passes, first_pass_scale
+        )
+    prior_module = build_prior(prior, trunk.embed_dim, trunk.head)
+    if top_down == 'perceiver_io':
+        return PerceiverIO(trunk, prior_module, alpha)
+    feedback = (
+        MaskFeedback() if top_down == 'mask_attention' else Feedback(trunk.widths, trunk.strides)
+    )
+    return TopDown(trunk, prior_module, feedback, alpha, num_passes, first_pass_scale)
+
+
+def build_prior(
+    prior: str | dict[str, Any] | None, embed_dim: int, classifier: nn.Module | None = None
+) -> Prior:
+    """Build a prior from its name or ``dict(type=name, ...)``.
+
+    A ``'class_prototype'`` without ``num_classes`` takes a copy of ``classifier``'s rows.
+
+    Raises:
+        InputError: If the name is unknown, or prototypes are requested of no classifier.
+    """
+    arguments = dict(prior) if isinstance(prior, dict) else dict(type=prior)
+    name: Any = arguments.pop('type', None)
+    check_choice('prior', name, PRIORS)
+    known = ['num_classes'] if name == 'class_prototype' else []
+    if unknown := sorted(set(arguments) - set(known), key=str):
+        raise InputError(
+            f'prior {name!r} takes {" ".join(known) or "no options"}; unknown: {unknown}'
+        )
+    if name == 'class_prototype' and 'num_classes' not in arguments:
+        if not isinstance(classifier, nn.Linear):
+            raise InputError(
+                "prior='class_prototype' copies the rows of a classifier, and this "
+                "network has none: use prior=dict(type='class_prototype', "
+                'num_classes=K)'
+            )
+        return ClassPrototype.from_classifier(classifier)
+    return PRIORS[name](embed_dim, **arguments)
+
+
+def _mixer_arguments(
+    family: str, mixer: str | None, mixer_cfg: Mapping[str, Any] | None, class_token: bool
+) -> dict[str, Any]:
+    """The arguments of a trunk that follow from a mixer.
+
+    Raises:
+        InputError: If the mixer does not go into trunks of the family.
+    """
+    if not isinstance(mixer_cfg, Mapping | None) or not all(
+        isinstance(key, str) for key in mixer_cfg or {}
+    ):
+        raise InputError(
+            f'mixer_cfg must be a dict of options by name, such as dict(num_steps=3); '
+            f'got {mixer_cfg!r}'
+        )
+    arguments: dict[str, Any] = dict(mixer_cfg=dict(mixer_cfg or {}))
+    if mixer is None:
+        return arguments
+    check_choice('mixer', mixer, MIXERS)
+    if reason := _UNFIT_MIXERS.get(family, {}).get(mixer):
+        raise InputError(f'mixer={mixer!r} does not go into the {family} trunk: {reason}')
+    if mixer == 'vars_s' and family in ('vit', 'absvit') and class_token:
+        raise InputError(
+            "mixer='vars_s' filters the map of patches and cannot mix the class token "
+            'of a ViT; use a trunk without one, such as rvt_tiny or '
+            'deit_convstem_tiny'
+        )
+    arguments['mixer'] = mixer
+    if mixer == 'vars_s' and family == 'deit':
+        arguments |= dict(class_token=False, global_pool='avg')
+    if mixer == 'vars_s' and family != 'rvt':
+        arguments['mixer_cfg'].setdefault('preset', 'thesis')
+    return arguments
+
+
+def _check_top_down(
+    design: str | None, prior: Any, alpha: Any, num_passes: Any, first_pass_scale: Any
+) -> None:
+    """Refuse options that a design of top-down attention, or none, has no use for.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    if design is None:
+        for name, value, default in (
+            ('prior', prior, 'learned_query'),
+            ('alpha', alpha, 1),
+            ('num_passes', num_passes, 2),
+            ('first_pass_scale', first_pass_scale, 1),
+        ):
+            if value != default:
+                raise InputError(
+                    f'{name}={value!r} needs top-down attention: add '
+                    f"top_down='absvit', or leave {name} out"
+                )
+        return
+    check_choice('top_down (design of a backbone)', design, TOP_DOWN_DESIGNS)
+    check_number('alpha', alpha)
+    check_number('num_passes', num_passes, 2, 100, whole=True)
+    check_number('first_pass_scale', first_pass_scale, 1e-3, 1)
+    if design == 'feedback' and prior not in (None, 'learned_query'):
+        raise InputError(
+            f"prior has no place in design 'feedback', which feeds the tokens back as "
+            f'they are: leave it out, got {prior!r}'
+        )
+    if design != 'feedback' and prior is None:
+        raise InputError(
+            "prior=None leaves nothing to look for; feedback without a prior is design 'feedback'"
+        )
+    if design == 'mask_attention' and alpha != 1:
+        raise InputError(
+            f"alpha scales the tokens that are fed back, and design 'mask_attention' "
+            f'feeds back their weights alone: leave it at 1, got {alpha!r}'
+        )
+    if design == 'perceiver_io' and num_passes != 2:
+        raise InputError(
+            f"num_passes counts rounds of feedback, and design 'perceiver_io' has "
+            f'none: leave it out, got {num_passes!r}'
+        )
+    if design == 'perceiver_io' and first_pass_scale != 1:
+        raise InputError(
+            f"first_pass_scale needs a second pass, and design 'perceiver_io' has a "
+            f'single one: leave it at 1, got {first_pass_scale!r}'
+        )
