@@ -1,22 +1,37 @@
-"""Token mixers by name, and the named sets of their constants."""
+"""Token mixers by name."""
 
 import inspect
-from collections.abc import Callable
-from numbers import Real
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
-from mmvars.errors import InputError, check_choice, check_flag, check_number
+from mmvars.errors import InputError, check_choice
 from mmvars.layers.attention import MaskedAttention, SelfAttention
-from mmvars.layers.grid_tied import Grid
+from mmvars.layers.embed import Grid, TokenGrid
+from mmvars.layers.global_filter import GlobalFilter
 from mmvars.layers.performer import Performer
-from mmvars.layers.spectral import GlobalFilter
-from mmvars.layers.vars_dynamic import (VARSConvolutionalDynamic, VARSDynamic,
-                                        VARSStaticDynamic)
+from mmvars.layers.vars_attention import VARSConvolutionalDynamic, VARSDynamic, VARSStaticDynamic
 from mmvars.layers.vars_static import VARSStatic
 
-__all__ = ['MIXERS', 'PRESETS', 'build_mixer', 'mixer_options']
+__all__ = ['MIXERS', 'PRESETS', 'TokenMixer', 'build_mixer', 'resolve_mixer_cfg']
+
+
+class TokenMixer(Protocol):
+    """The contract of a module in a block's ``attn`` place.
+
+    A mixer that is registered in :data:`mmvars.layers.MIXERS` is built as
+    ``Mixer(embed_dim, num_heads, grid, num_prefix=0, qkv_bias=True, **options)``, where ``grid`` is
+    the ``(height, width)`` of the training images' patches.
+
+    Two optional class attributes: ``takes_top_down = False`` for a mixer without a value path,
+    which :class:`mmvars.networks.TopDown` refuses; ``takes_num_queries = True`` for one whose
+    forward takes ``num_queries`` as a fourth argument and then returns that many first tokens.
+    """
+
+    def __call__(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """Mix ``x (B, N, C)``. ``top_down (B, N, C)`` is added to what the value is made from."""
+        ...
+
 
 MIXERS: dict[str, type[nn.Module]] = {
     'self_attention': SelfAttention,
@@ -27,72 +42,103 @@ MIXERS: dict[str, type[nn.Module]] = {
     'vars_sd': VARSStaticDynamic,
     'global_filter': GlobalFilter,
 }
-"""Name -> class. All take ``(embed_dim, num_heads, grid, num_prefix, qkv_bias, **options)``."""
+"""Name -> class, see :class:`~mmvars.layers.TokenMixer` for its constructor.
 
-STATIC_ATOMS: dict[str, type[nn.Module]] = {
-    'free': VARSStaticDynamic,
-    'convolution': VARSConvolutionalDynamic,
-}
-"""The two kinds of static atoms of VARS-SD: as released, and as in the thesis."""
+With ``preset='thesis'``, ``'vars_sd'`` is :class:`~mmvars.layers.VARSConvolutionalDynamic`."""
 
-# Eq. 1.12 and 1.16-1.17 as printed. Eq. 1.16 weighs the code with twice lambda = 0.3.
-_THESIS_DYNAMIC = dict(num_steps=3, sparsity=.6, shrinkage='soft', step_bound='spectral',
-                       step_scaling='divide', gram_transpose=True, start='projection',
-                       residual=True, normalise_atoms=False, normalise_queries=False,
-                       value='input')
+PRESETS = ('release', 'thesis')
+"""Which equations VARS computes: those of the released models, or those of chapter 1 as printed.
+The constants ``num_steps``, ``sparsity``, ... default to the preset's and stay free."""
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    'release': {},
-    'thesis': {
-        'vars_d': _THESIS_DYNAMIC,
-        'vars_sd': _THESIS_DYNAMIC | dict(static_atoms='convolution'),
-        'vars_s': dict(num_steps=3, sparsity=.3, atoms_per_channel=3, step_bound='spectral',
-                       start='projection', residual=True, norm='layer', output_filter=False,
-                       learned_scaling=True, value='input', hermitian_filters=True),
-    },
-}
-"""Named sets of options. ``'release'``: the classes' defaults, which released weights were trained
-with (5 steps). ``'thesis'``: the equations of chapter 1 as printed (3 steps); the output projection
-of the attention that is replaced stays, which the equations leave out."""
+RETIRED_OPTIONS = frozenset(
+    {
+        'gram_transpose',
+        'hermitian_filters',
+        'learned_scaling',
+        'norm',
+        'normalise_atoms',
+        'normalise_queries',
+        'output_filter',
+        'residual',
+        'shrinkage',
+        'start',
+        'static_atoms',
+        'step_bound',
+        'step_scaling',
+        'value',
+    }
+)
+"""Options of earlier versions."""
 
-_MOST = dict(num_steps=1000, feature_ratio=1000, atoms_per_channel=1000, sparsity=1e6)
-"""Far beyond any use: what is larger is a slip, and would end in a hang or without memory."""
+_NOT_OPTIONS = (
+    'embed_dim',
+    'num_heads',
+    'grid',
+    'num_prefix',
+    'qkv_bias',
+    'injection',
+    'double_value_bias',
+)
 
-_COMMON = ('self', 'embed_dim', 'num_heads', 'grid', 'num_prefix', 'qkv_bias', 'options')
 
-
-def mixer_options(name: str, /, preset: str = 'release', **options: Any) -> dict[str, Any]:
+def resolve_mixer_cfg(name: str, /, preset: str = 'release', **options: Any) -> dict[str, Any]:
     """All options of a mixer, with those that were not given filled in from the preset.
 
     Args:
         name: One of :data:`MIXERS`.
-        preset: One of :data:`PRESETS`.
+        preset: One of :data:`PRESETS`. Mixers other than VARS have none, and ignore it.
         **options: Win over the preset.
 
+    Returns:
+        Options of :func:`build_mixer`, ``preset`` included where the mixer has presets.
+
     Raises:
-        InputError: On an unknown name, preset or option, listing the choices; on a switch that is
-            neither true nor false.
+        InputError: On an unknown name, preset or option, listing the choices.
     """
     check_choice('mixer', name, MIXERS)
     check_choice('preset', preset, PRESETS)
-    given = PRESETS[preset].get(name, {}) | options
-    found = _defaults(_class_of(name, given))
-    if name == 'vars_sd':
-        found = dict(static_atoms='free') | found
-    unknown = sorted(set(given) - set(found))
-    if unknown:
-        raise InputError(f'mixer {name!r} takes no option {", ".join(unknown)}; it takes '
-                         f'{", ".join(found) or "none"}')
-    for option, value in given.items():
-        if isinstance(found[option], bool):
-            check_flag(option, value)
-        if option in _MOST and isinstance(value, Real) and value > _MOST[option]:
-            check_number(option, value, 0, _MOST[option])
-    return found | given
+    mixer = _mixer_class(name, preset)
+    parameters = inspect.signature(mixer).parameters.values()
+    defaults = {
+        p.name: p.default
+        for p in parameters
+        if p.name not in _NOT_OPTIONS and p.kind is not p.VAR_KEYWORD
+    }
+    if 'preset' in defaults:
+        defaults |= getattr(mixer, 'presets', {}).get(preset, {}) | dict(preset=preset)
+    unknown = sorted(set(options) - set(defaults))
+    retired = [option for option in unknown if option in RETIRED_OPTIONS]
+    if retired and 'preset' in defaults:
+        raise InputError(
+            f'mixer {name!r} takes no option {", ".join(retired)}: the preset decides '
+            f"it; leave it out and choose preset='release' (as released) or "
+            f"preset='thesis' (the equations as printed)"
+        )
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise InputError(
+            f'mixer {name!r} takes no option {", ".join(unknown)}; it takes '
+            f'{", ".join(defaults) or "none"}'
+        )
+    resolved = defaults | {key: value for key, value in options.items() if value is not None}
+    missing = [key for key, value in resolved.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise InputError(
+            f'mixer {name!r} needs the option {", ".join(missing)}; give it in mixer_cfg'
+        )
+    return resolved
 
 
-def build_mixer(name: str, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
-                qkv_bias: bool = True, **options: Any) -> nn.Module:
+def build_mixer(
+    name: str,
+    embed_dim: int,
+    num_heads: int,
+    grid: Grid,
+    num_prefix: int = 0,
+    qkv_bias: bool = True,
+    injection: str = 'value',
+    double_value_bias: bool = True,
+    **mixer_cfg: Any,
+) -> nn.Module:
     """Build a mixer by name.
 
     Args:
@@ -102,33 +148,30 @@ def build_mixer(name: str, embed_dim: int, num_heads: int, grid: Grid, num_prefi
         grid: ``(h, w)`` of the training images' patches.
         num_prefix: Class and prompt tokens.
         qkv_bias: Whether projections of the input have a bias.
-        **options: ``preset`` and options of the mixer, see :func:`mixer_options`.
+        injection: Where a top-down input enters, see :data:`~mmvars.layers.attention.INJECTIONS`.
+        double_value_bias: See :func:`~mmvars.layers.attention.project_with_top_down`; for mixers
+            that have this argument.
+        **mixer_cfg: ``preset`` and options of the mixer, see :func:`resolve_mixer_cfg`.
 
     Raises:
         InputError: On whatever the mixer cannot take.
     """
-    options = mixer_options(name, **options)
-    mixer = _class_of(name, options)
-    options.pop('static_atoms', None)
+    options = resolve_mixer_cfg(name, **mixer_cfg)
+    mixer = _mixer_class(name, options.get('preset', 'release'))
+    parameters = inspect.signature(mixer).parameters
+    if 'injection' in parameters:
+        options['injection'] = injection
+    elif injection != 'value' and getattr(mixer, 'takes_top_down', True):
+        raise InputError(
+            f'mixer {name!r} has no argument injection, so it cannot be built with '
+            f"injection={injection!r}; use the design 'absvit' or another mixer"
+        )
+    if 'double_value_bias' in parameters:
+        options['double_value_bias'] = double_value_bias
     return mixer(embed_dim, num_heads, grid, num_prefix, qkv_bias=qkv_bias, **options)
 
 
-def _class_of(name: str, options: dict[str, Any]) -> type[nn.Module]:
-    if name != 'vars_sd':
-        return MIXERS[name]
-    kind = options.get('static_atoms', 'free')
-    check_choice('static_atoms', kind, STATIC_ATOMS)
-    return STATIC_ATOMS[kind]
-
-
-def _defaults(mixer: Callable) -> dict[str, Any]:
-    """Options of a class and of those it hands the rest to, with their defaults."""
-    found: dict[str, Any] = {}
-    for cls in inspect.getmro(mixer):
-        if '__init__' not in vars(cls) or cls is nn.Module:
-            continue
-        parameters = inspect.signature(cls.__init__).parameters
-        found |= {key: p.default for key, p in parameters.items() if key not in _COMMON}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            break
-    return found
+def _mixer_class(name: str, preset: str) -> type[nn.Module]:
+    if name == 'vars_sd' and preset == 'thesis':
+        return VARSConvolutionalDynamic
+    return MIXERS[name]

@@ -1,214 +1,327 @@
 """VARS with a static dictionary: all translations of learned filters (VARS-S)."""
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from mmvars.errors import check_choice, check_number
-from mmvars.layers.dictionaries import Dictionary, SpectralDictionary
-from mmvars.layers.fourier import as_complex, from_spectrum, half_width, times, to_spectrum
-from mmvars.layers.grid_tied import Grid
-from mmvars.layers.norm import TokenBatchNorm
-from mmvars.layers.precision import widened
-from mmvars.layers.projections import project_value
-from mmvars.layers.reconstruction import VALUES, SparseReconstruction
-from mmvars.layers.spectral import refuse_prefix, resample_filters, square_side
-from mmvars.layers.tokens import TokenGrid
+from mmvars.errors import InputError, check_choice, check_number
+from mmvars.layers.attention import INJECTIONS, project_with_top_down
+from mmvars.layers.block import TokenBatchNorm
+from mmvars.layers.embed import Grid, GridResizeMixin, TokenGrid
+from mmvars.layers.fourier import (
+    as_complex,
+    as_pairs,
+    conjugate,
+    from_spectrum,
+    half_width,
+    times,
+    to_spectrum,
+)
+from mmvars.layers.global_filter import check_no_prefix, infer_spectrum_grid, resample_filters
+from mmvars.layers.precision import full_precision, upcast_to_float32
+from mmvars.layers.sparse_coding import SparseTrace, ista, soft_threshold
 
-__all__ = ['VARSStatic', 'new_filters', 'running_bound']
+__all__ = [
+    'VARSStatic',
+    'lipschitz_estimate',
+    'mix_atoms',
+    'new_filters',
+    'normalized_filters',
+    'spectral_lipschitz',
+]
 
-BOUNDS = ('running', 'spectral')
-NORMS = ('batch', 'layer')
-_CHUNK_NUMBERS = 2**16  # complex numbers, 512 KiB: with other temporaries, what an L2 cache holds
+_EPS = 1e-12
+_CHUNK_SIZE = 2**16  # complex numbers, 512 KiB: with the other temporaries, what an L2 cache holds
 
 
 def new_filters(embed_dim: int, atoms_per_channel: int, grid: Grid) -> Tensor:
     """Random half spectra ``(C, r, H, W // 2 + 1, 2)`` of filters with about unit length.
 
-    Normal numbers, divided by ``sqrt(2 / (H W) * sum |K|^2)`` for each filter, which counts the
-    columns that have no mirror image twice, as the release does.
-
     Raises:
-        InputError: If there is no atom.
+        InputError: If there is no atom, or far too many.
     """
-    check_number('atoms_per_channel', atoms_per_channel, 1, whole=True)
-    height, width = grid
-    spectrum = torch.randn(embed_dim, atoms_per_channel, height, half_width(width), 2) * .06
-    return normalised_filters(spectrum, grid)
+    check_number('atoms_per_channel', atoms_per_channel, 1, 1000, whole=True)
+    spectrum = torch.randn(embed_dim, atoms_per_channel, grid[0], half_width(grid[1]), 2) * 0.06
+    return normalized_filters(spectrum, grid)
 
 
-def normalised_filters(spectrum: Tensor, grid: Grid) -> Tensor:
-    """The scaling of :func:`new_filters` alone."""
+def normalized_filters(spectrum: Tensor, grid: Grid) -> Tensor:
+    """Each filter over ``sqrt(2 / (H W) * sum |K|^2)``, as in the release.
+
+    That is the length of the filter but for the columns without a mirror image, which count twice.
+    """
     square = spectrum.square().sum(dim=(-3, -2, -1), keepdim=True)
     return spectrum / (2 / (grid[0] * grid[1]) * square).sqrt()
 
 
-def running_bound(spectrum: Tensor) -> Tensor:
+def spectral_lipschitz(spectrum: Tensor) -> Tensor:
+    """``max over frequencies of sum_a |K_a|^2``, the largest eigenvalue of P'P: ``(C)``.
+
+    Args:
+        spectrum: Half spectra ``(C, r, H, W // 2 + 1)``.
+    """
+    return as_pairs(spectrum).square().sum(dim=(1, -1)).amax(dim=(-2, -1))
+
+
+def lipschitz_estimate(spectrum: Tensor) -> Tensor:
     """``max over frequencies of the largest singular value of Re(K K^H)``: ``(C)``.
 
     Re(K K^H) = p p' + q q' with p, q the real and imaginary parts of the r atoms at a frequency, so
     its largest eigenvalue has a closed form.
 
-    Differs from the largest eigenvalue of P'P, which is ``max sum |K|^2``: the released code drops
-    the imaginary part, and its bound may be too small by a factor of up to 2.
+    Differs from :func:`spectral_lipschitz`: the released code drops the imaginary part, and its
+    estimate may be too small by a factor of up to 2.
 
     Args:
         spectrum: ``(C, r, H, W // 2 + 1, 2)``.
     """
-    real, imaginary = widened(spectrum).unbind(dim=-1)
+    real, imaginary = upcast_to_float32(spectrum).unbind(dim=-1)
     pp, qq = real.square().sum(dim=1), imaginary.square().sum(dim=1)
     pq = (real * imaginary).sum(dim=1)
     root = ((pp - qq).square() + 4 * pq.square()).sqrt()
     return ((pp + qq + root) / 2).amax(dim=(-2, -1))
 
 
-class VARSStatic(SparseReconstruction):
-    """VARS-S: the value is rebuilt from filters learned on the whole data set (Eq. 1.10-1.11).
+def mix_atoms(spectrum: Tensor, modulation: Tensor) -> Tensor:
+    """P Gamma: half spectra ``(C, r, H, W // 2 + 1)`` with their r atoms mixed by ``(r, r)``.
 
-    The dictionary's atoms are all circular translations of r filters a channel, kept as half
-    spectra: encoding is a convolution, decoding its transpose. All Fourier transforms run in
-    float32 under autocast.
+    Mixing and transforming commute, so the few filters are mixed instead of every code.
+    """
+    return as_complex(torch.einsum('ij,cihwp->cjhwp', modulation, as_pairs(spectrum)))
 
-    The default constants are those of the released models, in which the mixer also brings its own
-    norms (batch norm before ``proj``, none before the mixer, batch norm before the channel mixer)
-    and a second filter. The preset ``'thesis'`` replaces the attention alone.
 
-    Differs from the thesis with the default constants: sparsity 3.5 instead of 0.3, 5 atoms a
-    channel where the published sizes fit 3, none of LISTA's learned numbers, a running bound, the
-    norms and the second filter above, and the start, residual and value of the release (see
-    :class:`~mmvars.layers.SparseReconstruction`).
+class VARSStatic(GridResizeMixin):
+    """VARS-S: the value is reconstructed from filters learned on the data set (Eq. 1.10-1.11).
+
+    The atoms are all circular translations of r filters a channel, kept as half spectra K: encoding
+    is a convolution, decoding its transpose. Every channel is coded by itself. All Fourier
+    transforms run in float32 under autocast.
+
+    The preset decides which equations:
+
+    ============ ==================================== ====================================
+    part         ``'release'``                        ``'thesis'`` (Eq. 1.10-1.12)
+    ============ ==================================== ====================================
+    value        ``Wv x + bv``                        x
+    code         starts at S(P'x), no learned scaling starts at P'x, learned w1, w2, Gamma
+    L            a running estimate (buffer)          the largest eigenvalue
+    output       filtered once more, batch norm       plus the value
+    block norms  batch norm (not before the mixer)    layer norms
+    ============ ==================================== ====================================
 
     Args:
         embed_dim: Channels C.
         num_heads: Unused: every channel is coded by itself.
-        grid: ``(H, W)`` the filters are made for. At other grids they keep their size in pixels:
-            the filters are zero-padded or cropped.
+        grid: ``(H, W)`` the filters are made for. For other grids they keep their size in pixels:
+            they are zero-padded or cropped.
         num_prefix: Must be 0: a class token has no place in the map.
-        qkv_bias: Whether the value's projection has a bias.
-        num_steps, sparsity, start, residual: See :class:`~mmvars.layers.SparseReconstruction`.
-        atoms_per_channel: r; 5 in the released code, 3 fits the published sizes (Table 1.2).
-        step_bound: ``'running'``: the buffer ``step_bound``, a running mean refreshed by
-            :meth:`update_step_bound` (release), or ``'spectral'``: the largest eigenvalue, from the
-            filters at every forward (thesis).
-        norm: ``'batch'`` (release) or ``'layer'``: the block keeps its layer norms.
-        output_filter: Filter the reconstruction once more (release).
-        learned_scaling: Learn w1, w2 and Gamma (r x r, shared by channels and places) of Eq. 1.12;
-            the released VARS-S has none.
-        value: ``'projected'``: rebuild ``Wv x + bv`` (release), or ``'input'``: x (Eq. 1.10).
-        hermitian_filters: Drop the part of the learned half spectra that belongs to no real filter
-            (in column 0 and, for even W, the last). Encoding and decoding never see that part, but
-            the release's Gram operator does, so that its updates are not quite the gradient of
-            Eq. 1.10; with this they are (thesis).
+        qkv_bias: Whether the projection of the value has a bias.
+        injection: Where a top-down input enters, see :data:`~mmvars.layers.attention.INJECTIONS`.
+        double_value_bias: See :func:`~mmvars.layers.attention.project_with_top_down`.
+        preset: ``'release'`` or ``'thesis'``.
+        num_steps: Updates k. Default: 3.
+        sparsity: lambda of Eq. 1.10. Default: 3.5 (release), 0.3 (thesis).
+        atoms_per_channel: Filters r of a channel. Default: 5 (release), 3 (thesis; fits the
+            published sizes of Table 1.2, also those of the released models).
 
     Raises:
         InputError: On a value that cannot be used.
     """
 
-    grid_tied = ('dictionary', 'output_filter')
-    resamples_exactly = False  # released half spectra are not those of real filters alone
+    takes_top_down = True
+    grid_tensors = ('dictionary', 'output_filter')
+    resamples_exactly = False  # learned half spectra need not be those of real filters
+    presets: ClassVar[dict[str, dict]] = {
+        'release': dict(num_steps=3, sparsity=3.5, atoms_per_channel=5),
+        'thesis': dict(num_steps=3, sparsity=0.3, atoms_per_channel=3),
+    }
+    lipschitz: Tensor
 
-    def __init__(self, embed_dim: int, num_heads: int, grid: Grid, num_prefix: int = 0,
-                 qkv_bias: bool = True, num_steps: int = 3, sparsity: float = 3.5,
-                 atoms_per_channel: int = 5, step_bound: str = 'running', start: str = 'shrunk',
-                 residual: bool = False, norm: str = 'batch', output_filter: bool = True,
-                 learned_scaling: bool = False, value: str = 'projected',
-                 hermitian_filters: bool = False) -> None:
-        del num_heads
-        check_number('atoms_per_channel', atoms_per_channel, 1, whole=True)
-        super().__init__(embed_dim, atoms_per_channel if learned_scaling else 0, num_steps,
-                         sparsity, shrinkage='soft', step_scaling='divide', gram_transpose=True,
-                         start=start, residual=residual)
-        refuse_prefix('vars_s', num_prefix)
-        check_choice('step_bound', step_bound, BOUNDS)
-        check_choice('norm', norm, NORMS)
-        check_choice('value', value, VALUES)
-        self.tie_to_grid(grid)
-        self.bound_kind = step_bound
-        self.hermitian_filters = hermitian_filters
-        self.replaces_block_norms = norm == 'batch'
-        self.value = (nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
-                      if value == 'projected' else None)
-        self.dictionary = nn.Parameter(new_filters(embed_dim, atoms_per_channel, self.grid))
-        height, width = self.grid
-        self.output_filter = nn.Parameter(
-            torch.randn(embed_dim, height, half_width(width), 2) * .02) if output_filter else None
-        self.norm = TokenBatchNorm(embed_dim) if norm == 'batch' else nn.Identity()
-        if step_bound == 'running':
-            self.register_buffer('step_bound', torch.zeros(embed_dim))
-            self.update_step_bound(rate=1.)
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        grid: Grid,
+        num_prefix: int = 0,
+        qkv_bias: bool = True,
+        injection: str = 'value',
+        double_value_bias: bool = True,
+        preset: str = 'release',
+        num_steps: int | None = None,
+        sparsity: float | None = None,
+        atoms_per_channel: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice('preset', preset, self.presets)
+        check_choice('injection', injection, INJECTIONS)
+        check_no_prefix('vars_s', num_prefix)
+        constants = self.presets[preset]
+        self.preset = preset
+        self.injection = injection
+        self.double_value_bias = double_value_bias
+        self.num_steps = constants['num_steps'] if num_steps is None else num_steps
+        self.sparsity = constants['sparsity'] if sparsity is None else sparsity
+        atoms = constants['atoms_per_channel'] if atoms_per_channel is None else atoms_per_channel
+        check_number('num_steps', self.num_steps, 0, 1000, whole=True)
+        check_number('sparsity', self.sparsity, 0, 1e6)
+        self.set_grid(grid)
+        self.replaces_block_norms = preset == 'release'
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        if preset == 'release':
+            self.value = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
+        self.dictionary = nn.Parameter(new_filters(embed_dim, atoms, self.grid))
+        if preset == 'release':
+            self.output_filter = nn.Parameter(
+                torch.randn(embed_dim, self.grid[0], half_width(self.grid[1]), 2) * 0.02
+            )
+            self.norm = TokenBatchNorm(embed_dim)
+            self.register_buffer('lipschitz', lipschitz_estimate(self.dictionary.detach()))
+        else:  # w1, w2 and Gamma of Eq. 1.12, which have no gradient where there is no update
+            self.sparsity_scale = nn.Parameter(torch.ones(1), requires_grad=self.num_steps > 0)
+            self.step_scale = nn.Parameter(torch.ones(1), requires_grad=self.num_steps > 0)
+            self.gram_modulation = nn.Parameter(torch.eye(atoms), requires_grad=self.num_steps > 0)
+
+    def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``."""
+        value = self._value(x, top_down)
+        with full_precision(x):
+            maps = grid.to_map(upcast_to_float32(value))
+            filters, lipschitz = self._filters(grid)
+            size = self._channels_at_once(maps)
+            parts = []
+            for start in range(0, maps.shape[1], size):
+                part = slice(start, start + size)
+                parts.append(
+                    self._reconstruct(maps[:, part], filters[part], lipschitz[part], grid, part)
+                )
+            out = _to_tokens(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+        out = out.to(value.dtype)
+        return self.proj(self.norm(out) if self.preset == 'release' else out)
+
+    def _reconstruct(
+        self, maps: Tensor, filters: Tensor, lipschitz: Tensor, grid: TokenGrid, channels: slice
+    ) -> Tensor:
+        """The output before norm and projection, of these channels: ``(B, C, H, W)``."""
+        for code in self._codes(maps, filters, lipschitz):  # noqa: B007 only the last is used
+            pass
+        out = _decode(code, conjugate(filters))
+        if self.preset == 'thesis':
+            return out + maps
+        spectrum = as_complex(self.resized('output_filter', grid)[channels])
+        return from_spectrum(times(to_spectrum(out), spectrum), (grid.height, grid.width))
+
+    def _codes(self, maps: Tensor, filters: Tensor, lipschitz: Tensor) -> Iterator[Tensor]:
+        """The code ``(B, C, r, H, W)`` at the start and after each update (Eq. 1.12)."""
+        size = maps.shape[-2], maps.shape[-1]
+        signal = to_spectrum(maps).unsqueeze(2)
+        target = from_spectrum(times(signal, filters), size)
+        # A constant of 0 belongs to filters of zeros, whose code is 0 with any step.
+        step_size = 1 / lipschitz[:, None, None, None].clamp_min(_EPS)
+        if self.preset == 'release':
+            mixed, sparsity = filters, torch.full_like(step_size, self.sparsity)
+            start = soft_threshold(target, sparsity)
+        else:
+            mixed = mix_atoms(filters, upcast_to_float32(self.gram_modulation))
+            sparsity = self.sparsity * upcast_to_float32(self.sparsity_scale)
+            step_size = step_size / upcast_to_float32(self.step_scale)
+            start = target
+        conjugate_mixed = conjugate(mixed)
+
+        def gradient(code: Tensor) -> Tensor:
+            # P'P has rank one at each frequency: K (K^H u), so no r x r products are formed.
+            decoded = times(to_spectrum(code), conjugate_mixed).sum(dim=2, keepdim=True)
+            if self.preset == 'release':  # K (K^H u - x): one map to subtract a channel, not r
+                return from_spectrum(times(decoded - signal, mixed), size)
+            return from_spectrum(times(decoded, mixed), size) - target
+
+        return ista(gradient, None, start, step_size, sparsity, self.num_steps)
 
     @torch.no_grad()
-    def update_step_bound(self, rate: float) -> None:
-        """Move the buffer ``step_bound`` by ``rate`` of the way to the filters' present bound.
+    def trace(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> SparseTrace:
+        """The codes and reconstructions of all steps, for the arguments of :meth:`forward`."""
+        with full_precision(x):
+            maps = grid.to_map(upcast_to_float32(self._value(x, top_down)))
+            filters, lipschitz = self._filters(grid)
+            codes = tuple(self._codes(maps, filters, lipschitz))
+            decoded = tuple(_to_tokens(_decode(code, conjugate(filters))) for code in codes)
+            return SparseTrace(codes, decoded, _to_tokens(maps), None)
+
+    @torch.no_grad()
+    def update_lipschitz(self, rate: float) -> None:
+        """Move the buffer ``lipschitz`` by ``rate`` of the way to the present filters' estimate.
 
         The release does so with rate 0.1 every 100 iterations. A function of the weights alone, so
-        the same on all ranks.
+        the same in all processes.
 
         Raises:
-            InputError: If the step bound is not a running one, or ``rate`` is not in [0, 1].
+            InputError: With the preset ``'thesis'``, which has no running estimate, or if ``rate``
+                is not in [0, 1].
         """
         check_number('rate', rate, 0, 1)
-        check_choice("step_bound of this mixer", self.bound_kind, ('running', ))
-        self.step_bound.lerp_(running_bound(self.dictionary).to(self.step_bound.dtype), rate)
+        if self.preset != 'release':
+            raise InputError(
+                "update_lipschitz is for preset='release': preset='thesis' computes "
+                'the Lipschitz constant anew in every forward'
+            )
+        self.lipschitz.lerp_(lipschitz_estimate(self.dictionary).to(self.lipschitz.dtype), rate)
+
+    def sparsity_at(self, grid: TokenGrid) -> float:
+        """lambda of Eq. 1.10 for tokens of this layout, before w1."""
+        return self.sparsity
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
         return resample_filters(tensor, from_grid, to_grid)
 
-    def stored_grid(self, name: str, tensor: Tensor) -> Grid:
-        return square_side(tensor.shape[-3], tensor.shape[-2], name)
+    def infer_grid(self, name: str, tensor: Tensor) -> Grid:
+        return infer_spectrum_grid(tensor.shape[-3], tensor.shape[-2], name)
 
-    def follow_resampling(self, entries: dict[str, Tensor]) -> None:
-        # The bound of the filters as they now are; at_grid's filters get theirs in the same way.
-        if 'step_bound' in entries and 'dictionary' in entries:
-            entries['step_bound'] = running_bound(entries['dictionary'])
+    def after_resize(self, entries: dict[str, Tensor]) -> None:
+        if 'lipschitz' in entries and 'dictionary' in entries:
+            entries['lipschitz'] = lipschitz_estimate(entries['dictionary'])
 
-    def _inputs(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, ...]:
-        return project_value(self.value, x, top_down)
+    def _value(self, x: Tensor, top_down: Tensor | None) -> Tensor:
+        if self.preset == 'release':
+            return project_with_top_down(
+                self.value, x, top_down, self.injection, self.double_value_bias
+            )[0]
+        if top_down is None:
+            return x
+        return x * top_down if self.injection == 'mask' else x + top_down
 
-    def _dictionary(self, inputs: tuple[Tensor, ...],
-                    grid: TokenGrid) -> tuple[Tensor, Dictionary, Tensor]:
-        filters = self.at_grid('dictionary', grid)
-        size, spectrum = (grid.height, grid.width), as_complex(filters)
-        if self.hermitian_filters:
-            spectrum = to_spectrum(from_spectrum(spectrum, size))
-        dictionary = SpectralDictionary(spectrum, size)
-        if self.bound_kind == 'spectral':
-            bound = dictionary.bound()
-        elif filters is self.dictionary:
-            bound = widened(self.step_bound)[:, None, None, None]
-        else:
-            bound = running_bound(filters)[:, None, None, None]
-        return grid.to_map(inputs[0]), dictionary, bound
+    def _filters(self, grid: TokenGrid) -> tuple[Tensor, Tensor]:
+        """Half spectra ``(C, r, H, W // 2 + 1)`` for a grid, and their Lipschitz constants (C)."""
+        filters = self.resized('dictionary', grid)
+        spectrum = as_complex(filters)
+        if self.preset == 'release':
+            same = filters is self.dictionary
+            return spectrum, (
+                upcast_to_float32(self.lipschitz) if same else lipschitz_estimate(filters).detach()
+            )
+        # The gradient of Eq. 1.10 needs spectra of real filters: without this, column 0 and, for
+        # even W, the last have a part that encoding and decoding ignore, but P'P does not.
+        spectrum = to_spectrum(from_spectrum(spectrum, (grid.height, grid.width)))
+        return spectrum, spectral_lipschitz(spectrum.detach())
 
-    def _reconstruct(self, signal: Tensor, dictionary: SpectralDictionary, bound: Tensor,
-                     grid: TokenGrid, channels: slice = slice(None)) -> Tensor:
-        num_channels, size = signal.shape[1], self._channels_at_once(signal)
-        if num_channels <= size:
-            return super()._reconstruct(signal, dictionary, bound, grid, channels)
-        parts = [slice(start, start + size) for start in range(0, num_channels, size)]
-        return torch.cat([super(VARSStatic, self)._reconstruct(
-            signal[:, part], dictionary.of_channels(part), bound[part], grid, part)
-            for part in parts], dim=1)
+    def _channels_at_once(self, maps: Tensor) -> int:
+        """On a CPU, inference takes so many channels at a time that their codes stay in the cache.
 
-    def _channels_at_once(self, signal: Tensor) -> int:
-        """Every channel is coded by itself, so inference on CPU takes a few at a time.
-
-        Codes and spectra then stay in the cache, and their memory is used again; with all channels
-        at once most of the time goes into fetching fresh memory from the system.
+        With all channels at once most of the time goes into fetching fresh memory.
         """
-        if torch.is_grad_enabled() or not signal.is_cpu or torch.compiler.is_compiling():
-            return signal.shape[1]
-        batch, _, height, width = signal.shape
-        numbers = batch * self.dictionary.shape[1] * height * half_width(width)
-        return max(1, _CHUNK_NUMBERS // numbers)
+        channels = maps.shape[1]
+        if torch.is_grad_enabled() or not maps.is_cpu or torch.compiler.is_compiling():
+            return max(channels, 1)
+        size = maps.shape[0] * self.dictionary.shape[1] * maps.shape[2] * half_width(maps.shape[3])
+        return max(1, _CHUNK_SIZE // max(size, 1))
 
-    def _refined(self, signal: Tensor, grid: TokenGrid, channels: slice) -> Tensor:
-        if self.output_filter is None:
-            return signal
-        spectrum = as_complex(self.at_grid('output_filter', grid)[channels])
-        return from_spectrum(times(to_spectrum(signal), spectrum), (grid.height, grid.width))
 
-    def _to_tokens(self, signal: Tensor) -> Tensor:
-        return signal.flatten(2).transpose(1, 2)
+def _decode(code: Tensor, conjugate_filters: Tensor) -> Tensor:
+    """P u: maps ``(B, C, H, W)`` of codes ``(B, C, r, H, W)``."""
+    spectrum = times(to_spectrum(code), conjugate_filters).sum(dim=2)
+    return from_spectrum(spectrum, (code.shape[-2], code.shape[-1]))
 
-    def _normalised(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens)
+
+def _to_tokens(maps: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, N, C)``."""
+    return maps.flatten(2).transpose(1, 2)

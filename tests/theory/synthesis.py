@@ -2,7 +2,7 @@
 
 An image h is thought to be made from the top: ``z_L -> ... -> z_1 -> z_0 = h``, each latent of few
 atoms, ``z_l = P_l u_l``, and each a sharper version of what the layer above predicts, ``g_l
-(z_l+1)``. With linear predictions, g_l a matrix, the codes sought minimise (Eq. 2.6-2.8)
+(z_l+1)``. With linear predictions, g_l a matrix, the codes sought minimize (Eq. 2.6-2.8)
 
     E = 1/2 ||h - g_0 z_1||^2 + sum over l of 1/2 ||z_l - x_td_l||^2 + sparsity ||u_l||_1
 
@@ -34,10 +34,16 @@ import torch
 from torch import Tensor
 
 from mmvars.errors import InputError, check_number
-from mmvars.layers.sparse_coding import energy, largest_eigenvalue, soft_threshold
+from mmvars.layers.sparse_coding import energy, lipschitz, soft_threshold
 
-__all__ = ['GenerativeLayer', 'joint_dynamics', 'joint_energy', 'modulated_dynamics',
-           'modulated_energy', 'stable_time_step']
+__all__ = [
+    'GenerativeLayer',
+    'joint_dynamics',
+    'joint_energy',
+    'modulated_dynamics',
+    'modulated_energy',
+    'stable_time_step',
+]
 
 
 class GenerativeLayer(NamedTuple):
@@ -63,14 +69,18 @@ def stable_time_step(layers: Sequence[GenerativeLayer]) -> float:
         InputError: If there is no layer.
     """
     _check_layers(layers)
-    curvature = max(largest_eigenvalue(made.mT @ made).max().item()
-                    for made in map(_all_made, layers))
+    curvature = max(lipschitz(made.mT @ made).max().item() for made in map(_all_made, layers))
     # ||a - b||^2 <= 2 ||a||^2 + 2 ||b||^2 parts the layers; a dictionary of zeros takes any step.
-    return 1 / max(1., curvature * min(len(layers), 2))
+    return 1 / max(1.0, curvature * min(len(layers), 2))
 
 
-def modulated_energy(layer: GenerativeLayer, code: Tensor, bottom_up: Tensor,
-                     top_down: Tensor | None, sparsity: float) -> Tensor:
+def modulated_energy(
+    layer: GenerativeLayer,
+    code: Tensor,
+    bottom_up: Tensor,
+    top_down: Tensor | None,
+    sparsity: float,
+) -> Tensor:
     """``1/2 ||P u - (x_bu + x_td)||^2 + sparsity ||u||_1 + 1/2 ||g P u||^2`` (Eq. 2.10).
 
     Args:
@@ -89,10 +99,16 @@ def modulated_energy(layer: GenerativeLayer, code: Tensor, bottom_up: Tensor,
     return found + _half_square(layer.decoder @ (layer.dictionary @ code))
 
 
-def modulated_dynamics(layer: GenerativeLayer, bottom_up: Tensor, top_down: Tensor | None,
-                       sparsity: float, time_step: float, num_steps: int,
-                       start: Tensor | None = None) -> Iterator[Tensor]:
-    """The dynamics whose equilibrium minimises :func:`modulated_energy` (Eq. 2.11), by Euler steps.
+def modulated_dynamics(
+    layer: GenerativeLayer,
+    bottom_up: Tensor,
+    top_down: Tensor | None,
+    sparsity: float,
+    time_step: float,
+    num_steps: int,
+    start: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """The dynamics whose equilibrium minimizes :func:`modulated_energy` (Eq. 2.11), by Euler steps.
 
         dv/dt = -v - (P'P - I) u + P'(x_bu + x_td) - P'g'g P u
 
@@ -123,8 +139,13 @@ def modulated_dynamics(layer: GenerativeLayer, bottom_up: Tensor, top_down: Tens
     return (codes[0] for codes in steps)
 
 
-def joint_energy(layers: Sequence[GenerativeLayer], codes: Sequence[Tensor], image: Tensor,
-                 prior: Tensor, sparsity: float) -> Tensor:
+def joint_energy(
+    layers: Sequence[GenerativeLayer],
+    codes: Sequence[Tensor],
+    image: Tensor,
+    prior: Tensor,
+    sparsity: float,
+) -> Tensor:
     """E of all layers: the negative logarithm of Eq. 2.8, the factors of its densities left out.
 
     Args:
@@ -149,9 +170,15 @@ def joint_energy(layers: Sequence[GenerativeLayer], codes: Sequence[Tensor], ima
     return found
 
 
-def joint_dynamics(layers: Sequence[GenerativeLayer], image: Tensor, prior: Tensor,
-                   sparsity: float, time_step: float, num_steps: int,
-                   start: Sequence[Tensor] | None = None) -> Iterator[tuple[Tensor, ...]]:
+def joint_dynamics(
+    layers: Sequence[GenerativeLayer],
+    image: Tensor,
+    prior: Tensor,
+    sparsity: float,
+    time_step: float,
+    num_steps: int,
+    start: Sequence[Tensor] | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
     """Every layer follows Eq. 2.11 at the same time, steered by the latents above and below it.
 
     This descends :func:`joint_energy` (Eq. 2.9) and comes to rest at its minimum.
@@ -177,9 +204,12 @@ def joint_dynamics(layers: Sequence[GenerativeLayer], image: Tensor, prior: Tens
 
     def rates(potentials: Sequence[Tensor], codes: Sequence[Tensor]) -> list[Tensor]:
         signals = zip(*_signals(layers, codes, image, prior), strict=True)
-        return [_rate(layer, potential, code, bottom_up + top_down)
-                for layer, potential, code, (bottom_up, top_down)
-                in zip(layers, potentials, codes, signals, strict=True)]
+        return [
+            _rate(layer, potential, code, bottom_up + top_down)
+            for layer, potential, code, (bottom_up, top_down) in zip(
+                layers, potentials, codes, signals, strict=True
+            )
+        ]
 
     return _euler(rates, start, sparsity, time_step, num_steps)
 
@@ -198,8 +228,9 @@ def _all_made(layer: GenerativeLayer) -> Tensor:
     return made if decoder is None else torch.cat([made, decoder @ made], dim=-2)
 
 
-def _signals(layers: Sequence[GenerativeLayer], codes: Sequence[Tensor], image: Tensor,
-             prior: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _signals(
+    layers: Sequence[GenerativeLayer], codes: Sequence[Tensor], image: Tensor, prior: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
     """Bottom-up and top-down signal of each layer."""
     latents = [image, *(layer.dictionary @ code for layer, code in zip(layers, codes, strict=True))]
     below, above = latents[:-1], latents[2:]
@@ -220,13 +251,19 @@ def _rate(layer: GenerativeLayer, potential: Tensor, code: Tensor, signal: Tenso
 def _at_rest(layers: Sequence[GenerativeLayer], *signals: Tensor) -> list[Tensor]:
     tensors = [tensor for layer in layers for tensor in layer if tensor is not None]
     batch = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in [*tensors, *signals]))
-    return [signals[0].new_zeros(*batch, layer.dictionary.shape[-1], signals[0].shape[-1])
-            for layer in layers]
+    return [
+        signals[0].new_zeros(*batch, layer.dictionary.shape[-1], signals[0].shape[-1])
+        for layer in layers
+    ]
 
 
-def _euler(rates: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]],
-           potentials: Sequence[Tensor], sparsity: float, time_step: float,
-           num_steps: int) -> Iterator[tuple[Tensor, ...]]:
+def _euler(
+    rates: Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]],
+    potentials: Sequence[Tensor],
+    sparsity: float,
+    time_step: float,
+    num_steps: int,
+) -> Iterator[tuple[Tensor, ...]]:
     check_number('sparsity', sparsity, 0)
     check_number('time_step', time_step, 0)
     check_number('num_steps', num_steps, 0, whole=True)
@@ -255,9 +292,12 @@ def _check_hierarchy(layers: Sequence[GenerativeLayer], image: Tensor, prior: Te
         wanted = rows, dictionary.shape[-2]
         found = None if decoder is None else tuple(decoder.shape[-2:])
         if found != wanted:
-            raise InputError(f'the decoder of layer {number} must be {wanted}, from its latent to '
-                             f'the one below (below layer 1: the image); got {found}')
+            raise InputError(
+                f'the decoder of layer {number} must be {wanted}, from its latent to '
+                f'the one below (below layer 1: the image); got {found}'
+            )
         rows = dictionary.shape[-2]
     if prior.shape[-2] != rows:
-        raise InputError(f'prior must have {rows} rows as the last latent has, got '
-                         f'{prior.shape[-2]}')
+        raise InputError(
+            f'prior must have {rows} rows as the last latent has, got {prior.shape[-2]}'
+        )
