@@ -1,11 +1,18 @@
-"""Reading, converting and loading checkpoints: pure torch, every tensor accounted for."""
+"""Reading, converting and loading checkpoints: pure torch, every tensor reported."""
 
-from mmvars.checkpoints.account import Account, CheckpointError
 from mmvars.checkpoints.convert import Conversion, convert_checkpoint, convert_state_dict
-from mmvars.checkpoints.files import read_checkpoint, write_checkpoint
-from mmvars.checkpoints.load import load_pretrained
+from mmvars.checkpoints.io import read_checkpoint, write_checkpoint
+from mmvars.checkpoints.load import load_heads, load_pretrained
+from mmvars.checkpoints.report import CheckpointError, ConversionReport
 
 __all__ = [
-    'Account', 'CheckpointError', 'Conversion', 'convert_checkpoint', 'convert_state_dict',
-    'load_pretrained', 'read_checkpoint', 'write_checkpoint'
+    'CheckpointError',
+    'Conversion',
+    'ConversionReport',
+    'convert_checkpoint',
+    'convert_state_dict',
+    'load_heads',
+    'load_pretrained',
+    'read_checkpoint',
+    'write_checkpoint',
 ]

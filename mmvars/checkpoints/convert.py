@@ -1,216 +1,394 @@
 """Conversion between the released, timm and mmvars names of a network's tensors."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmvars import __version__
-from mmvars.checkpoints.account import Account, Status
-from mmvars.checkpoints.constants import (Recorded, mixer_meta, recorded_mixer,
-                                          released_args)
-from mmvars.checkpoints.containers import select_weights
-from mmvars.checkpoints.files import (check_destination, read_checkpoint, read_meta,
-                                      write_checkpoint)
-from mmvars.checkpoints.fit import fit_tensors
-from mmvars.checkpoints.formats import TARGETS, target_format
-from mmvars.checkpoints.grids import Grid
-from mmvars.checkpoints.mixer_choice import check_variable, choose_mixer
-from mmvars.checkpoints.mixers import check_mixer, check_shown
-from mmvars.checkpoints.naming import is_head, name_tensors, without_head
-from mmvars.checkpoints.rules import Format, reason_for
-from mmvars.checkpoints.sizes import (NEW_PARTS, meta_network, refuse_unknown_parts, size_advice,
-                                      size_of_source)
-from mmvars.checkpoints.source import Source
+from mmvars.checkpoints.formats import (
+    TARGETS,
+    Recorded,
+    mixer_meta,
+    recorded_mixer,
+    released_args,
+    stated,
+    target_format,
+)
+from mmvars.checkpoints.io import check_destination, read_checkpoint, read_meta, write_checkpoint
+from mmvars.checkpoints.key_mapping import Shapes, mixers_seen
+from mmvars.checkpoints.load import (
+    GRID_RECORD,
+    NEW_PARTS,
+    Source,
+    check_constants,
+    check_mixer,
+    check_parts,
+    drop,
+    fit_tensors,
+    load_tensors,
+    name_tensors,
+    named_state,
+    select_weights,
+    shapes_of,
+    source_grids,
+    trunk_of,
+    with_prefix,
+)
+from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.errors import InputError, check_choice
-from mmvars.networks import VARIANTS, TopDown, build_network
+from mmvars.networks import ARCH_ZOO, MODELS, VisionTransformer, create_model
 
 __all__ = ['TASKS', 'Conversion', 'convert_checkpoint', 'convert_state_dict']
 
 TASKS = ('segmentation', 'classification')
 
+_RELEASED_ONLY = dict(preset='release', scale_aware_sparsity=False)  # it has no choice of these
+
 
 class Conversion(NamedTuple):
-    """The result of :func:`convert_state_dict`.
+    """Tensors in the names and the order of the target format, and what became of every one.
 
-    Attributes:
-        tensors: In the names and the order of the target format.
-        account: What became of every tensor of either side.
-        container: Key of the dict around the tensors in a file of the target format.
-        meta: What an mmvars file says of its token mixer; no tensor shows it.
+    ``container`` is the key around them in a file of the format; ``meta`` is what a file of mmvars
+    says of its token mixer.
     """
 
     tensors: dict[str, Tensor]
-    account: Account
+    report: ConversionReport
     container: str | None
     meta: dict[str, str]
 
 
-def convert_checkpoint(source: str | Path, destination: str | Path, arch: str, *,
-                       weights: str = 'auto', to: str = 'mmvars', ignore: Sequence[str] = (),
-                       overwrite: bool = False, **options: Any) -> Account:
-    """Convert a file: read safely, account for everything, write tensors only.
+def convert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    arch: str,
+    *,
+    weights: str = 'auto',
+    prefix: str | None = None,
+    to: str = 'mmvars',
+    ignore: Sequence[str] = (),
+    overwrite: bool = False,
+    **options: Any,
+) -> ConversionReport:
+    """Convert a file: read safely, report everything, write tensors only.
 
     ``to='mmvars'`` writes what both ``init_cfg=dict(type='Pretrained')`` of an mmvars backbone and
     ``load_from`` take.
 
     Args:
-        source: Any file that :func:`~mmvars.checkpoints.files.read_checkpoint` reads.
+        source: Any file that :func:`~mmvars.checkpoints.read_checkpoint` reads.
         destination: ``.pth`` (``.pt``, ``.bin``) or ``.safetensors``.
-        arch: See :func:`convert_state_dict`.
-        weights: See :func:`~mmvars.checkpoints.containers.select_weights`.
-        to: ``'mmvars'``, ``'release'`` or ``'timm'``.
-        ignore: Shell-style patterns of keys and entries to leave out.
+        weights: See :func:`~mmvars.checkpoints.load.select_weights`.
+        prefix: What stands before the network's keys; others are left out.
         overwrite: Whether an existing destination may be replaced.
-        **options: See :func:`convert_state_dict`.
-
-    Returns:
-        The account.
+        arch, to, ignore, **options: See :func:`convert_state_dict`.
 
     Raises:
         InputError: If anything is unaccounted for; then nothing is written.
     """
-    account = Account(f'{Path(source).name} -> {Path(destination).name} (--arch {arch})')
-    _check_choices(arch, to)
+    report = ConversionReport(f'{Path(source).name} -> {Path(destination).name} (--arch {arch})')
+    check_choice('arch', arch, MODELS)
+    check_choice('to', to, TARGETS)
     content = read_checkpoint(source)
     check_destination(destination, source, overwrite)
-    state_dict = select_weights(content, weights, account, ignore)
-    recorded = recorded_mixer(read_meta(source, content), account.title) or released_args(content)
-    tensors, _, container, meta = convert_state_dict(state_dict, arch, to=to, ignore=ignore,
-                                                     recorded=recorded, account=account, **options)
+    state_dict = select_weights(content, weights, report, ignore)
+    if prefix is not None:
+        state_dict = with_prefix(state_dict, prefix, report)
+    recorded = recorded_mixer(read_meta(source, content), report.title) or released_args(content)
+    tensors, _, container, meta = convert_state_dict(
+        state_dict, arch, to=to, ignore=ignore, recorded=recorded, report=report, **options
+    )
     meta |= dict(converted_by=f'mmvars {__version__}', converted_from=Path(source).name, arch=arch)
     write_checkpoint(destination, tensors, container, meta if to == 'mmvars' else None, overwrite)
-    return account
+    return report
 
 
-def convert_state_dict(state_dict: Mapping[str, Any], arch: str, *, to: str = 'mmvars',
-                       mixer: str | None = None, mixer_options: Mapping[str, Any] | None = None,
-                       task: str | None = None, img_size: int | tuple[int, int] | None = None,
-                       source_grid: Grid | None = None, num_classes: int | None = None,
-                       allow_new: Sequence[str] = (), ignore: Sequence[str] = (), seed: int = 0,
-                       recorded: Recorded | None = None, account: Account | None = None,
-                       **overrides: Any) -> Conversion:
-    """Rename the tensors of a state dict, with an account of every one.
+def convert_state_dict(
+    state_dict: Mapping[str, Any],
+    arch: str,
+    *,
+    to: str = 'mmvars',
+    mixer: str | None = None,
+    mixer_cfg: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    source_grid: tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    allow_new: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    seed: int = 0,
+    recorded: Recorded | None = None,
+    report: ConversionReport | None = None,
+    **overrides: Any,
+) -> Conversion:
+    """Rename the tensors of a state dict, with a report on every one.
 
     Args:
         state_dict: Key -> tensor, in the names of any known format.
-        arch: One of :data:`mmvars.networks.VARIANTS`.
+        arch: One of :data:`mmvars.networks.MODELS`.
         to: ``'mmvars'``, ``'release'`` or ``'timm'``.
-        mixer: Token mixer, one of :data:`mmvars.layers.MIXERS`; ``None`` for the one that the
-            tensors show.
-        mixer_options: Constants that the weights were trained with (``preset``, ``num_steps``,
-            ...), see :func:`mmvars.layers.mixer_options`.
+        mixer: One of :data:`mmvars.layers.MIXERS`; ``None`` for the one that the tensors show.
+        mixer_cfg: Options that the weights were trained with, see
+            :func:`mmvars.layers.resolve_mixer_cfg`.
         task: ``'segmentation'`` drops the classifier, ``'classification'`` demands it; ``None``
             keeps what there is.
-        img_size: Pixels (side, or height and width) that tensors tied to a grid shall be for;
-            ``None`` keeps their grid.
-        source_grid: ``(h, w)`` of the source's patches, where they are not square and the source
-            does not say.
+        img_size: Pixels (side, or height and width) that tensors made for one grid are resampled
+            to; ``None`` keeps their grid.
+        source_grid: ``(h, w)`` of the source's patches, if they are not square and the source does
+            not say.
         num_classes: Rows of a classifier that is allowed to be new.
         allow_new: Prefixes of network names (``'trunk.head'``) that may be missing altogether and
-            are then initialised. Prior, feedback and prompts always may.
-        ignore: Shell-style patterns of source keys to leave out.
+            are then initialized. Prior, feedback and prompts always may.
+        ignore: Shell-style patterns of source keys (and entries) to leave out.
         seed: Of the values of new tensors.
         recorded: What the source itself says of its mixer.
-        account: Account to continue.
-        **overrides: Arguments of :func:`~mmvars.networks.build_network` for other sizes. Prompts
-            are found out; heads do not matter here, or are found out.
+        report: Report to continue.
+        **overrides: Arguments of :func:`~mmvars.networks.create_model` for other sizes. Prompts
+            and heads follow from the tensors.
 
     Raises:
         CheckpointError: If a tensor is missing, unexpected, of the wrong shape, or holds NaN; it
-            lists all of them and names the ``arch`` that would fit.
+            lists all of them and names the width, depth and patch of the file.
         InputError: On an argument that cannot be used, or a mixer or constant that is not the
             source's.
     """
-    _check_choices(arch, to)
-    account = account or Account(arch)
-    read = name_tensors(state_dict, account, ignore, carry=to != 'timm')
-    sources, classes = _for_task(task, read.tensors, num_classes, account)
-    overrides |= choose_mixer(arch, mixer, mixer_options or {}, recorded, sources, account.title)
-    size = size_of_source(arch, sources, img_size, source_grid, **overrides)
-    size['num_classes'] = classes
-    network = meta_network(arch, **size)
-    target = target_format(to, list(network.state_dict()), heads=bool(read.carried))
-    check_mixer(network, sources, account.title,
-                lambda: ('' if mixer is None else 'Leave --mixer out, or name that of the file. ')
-                + f'{size_advice(read.tensors)} Nothing was written.')
-    check_shown(network.trunk, sources, account.title,
-                'Say --mixer-cfg {words}. Nothing was written.')
-    for each in {read.format.name: read.format, target.name: target}.values():
-        check_variable(each, network.trunk, account)
-    refuse_unknown_parts(allow_new, network)
-    may_be_new = NEW_PARTS | dict.fromkeys(allow_new, 'the file has none; initialised afresh, as '
-                                           'allowed')
-    names = {name: target.from_network(name) for name in network.state_dict()}
-    fitted = fit_tensors(network, sources, account, may_be_new,
-                         lambda name: names[name][0] if names[name] else name, source_grid)
-    _check_names(network, target, to, account)
-    _raise_problems(account, read.tensors)
-    if any(name not in fitted for name in names if names[name]):
-        fitted = _fresh(arch, size, seed, account) | fitted
-    tensors = {key: row.from_network(fitted[name]) for name, (key, row) in
-               ((name, found) for name, found in names.items() if found)}
-    for key, tensor, reason in target.constants(fitted):
-        tensors[key] = tensor
-        account.add(Status.NEW, target=key, shape=tensor.shape, note=reason)
-    tensors = dict(sorted(tensors.items(), key=lambda item: target.position(item[0])))
-    tensors |= read.carried
-    account.settle_shapes({key: tensor.shape for key, tensor in tensors.items()})
-    account.check_complete(state_dict, tensors)
-    return Conversion(tensors, account, target.container, mixer_meta(network.trunk))
-
-
-def _check_choices(arch: str, to: str) -> None:
-    check_choice('arch', arch, VARIANTS)
+    check_choice('arch', arch, MODELS)
     check_choice('to', to, TARGETS)
+    report = report or ConversionReport(arch)
+    read_format, sources, passthrough = name_tensors(
+        state_dict, report, ignore, pass_through=to != 'timm'
+    )
+    advice = f'{_size_advice(shapes_of(sources))} Nothing was written.'
+    sources, classes = _for_task(task, sources, num_classes, report)
+    shapes = shapes_of(sources)
+    overrides |= _choose_mixer(mixer, mixer_cfg or {}, recorded, shapes)
+    size = _size_of_source(arch, sources, img_size, source_grid, overrides)
+    size['num_classes'] = classes
+    network = _meta_network(arch, **size)
+    trunk, state = trunk_of(network), named_state(network)
+    target = target_format(to, list(state), heads=bool(passthrough))
+    check_mixer(network, sources, report.title, advice)
+    check_constants(trunk, recorded, report)
+    others = {
+        name: trunk.mixer_cfg[name]
+        for name, value in _RELEASED_ONLY.items()
+        if trunk.mixer_cfg.get(name, value) != value
+    }
+    if others and (read_format.by_release or target.by_release):
+        fixed = {name: _RELEASED_ONLY[name] for name in others}
+        raise InputError(
+            f'{report.title}: the released code computes with {stated(fixed)} and has '
+            f'no option for it, so {stated(others)} is not possible. Leave it out of '
+            f'--mixer-cfg; allow_constants, where weights are loaded, permits others'
+        )
+    fitted = fit_tensors(
+        network,
+        sources,
+        report,
+        [*NEW_PARTS, *check_parts(allow_new, network)],
+        'the file has none; initialized as for training from scratch',
+        source_grid,
+    )
+    rows = {name: match for name in state if (match := target.from_network(name))}
+    _rename_targets(report, state, rows, to)
+    if report.of(Status.UNEXPECTED):
+        advice = f'--ignore PATTERN leaves keys of the file out. {advice}'
+    misfits = report.of(Status.MISSING, Status.UNEXPECTED, Status.MISSHAPED)
+    report.raise_problems(advice if misfits else 'Nothing was written.')
+    fresh = {}
+    if any(name not in fitted and not name.endswith(GRID_RECORD) for name in state):
+        report.remark(f'new values drawn with seed {seed}')
+        with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
+            torch.manual_seed(seed)
+            fresh = named_state(create_model(arch, **size))
+    load_tensors(network, fitted, fresh, assign=True)
+    state = named_state(network)
+    tensors = {}
+    for name, (key, axes) in rows.items():
+        tensors[key] = state[name]
+        for axis in axes:
+            tensors[key] = tensors[key].unsqueeze(axis)
+    for entry in report.of(Status.USED):
+        shape = tuple(tensors[str(entry.target)].shape)
+        entry.target_shape = None if shape == entry.shape else shape
+    for key, tensor, reason in target.unread(state):
+        tensors[key] = tensor
+        report.add(Status.NEW, target=key, shape=tensor.shape, note=reason)
+    tensors = dict(sorted(tensors.items(), key=lambda item: target.position(item[0])))
+    tensors |= passthrough
+    if to == 'release' and trunk.mixer_cfg:
+        report.remark(f'no file of the release says its constants: {stated(trunk.mixer_cfg)}')
+    report.check_complete(state_dict, tensors)
+    return Conversion(tensors, report, target.container, mixer_meta(trunk))
 
 
-def _for_task(task: str | None, sources: dict[str, Source], num_classes: int | None,
-              account: Account) -> tuple[dict[str, Source], int]:
+def _for_task(
+    task: str | None, sources: dict[str, Source], num_classes: int | None, report: ConversionReport
+) -> tuple[dict[str, Source], int]:
     """The tensors that the task needs, and the classes of its network."""
     if task is not None:
         check_choice('task', task, TASKS)
-    head = sources.get('trunk.head.weight')
-    if task == 'segmentation' or (task is None and not any(map(is_head, sources))):
-        return without_head(sources, account, 'classifier, dropped for segmentation'), 0
-    rows = num_classes or (head.value.shape[0] if getattr(head and head.value, 'ndim', 0) else 0)
+    head = [name for name in sources if name.startswith('trunk.head.')]
+    if task == 'segmentation' or (task is None and not head):
+        return drop(sources, report, 'classifier, dropped for segmentation', head), 0
+    rows = num_classes or _length(shapes_of(sources), 'trunk.head.weight', 0)
     if not rows:
-        raise InputError(f'{account.title}: a classifier is wanted, but the file has none; convert '
-                         f'for segmentation (--for segmentation), or start one with --num-classes '
-                         f'K --allow-new trunk.head')
+        raise InputError(
+            f'{report.title}: a classifier is required, but the file has none; '
+            f'convert for segmentation (--for segmentation), or start one with '
+            f'--num-classes K --allow-new trunk.head'
+        )
     return sources, rows
 
 
-def _check_names(network: TopDown, target: Format, to: str, account: Account) -> None:
-    """See that the target format has a name, or a reason, for every tensor of the network."""
-    lines = {line.target: line for line in account.lines if line.target}
-    for name, tensor in network.state_dict().items():
-        if target.from_network(name) is not None:
-            continue
-        line = lines.pop(name)
-        account.lines.remove(line)
-        reason = reason_for(target.unnamed, name)
-        if reason and line.source:
-            account.add(Status.IGNORED, line.source, shape=tensor.shape, note=reason)
-        elif not reason:
-            square = name.endswith('.trained_grid')
-            account.add(Status.REFUSED, line.source, name, tensor.shape,
-                        note=f'--to {to} has no name for it' + (
-                            ', its files are for square grids: say --img-size' if square else ''))
+def _choose_mixer(
+    mixer: str | None, mixer_cfg: Mapping[str, Any], recorded: Recorded | None, shapes: Shapes
+) -> dict[str, Any]:
+    """Arguments ``mixer`` and ``mixer_cfg`` of :func:`~mmvars.networks.create_model` for a file.
+
+    What the user leaves open is what the file says, or else what its tensors show: mixers that are
+    not a trunk's own. A preset that the user names decides all constants.
+    """
+    if mixer is None:
+        mixer = (
+            recorded.mixer
+            if recorded
+            else next(
+                (
+                    name
+                    for name, _ in mixers_seen(shapes).most_common()
+                    if name == 'performer' or name.startswith('vars')
+                ),
+                None,
+            )
+        )
+    if recorded and recorded.mixer == mixer and 'preset' not in mixer_cfg:
+        mixer_cfg = recorded.options | dict(mixer_cfg)
+    chosen = dict(mixer=mixer, mixer_cfg=dict(mixer_cfg))
+    return {name: value for name, value in chosen.items() if value}
 
 
-def _raise_problems(account: Account, sources: Mapping[str, Source]) -> None:
-    misfits = account.of(Status.MISSING, Status.UNEXPECTED, Status.MISSHAPED)
-    account.raise_problems(f'{size_advice(sources)} Nothing was written.' if misfits else
-                           'Nothing was written.')
+def _rename_targets(
+    report: ConversionReport, state: Mapping[str, Tensor], rows: Mapping[str, Any], to: str
+) -> None:
+    """Put the keys of the target format into the report, and what has none there."""
+    for entry in [entry for entry in report.entries if entry.target in state]:
+        name, is_record = str(entry.target), str(entry.target).endswith(GRID_RECORD)
+        if name in rows:
+            entry.target = rows[name][0]
+        elif to == 'timm' and is_record and entry.source is None:
+            report.entries.remove(entry)
+        elif to == 'timm' and is_record:
+            entry.status, entry.target = Status.IGNORED, None
+            entry.note = "timm keeps the grid in the model's img_size, not in the file"
+        else:
+            entry.status, entry.note = (
+                Status.REFUSED,
+                f'--to {to} has no name for it'
+                + (', its files are for square grids: say --img-size' if is_record else ''),
+            )
 
 
-def _fresh(arch: str, size: dict[str, Any], seed: int, account: Account) -> dict[str, Tensor]:
-    """The state dict of a newly built network; the caller's random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = build_network(arch, **size).state_dict()
-    account.remark(f'new values drawn with seed {seed}')
-    return fresh
+def _meta_network(arch: str, **size: Any) -> nn.Module:
+    """A network on the meta device: names and shapes without values."""
+    with torch.device('meta'):
+        return create_model(arch, **size)
+
+
+def _size_of_source(
+    arch: str,
+    sources: Mapping[str, Source],
+    img_size: int | tuple[int, int] | None,
+    source_grid: tuple[int, int] | None,
+    overrides: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Arguments of :func:`~mmvars.networks.create_model` for a file, beside the name.
+
+    What the named size leaves open follows from the tensors: prompts, heads, and, without
+    ``img_size``, the size of image that tensors made for one grid are for.
+    """
+    size: dict[str, Any] = dict(num_classes=0)
+    shapes = shapes_of(sources)
+    if prompts := _length(shapes, 'trunk.prompt_embeddings', 1):
+        size |= dict(
+            num_prompt_tokens=prompts, deep_prompts='trunk.deep_prompt_embeddings' in sources
+        )
+    if 'embed_dim' in overrides:  # 1 head divides every width, where no tensor depends on it
+        heads = {
+            stage: shape[0]
+            for stage, leaf, shape in _block_tensors(shapes)
+            if leaf in ('attn.random_features', 'attn.attention_mask') and shape
+        }
+        widths = overrides['embed_dim']
+        size['num_heads'] = (
+            heads.get(0, 1)
+            if isinstance(widths, int)
+            else [heads.get(stage, 1) for stage in range(len(widths))]
+        )
+    size |= overrides
+    if img_size is not None:
+        return size | dict(img_size=img_size)
+    network = _meta_network(arch, **size)
+    trunk = trunk_of(network)
+    for path, _, leaf, grid, fault in source_grids(network, sources, source_grid):
+        if fault or trunk.layer_id(f'{path}{leaf}'.removeprefix('trunk.')) not in (None, 0):
+            break  # a map that was pooled does not tell the size of the image
+        if grid is not None:
+            side = trunk.patch_embed.patch_size
+            return size | dict(img_size=(grid[0] * side, grid[1] * side))
+    return size
+
+
+def _size_advice(shapes: Shapes) -> str:
+    """Width, depth and patch of a file, and the named sizes that have them, as a sentence."""
+    widths = {
+        stage: shape[0]
+        for stage, leaf, shape in _block_tensors(shapes)
+        if leaf == 'mlp.fc2.bias' and shape
+    }
+    if not widths:
+        return 'The file shows no part of a network of mmvars.'
+    depth = Counter(stage for stage, leaf, _ in _block_tensors(shapes) if leaf == 'mlp.fc2.bias')
+    sizes = (
+        [widths[stage] for stage in sorted(widths)],
+        [depth[stage] for stage in sorted(widths)],
+        _length(shapes, 'trunk.patch_embed.proj.weight', 3),
+    )
+    text = (
+        f'The file has embed_dim {" ".join(map(str, sizes[0]))}, depth '
+        f'{" ".join(map(str, sizes[1]))}{f", patch_size {sizes[2]}" if sizes[2] else ""}'
+    )
+    same = [name for name in MODELS if sizes == _named_sizes(name)]
+    return (
+        f'{text}, as --arch {" or ".join(same)}.'
+        if same
+        else f'{text}, which no named size has; give its own with --embed-dim, --depth and so on.'
+    )
+
+
+def _named_sizes(name: str) -> tuple[list[int], list[int], int]:
+    """Width and depth of each stage of a named network, and the patch of a ViT's embedding."""
+    trunk, arguments = ARCH_ZOO[name.replace('absvit_', 'vit_')]
+    stages = [
+        [size] if isinstance(size, int) else list(size)
+        for size in (arguments['embed_dim'], arguments['depth'])
+    ]
+    has_patches = trunk is VisionTransformer and 'stem' not in arguments
+    return stages[0], stages[1], arguments.get('patch_size', 16) if has_patches else 0
+
+
+def _block_tensors(shapes: Shapes) -> Iterator[tuple[int, str, tuple[int, ...]]]:
+    """Stage, name in the block and shape of the tensors of all blocks."""
+    for name, shape in shapes.items():
+        if match := re.fullmatch(r'trunk\.(?:stages\.(\d+)\.)?blocks\.\d+\.(.+)', name):
+            yield int(match[1] or 0), match[2], shape
+
+
+def _length(shapes: Shapes, name: str, axis: int) -> int:
+    shape = shapes.get(name, ())
+    return shape[axis] if len(shape) > axis else 0

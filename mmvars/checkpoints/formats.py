@@ -1,182 +1,208 @@
-"""The sources of checkpoints: one row each. A new family of networks adds rows here."""
+"""The sources of checkpoints: a table of names each, and what their files say of the mixer.
 
-from collections.abc import Collection
-from dataclasses import replace
+A new family of networks adds a table.
+"""
 
-from mmvars.checkpoints.rules import Constant, Format, Reason, Rename, same_names
+import argparse
+import json
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
-__all__ = ['FAN', 'FORMATS', 'GFNET', 'MMVARS', 'RELEASE', 'RELEASE_SEGMENTOR', 'RVT', 'RVT_VARS_D',
-           'RVT_VARS_S', 'TARGETS', 'TIMM', 'detect_format', 'target_format']
+import torch
 
-_NOT_OURS = (
-    Reason('dist_token', 'a distilled DeiT: its second class token has no place in this network; '
-           'take the file of the same size without distillation'),
-    Reason('head_dist.{path}', 'the distillation head of a distilled DeiT; take the file of the '
-           'same size without distillation'),
-    Reason('reg_token', 'register tokens, which this network does not have'),
-    Reason('norm_pre.{path}', 'a norm before the blocks, which this network does not have'),
-    Reason('blocks.{i}.ls1.{path}', 'layer scale, which this network does not have'),
-    Reason('blocks.{i}.ls2.{path}', 'layer scale, which this network does not have'),
-    Reason('blocks.{i}.attn.q_norm.{path}', 'query norms, which this network does not have'),
-    Reason('blocks.{i}.attn.k_norm.{path}', 'key norms, which this network does not have'),
-)
+from mmvars.checkpoints.key_mapping import Format, table
+from mmvars.errors import InputError
+from mmvars.layers import resolve_mixer_cfg
+from mmvars.networks import Trunk
 
-_BLOCK = tuple(f'blocks.{{i}}.{part}.{{path}}'
-               for part in ('norm1', 'attn.qkv', 'attn.proj', 'norm2', 'mlp'))
+__all__ = [
+    'FORMATS',
+    'MMVARS',
+    'TARGETS',
+    'Recorded',
+    'detect_format',
+    'mixer_meta',
+    'recorded_mixer',
+    'released_args',
+    'stated',
+    'target_format',
+]
+
+_DISTILLED = 'a distilled DeiT; take the file of the same size without distillation'
+_NOT_OURS = {
+    'dist_token': f'a class token of {_DISTILLED}',
+    'head_dist.*': f'a head of {_DISTILLED}',
+    **dict.fromkeys(
+        (
+            'reg_token',
+            'norm_pre.*',
+            'blocks.#.ls1.*',
+            'blocks.#.ls2.*',
+            'blocks.#.attn.q_norm.*',
+            'blocks.#.attn.k_norm.*',
+        ),
+        'a part that the networks of mmvars do not have',
+    ),
+}
+_BLOCK = 'blocks.#.norm1.* blocks.#.attn.qkv.* blocks.#.attn.proj.* blocks.#.norm2.* blocks.#.mlp.*'
+_HEADS = ('decode_head.*', 'auxiliary_head.*')
 
 TIMM = Format(
-    name='timm',
     title='timm / DeiT / released plain ViT',
-    rows=same_names('trunk.', 'cls_token', 'pos_embed', 'patch_embed.{path}', *_BLOCK,
-                    'norm.{path}', 'fc_norm.{path}', 'head.{path}'),
-    signs=('cls_token', 'pos_embed', 'blocks.{i}.{path}'),
+    rows=table(f'cls_token pos_embed patch_embed.* {_BLOCK} norm.* fc_norm.* head.*'),
+    signs=('cls_token', 'pos_embed', 'blocks.#.*'),
     refused=_NOT_OURS,
-    unnamed=(Reason('trunk.trained_grid', "timm keeps the grid of the positions in the model's "
-                    'img_size, not in the file'), ),
 )
 
 RELEASE = Format(
-    name='absvit',
     title='released AbSViT',
     rows=(
-        *same_names('trunk.', 'prompt_embeddings', 'deep_prompt_embeddings', 'cls_token',
-                    'pos_embed'),
-        Rename('prompt', 'prior.query'),
-        *same_names('trunk.', 'patch_embed.{path}', *_BLOCK, 'norm.{path}'),
-        Rename('decoders.{i}.linear.weight', 'feedback.decoders.{i}.chain.weight'),
-        Rename('decoders.{i}.linear2.weight', 'feedback.decoders.{i}.readout.weight'),
-        *same_names('trunk.', 'fc_norm.{path}', 'head.{path}'),
+        *table('prompt_embeddings deep_prompt_embeddings cls_token pos_embed'),
+        ('prompt', 'prior.query'),
+        *table(f'patch_embed.* {_BLOCK} norm.*'),
+        ('decoders.#.linear.weight', 'feedback.decoders.#.to_below.weight'),
+        ('decoders.#.linear2.weight', 'feedback.decoders.#.to_value.weight'),
+        *table('fc_norm.* head.*'),
     ),
-    signs=('prompt', 'decoders.{i}.{path}', 'prompt_embeddings'),
+    signs=('prompt', 'decoders.#.*', 'prompt_embeddings'),
     refused=_NOT_OURS,
     container='model',
 )
 
-_HEADS_OF_SEGMENTORS = ('decode_head.{path}', 'auxiliary_head.{path}')
-
-RELEASE_SEGMENTOR = replace(
-    RELEASE,
-    name='absvit-segmentor',
+RELEASE_SEGMENTOR = RELEASE._replace(
     title='segmentor trained by the released code (backbone and heads)',
     prefix='backbone.',
-    signs=('cls_token', 'pos_embed', 'blocks.{i}.{path}'),
-    carried=_HEADS_OF_SEGMENTORS,
+    signs=('cls_token', 'pos_embed', 'blocks.#.*'),
+    passthrough=_HEADS,
     container='state_dict',
 )
 
 GFNET = Format(
-    name='gfnet',
     title='released GFNet',
-    rows=(
-        *same_names('trunk.', 'pos_embed', 'patch_embed.{path}', 'blocks.{i}.norm1.{path}'),
-        Rename('blocks.{i}.filter.complex_weight', 'trunk.blocks.{i}.attn.complex_weight'),
-        *same_names('trunk.', 'blocks.{i}.norm2.{path}', 'blocks.{i}.mlp.{path}', 'norm.{path}',
-                    'head.{path}'),
+    rows=table(
+        'pos_embed patch_embed.* blocks.#.norm1.* '
+        'blocks.#.filter.complex_weight>blocks.#.attn.complex_weight '
+        'blocks.#.norm2.* blocks.#.mlp.* norm.* head.*'
     ),
-    signs=('blocks.{i}.filter.{path}', ),
+    signs=('blocks.#.filter.*',),
     container='model',
 )
 
 FAN = Format(
-    name='fan',
     title='released FAN',
-    rows=same_names('trunk.', 'cls_token', 'patch_embed.backbone.{path}', 'patch_embed.{path}',
-                    'pos_embed.token_projection.{path}', 'blocks.{i}.gamma1', 'blocks.{i}.gamma2',
-                    *(f'blocks.{{i}}.{part}.{{path}}' for part in
-                      ('norm1', 'attn.q', 'attn.kv', 'attn.proj', 'norm2', 'mlp')),
-                    'cls_attn_blocks.{i}.{path}', 'norm.{path}', 'head.{path}'),
-    signs=('cls_attn_blocks.{i}.{path}', ),
+    rows=table(
+        'cls_token patch_embed.backbone.* patch_embed.* pos_embed.token_projection.* '
+        'blocks.#.gamma1 blocks.#.gamma2 blocks.#.norm1.* blocks.#.attn.q.* '
+        'blocks.#.attn.kv.* blocks.#.attn.proj.* blocks.#.norm2.* blocks.#.mlp.* '
+        'cls_attn_blocks.#.* norm.* head.*'
+    ),
+    signs=('cls_attn_blocks.#.*',),
     container='state_dict',
 )
 
-_RVT_BLOCK, _BLOCK_OF_STAGE = 'transformers.{j}.blocks.{i}', 'trunk.stages.{j}.blocks.{i}'
+_RVT_BLOCK, _BLOCK_OF_STAGE = 'transformers.#.blocks.#.', 'trunk.stages.#.blocks.#.'
 
 
-def _in_block(source: str, target: str | None = None, singletons: tuple[int, ...] = ()) -> Rename:
-    """A row for a tensor of an RVT block; ``target`` is the same name where it is left out."""
-    return Rename(f'{_RVT_BLOCK}.{source}', f'{_BLOCK_OF_STAGE}.{target or source}', singletons)
-
-
-def _rvt(name: str, title: str, signs: tuple[str, ...], *block: Rename | Constant) -> Format:
+def _rvt(title: str, signs: str, block: str, **rest: Any) -> Format:
     """The released RVT code with the blocks of one kind of attention."""
     return Format(
-        name=name,
         title=title,
-        rows=(*same_names('trunk.', 'patch_embed.{path}'), *block, _in_block('mlp.{path}'),
-              *same_names('trunk.', 'pools.{j}.conv.{path}'),
-              Rename('norm.{path}', 'trunk.fc_norm.{path}'),
-              Rename('head.{path}', 'trunk.head.{path}')),
-        signs=tuple(f'{_RVT_BLOCK}.{sign}' for sign in signs),
+        rows=(
+            *table('patch_embed.*'),
+            *table(f'{block} mlp.*', _RVT_BLOCK, _BLOCK_OF_STAGE),
+            *table('pools.#.conv.* norm.*>fc_norm.* head.*'),
+        ),
+        signs=tuple(_RVT_BLOCK + sign for sign in signs.split()),
         container='model',
-        variable=('num_steps', 'sparsity', 'feature_ratio', 'atoms_per_channel'),
+        by_release=True,
+        **rest,
     )
 
 
 RVT_VARS_S = _rvt(
-    'rvt-vars-s', 'released VARS-S in RVT', ('kernel', 'kernel2'),
-    _in_block('kernel', 'attn.dictionary', singletons=(2, )),
-    _in_block('L', 'attn.step_bound'),
-    Constant(f'{_RVT_BLOCK}.kernel_norm', f'{_BLOCK_OF_STAGE}.attn.dictionary', 1.,
-             'nothing reads it: the norm of the atoms at the start of training, about 1'),
-    _in_block('kernel2', 'attn.output_filter', singletons=(1, 2)),
-    _in_block('v.{path}', 'attn.value.{path}'),
-    _in_block('proj.{path}', 'attn.proj.{path}'),
-    _in_block('norm1.bn.{path}', 'attn.norm.bn.{path}'),
-    _in_block('norm2.bn.{path}'),
+    'released VARS-S in RVT',
+    'kernel kernel2',
+    'kernel>attn.dictionary L>attn.lipschitz kernel_norm> kernel2>attn.output_filter '
+    'v.*>attn.value.* proj.*>attn.proj.* norm1.bn.*>attn.norm.bn.* norm2.bn.*',
+    singletons={f'{_RVT_BLOCK}kernel': (2,), f'{_RVT_BLOCK}kernel2': (1, 2)},
+    constants={
+        f'{_RVT_BLOCK}kernel_norm': (f'{_BLOCK_OF_STAGE}attn.dictionary', lambda _: torch.ones(()))
+    },
 )
 
 RVT_VARS_D = _rvt(
-    'rvt-vars-d', 'released VARS-D or VARS-SD in RVT', ('attn.learned_k', 'attn.learned_lam'),
-    _in_block('norm1.{path}'),
-    _in_block('attn.rand_matrix', 'attn.random_features'),
-    _in_block('attn.kernel', 'attn.static_atoms'),
-    Constant(f'{_RVT_BLOCK}.attn.L', f'{_BLOCK_OF_STAGE}.attn.gram_modulation', 25.,
-             'nothing reads it: the bound of the step follows from the input',
-             length_of=f'{_BLOCK_OF_STAGE}.attn.random_features'),
-    _in_block('attn.learned_k', 'attn.gram_modulation'),
-    _in_block('attn.learned_lam', 'attn.sparsity_scale'),
-    _in_block('attn.learned_L', 'attn.step_scale'),
-    _in_block('attn.qkv.{path}', 'attn.qv.{path}'),
-    _in_block('attn.proj.{path}'),
-    _in_block('norm2.{path}'),
+    'released VARS-D or VARS-SD in RVT',
+    'attn.learned_k attn.learned_lam',
+    'norm1.* attn.rand_matrix>attn.random_features attn.kernel>attn.static_atoms attn.L> '
+    'attn.learned_k>attn.gram_modulation attn.learned_lam>attn.sparsity_scale '
+    'attn.learned_L>attn.step_scale attn.qkv.*>attn.qv.* attn.proj.* norm2.*',
+    constants={
+        f'{_RVT_BLOCK}attn.L': (
+            f'{_BLOCK_OF_STAGE}attn.random_features',
+            lambda each: torch.full(each.shape[:1], 25.0),
+        )
+    },
 )
 
 RVT = _rvt(
-    'rvt', 'released RVT', ('{path}', ),
-    _in_block('norm1.{path}'),
-    _in_block('attn.att_mask', 'attn.attention_mask'),
-    _in_block('attn.rand_matrix', 'attn.random_features'),
-    _in_block('attn.qkv.{path}'),
-    _in_block('attn.proj.{path}'),
-    _in_block('norm2.{path}'),
+    'released RVT',
+    '*',
+    'norm1.* attn.att_mask>attn.attention_mask attn.rand_matrix>attn.random_features '
+    'attn.qkv.* attn.proj.* norm2.*',
 )
-
-_BUFFERS = (Reason('data_preprocessor.{path}', 'mean and std are in the config'), )
 
 MMVARS = Format(
-    name='mmvars',
     title='mmvars backbone inside an OpenMMLab model',
     rows=(
-        Rename('head.fc.{path}', 'trunk.head.{path}'),
-        Rename('backbone.network.{path}', '{path}'),
-        Rename('network.{path}', '{path}'),
-        *(Rename(f'{part}.{{path}}', f'{part}.{{path}}')
-          for part in ('trunk', 'prior', 'feedback')),
+        *table('head.fc.*>head.*'),
+        *(
+            row
+            for prefix in ('backbone.network.', 'network.', '')
+            for row in table('trunk.* prior.* feedback.*', prefix, '')
+        ),
+        *table('backbone.network.*>* network.*>*'),
     ),
-    signs=('backbone.network.{path}', 'network.{path}', 'trunk.{path}'),
-    carried=_HEADS_OF_SEGMENTORS,
-    ignored=_BUFFERS,
+    signs=('backbone.network.*', 'network.*', 'trunk.*'),
+    passthrough=_HEADS,
+    ignored={'data_preprocessor.*': 'mean and std are in the config'},
     container='state_dict',
 )
+"""Read for all backbones, written for those with top-down attention."""
 
-FORMATS: tuple[Format, ...] = (MMVARS, RELEASE_SEGMENTOR, RVT_VARS_S, RVT_VARS_D, RVT, GFNET,
-                               FAN, RELEASE, TIMM)
-"""All formats that are read, the more telling signs first."""
+MMVARS_PLAIN = MMVARS._replace(
+    title='mmvars backbone without top-down attention',
+    rows=table('head.fc.*>head.* backbone.network.*>*'),
+)
+
+PLAIN_TRUNK = Format(
+    title='state dict of a plain mmvars network',
+    rows=table('*'),
+    signs=(
+        'stages.#.blocks.#.attn.*',
+        'blocks.#.attn.complex_weight',
+        'blocks.#.attn.random_features',
+        'blocks.#.attn.dictionary',
+    ),
+)
+
+FORMATS: tuple[Format, ...] = (
+    MMVARS,
+    RELEASE_SEGMENTOR,
+    RVT_VARS_S,
+    RVT_VARS_D,
+    RVT,
+    GFNET,
+    FAN,
+    PLAIN_TRUNK,
+    RELEASE,
+    TIMM,
+)
+"""All formats that are read; the first whose signs a file has is taken."""
 
 TARGETS: dict[str, tuple[Format, ...]] = {
-    'mmvars': (MMVARS, ),
+    'mmvars': (MMVARS_PLAIN, MMVARS),
     'release': (RELEASE, RVT, RVT_VARS_D, RVT_VARS_S, GFNET, FAN),
-    'timm': (TIMM, ),
+    'timm': (TIMM,),
 }
 """Formats that are written, by the name of the choice; which of several, the network decides."""
 
@@ -187,12 +213,122 @@ def detect_format(keys: Collection[str]) -> Format | None:
 
 
 def target_format(to: str, names: Collection[str], heads: bool = False) -> Format:
-    """The format to write: of those called ``to``, the one that lacks fewest names.
-
-    Args:
-        to: One of :data:`TARGETS`.
-        names: Names of the network's tensors.
-        heads: Whether there are heads of a segmentor to write.
-    """
-    choices = (RELEASE_SEGMENTOR, ) if to == 'release' and heads else TARGETS[to]
+    """The format to write for a network's ``names``: of :data:`TARGETS`, the first that lacks
+    fewest. ``heads``: whether there are heads of a segmentor to write."""
+    choices = (RELEASE_SEGMENTOR,) if to == 'release' and heads else TARGETS[to]
     return min(choices, key=lambda f: sum(f.from_network(name) is None for name in names))
+
+
+_DYNAMIC_SWITCHES = dict(
+    shrinkage=('gelu', 'soft'),
+    step_bound=('row_sum', 'spectral'),
+    step_scaling=('multiply', 'divide'),
+    gram_transpose=(False, True),
+    start=('shrunk', 'projection'),
+    residual=(False, True),
+    normalise_atoms=(True, False),
+    normalise_queries=(True, False),
+    value=('projected', 'input'),
+)
+OLD_SWITCHES: dict[str, dict[str, tuple[Any, Any]]] = {
+    'vars_d': _DYNAMIC_SWITCHES,
+    'vars_sd': _DYNAMIC_SWITCHES | dict(static_atoms=('free', 'convolution')),
+    'vars_s': dict(
+        step_bound=('running', 'spectral'),
+        start=('shrunk', 'projection'),
+        residual=(False, True),
+        norm=('batch', 'layer'),
+        output_filter=(True, False),
+        learned_scaling=(False, True),
+        value=('projected', 'input'),
+        hermitian_filters=(False, True),
+    ),
+}
+"""Options in the meta of files of mmvars 0.1 -> their values in the presets release and thesis."""
+
+_RELEASED_CONSTANTS = {
+    'num_step': 'num_steps',
+    'lam': 'sparsity',
+    'rand_feat_dim_ratio': 'feature_ratio',
+}
+
+
+class Recorded(NamedTuple):
+    """Name of the mixer that a file states, and the options that it states, not always all."""
+
+    mixer: str
+    options: dict[str, Any]
+
+
+def mixer_meta(trunk: Trunk) -> dict[str, str]:
+    """What the meta of a file of mmvars says of its mixer, in strings."""
+    return dict(mixer=trunk.mixer, mixer_cfg=json.dumps(trunk.mixer_cfg))
+
+
+def recorded_mixer(meta: Mapping[str, Any], title: str) -> Recorded | None:
+    """What :func:`mixer_meta`, of this version or of 0.1, wrote; ``None`` if it is not there.
+
+    Raises:
+        InputError: If the entry is damaged, or names a mixture of options that 0.1 had and this
+            version does not.
+    """
+    key = next((key for key in ('mixer_cfg', 'mixer_options') if key in meta), None)
+    if key is None:
+        return None
+    try:
+        mixer, options = str(meta['mixer']), dict(json.loads(meta[key]))
+    except (TypeError, ValueError, KeyError, RecursionError):
+        raise InputError(
+            f'{title}: the entries mixer and {key} of its meta are damaged '
+            f'({meta[key]!r}); convert the original file again'
+        ) from None
+    switches = {
+        name: value for name, value in options.items() if name in OLD_SWITCHES.get(mixer, {})
+    }
+    if not switches:
+        return Recorded(mixer, options)
+    preset = next(
+        (
+            preset
+            for index, preset in enumerate(('release', 'thesis'))
+            if all(OLD_SWITCHES[mixer][name][index] == value for name, value in switches.items())
+        ),
+        None,
+    )
+    if preset is None:
+        raise InputError(
+            f'{title}: the file was made by mmvars 0.1 with {stated(switches)}, a '
+            f"mixture of the presets 'release' and 'thesis' that this version does "
+            f'not have; run it with mmvars 0.1'
+        )
+    present = resolve_mixer_cfg(mixer, preset)  # without what was off in 0.1, and is gone
+    return Recorded(
+        mixer,
+        dict(preset=preset)
+        | {
+            name: value
+            for name, value in options.items()
+            if name not in switches and (name in present or value is not False)
+        },
+    )
+
+
+def released_args(content: Any) -> Recorded | None:
+    """What the options of the released training script say, if a file has them as ``args``."""
+    args = content.get('args') if isinstance(content, Mapping) else None
+    options = vars(args) if isinstance(args, argparse.Namespace) else {}
+    if options.get('attention') not in ('vars_d', 'vars_sd'):  # VARS-S takes no notice of them
+        return None
+    return Recorded(
+        options['attention'],
+        {
+            ours: options[theirs]
+            for theirs, ours in _RELEASED_CONSTANTS.items()
+            if isinstance(options.get(theirs), (int, float))
+        },
+    )
+
+
+def stated(options: Mapping[str, Any]) -> str:
+    """Options as Python writes them: ``num_steps=3, preset='thesis'``."""
+    return ', '.join(f'{name}={value!r}' for name, value in options.items())

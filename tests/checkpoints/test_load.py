@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from mmvars.checkpoints import CheckpointError, convert_checkpoint, load_pretrained
-from mmvars.checkpoints.account import Status
-from mmvars.checkpoints.files import write_checkpoint
+from mmvars.checkpoints import (
+    CheckpointError,
+    convert_checkpoint,
+    load_heads,
+    load_pretrained,
+    read_checkpoint,
+)
+from mmvars.checkpoints.io import write_checkpoint
+from mmvars.checkpoints.report import Status
 from mmvars.errors import InputError
-from mmvars.layers import resample_positions
-from mmvars.networks import build_network
+from mmvars.layers import resample_pos_embed
+from mmvars.networks import create_model
 
 SIZE = dict(embed_dim=48, depth=3, num_heads=3, img_size=64)
 ARCH = 'absvit_base_patch16'
@@ -19,7 +25,7 @@ ARCH = 'absvit_base_patch16'
 
 @pytest.fixture
 def network():
-    return build_network(ARCH, num_classes=0, **SIZE)
+    return create_model(ARCH, num_classes=0, **SIZE)
 
 
 @pytest.fixture
@@ -39,53 +45,101 @@ def _unchanged(module, before):
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize('prefix', [None, 'backbone.', 'backbone.network.'])
+@pytest.mark.parametrize('prefix', [None, 'backbone.', 'backbone', 'backbone.network.'])
 def test_fills_every_tensor(golden, network, converted, prefix, caplog):
     before = _state(network)
     with caplog.at_level(logging.INFO, logger='mmvars'):
-        account = load_pretrained(network, converted, prefix)
+        report = load_pretrained(network, converted, prefix)
     state = golden('absvit_cls')['state_dict']
     found = network.state_dict()
-    assert len(account.of(Status.USED)) == len(found) == len(before) == 49
+    assert len(report.of(Status.USED)) == len(found) == len(before) == 49
     assert all(not torch.equal(found[key], before[key]) for key in found if 'norm' not in key)
     assert torch.equal(found['prior.query'], state['prompt'])
-    assert torch.equal(found['feedback.decoders.1.readout.weight'],
-                       state['decoders.1.linear2.weight'])
+    assert torch.equal(
+        found['feedback.decoders.1.to_value.weight'], state['decoders.1.linear2.weight']
+    )
     assert '49 used' in caplog.text
 
 
 def test_the_classifier_comes_along_where_there_is_one(golden, converted):
-    network = build_network(ARCH, num_classes=7, **SIZE)
+    network = create_model(ARCH, num_classes=7, **SIZE)
     load_pretrained(network, converted)
     assert torch.equal(network.trunk.head.bias, golden('absvit_cls')['state_dict']['head.bias'])
 
 
 def test_positions_follow_the_module_and_it_is_logged(golden, converted, caplog):
-    network = build_network(ARCH, num_classes=0, **SIZE | dict(img_size=(32, 128)))
+    network = create_model(ARCH, num_classes=0, **SIZE | dict(img_size=(32, 128)))
     with caplog.at_level(logging.INFO, logger='mmvars'):
         load_pretrained(network, converted)
     table = golden('absvit_cls')['state_dict']['pos_embed']
-    assert torch.equal(network.trunk.pos_embed, resample_positions(table, (4, 4), (2, 8)))
+    assert torch.equal(network.trunk.pos_embed, resample_pos_embed(table, (4, 4), (2, 8)))
     assert 'resampled from 4x4 to 2x8' in caplog.text
 
 
 @pytest.mark.parametrize('keys', ['backbone.network.', 'network.', ''])
 def test_checkpoints_of_a_runner(tmp_path, network, keys):
-    donor = _state(build_network(ARCH, num_classes=0, **SIZE))
-    content = dict(state_dict={keys + k: v for k, v in donor.items()}, meta={}, optimizer={},
-                   message_hub={})
+    donor = _state(create_model(ARCH, num_classes=0, **SIZE))
+    content = dict(
+        state_dict={keys + k: v for k, v in donor.items()}, meta={}, optimizer={}, message_hub={}
+    )
     if keys.startswith('backbone.'):
-        content['state_dict'] |= {'decode_head.conv_seg.bias': torch.zeros(2),
-                                  'neck.x.weight': torch.zeros(2)}
+        content['state_dict'] |= {
+            'decode_head.conv_seg.bias': torch.zeros(2),
+            'neck.x.weight': torch.zeros(2),
+        }
     torch.save(content, tmp_path / 'iter_3.pth')
     load_pretrained(network, tmp_path / 'iter_3.pth')
     _unchanged(network, donor)
 
 
+def test_a_timm_file_fills_a_plain_vit_as_it_is(golden, tmp_path):
+    torch.save(golden('vit_cls')['state_dict'], tmp_path / 'timm.pth')
+    network = create_model('vit_base_patch16', num_classes=7, **SIZE)
+    load_pretrained(network, tmp_path / 'timm.pth')
+    _unchanged(network, golden('vit_cls')['state_dict'])
+
+
+def test_a_plain_trunk_in_its_own_names(tmp_path):
+    size = dict(embed_dim=(8, 16), depth=(1, 1), num_heads=(1, 2), img_size=64)
+    donor = _state(create_model('rvt_tiny', **size))
+    torch.save(donor, tmp_path / 'rvt.pth')
+    network = create_model('rvt_tiny', **size)
+    load_pretrained(network, tmp_path / 'rvt.pth', map_location='cpu')
+    _unchanged(network, donor)
+
+
+def test_parameters_that_are_not_contiguous_are_written_contiguous(tmp_path):
+    network = create_model('vit_base_patch16', channels_last=True, **SIZE)
+    assert not network.patch_embed.proj.weight.is_contiguous()
+    write_checkpoint(tmp_path / 'x.safetensors', network.state_dict())
+    write_checkpoint(tmp_path / 'x.pth', network.state_dict())
+    for name in ('x.safetensors', 'x.pth'):
+        read = read_checkpoint(tmp_path / name)
+        assert all(value.is_contiguous() for value in read.values())
+        _unchanged(network, read)
+
+
+def test_heads_are_filled_as_strictly(tmp_path):
+    model = nn.ModuleDict(dict(backbone=nn.Linear(2, 2), head=nn.Linear(2, 3)))
+    donor = _state(nn.ModuleDict(dict(backbone=nn.Linear(2, 2), head=nn.Linear(2, 3))))
+    torch.save(dict(state_dict=donor, meta=dict(dataset_meta={})), tmp_path / 'x.pth')
+    before = _state(model)
+    assert load_heads(model, tmp_path / 'x.pth') == dict(dataset_meta={})
+    _unchanged(model.head, {key.removeprefix('head.'): value for key, value in donor.items()})
+    _unchanged(model.backbone, {key.removeprefix('backbone.'): v for key, v in before.items()})
+    torch.save(donor | {'head.bias': torch.zeros(4)}, tmp_path / 'y.pth')
+    with pytest.raises(CheckpointError, match='head.bias  4 -> 3'):
+        load_heads(model, tmp_path / 'y.pth')
+    torch.save({'backbone.weight': torch.zeros(2, 2)}, tmp_path / 'z.pth')
+    with pytest.raises(InputError, match='holds a backbone alone'):
+        load_heads(model, tmp_path / 'z.pth')
+
+
 def test_safetensors(tmp_path, network):
-    donor = _state(build_network(ARCH, num_classes=0, **SIZE))
-    write_checkpoint(tmp_path / 'x.safetensors', {f'backbone.network.{k}': v
-                                                  for k, v in donor.items()})
+    donor = _state(create_model(ARCH, num_classes=0, **SIZE))
+    write_checkpoint(
+        tmp_path / 'x.safetensors', {f'backbone.network.{k}': v for k, v in donor.items()}
+    )
     load_pretrained(network, tmp_path / 'x.safetensors')
     _unchanged(network, donor)
 
@@ -104,49 +158,56 @@ def test_what_does_not_fit_changes_nothing(tmp_path, network, damage):
     if damage == 'missing':
         del donor[key]
     else:
-        donor |= {'unexpected': {'backbone.network.trunk.extra': torch.zeros(1)},
-                  'shape': {key: torch.zeros(49)}, 'nan': {key: donor[key] / 0}}[damage]
+        donor |= {
+            'unexpected': {'backbone.network.trunk.extra': torch.zeros(1)},
+            'shape': {key: torch.zeros(49)},
+            'nan': {key: donor[key] / 0},
+        }[damage]
     torch.save(donor, tmp_path / 'x.pth')
     nn.init.ones_(network.trunk.cls_token)
     before = _state(network)
     with pytest.raises(CheckpointError, match='mmvars convert') as caught:
         load_pretrained(network, tmp_path / 'x.pth')
-    assert len(caught.value.account.problems) == 1
+    assert len(caught.value.report.problems) == 1
     _unchanged(network, before)
 
 
 def test_new_parts_need_leave(tmp_path, network):
-    plain = {f'backbone.network.{k}': v + 1 for k, v in
-             build_network('vit_base_patch16', num_classes=0, **SIZE).state_dict().items()}
+    plain = {
+        f'backbone.network.{k}': v + 1
+        for k, v in create_model('vit_base_patch16', num_classes=0, **SIZE).state_dict().items()
+    }
     torch.save(plain, tmp_path / 'vit.pth')
     with pytest.raises(CheckpointError, match='allow_new'):
         load_pretrained(network, tmp_path / 'vit.pth')
     before = _state(network)
-    account = load_pretrained(network, tmp_path / 'vit.pth', allow_new=('prior', 'feedback'))
-    assert len(account.of(Status.NEW)) == 7
+    report = load_pretrained(network, tmp_path / 'vit.pth', allow_new=('prior', 'feedback'))
+    assert len(report.of(Status.NEW)) == 7
     for key, value in network.state_dict().items():
-        kept = key.startswith(('prior', 'feedback'))
-        assert torch.equal(value, before[key] if kept else plain[f'backbone.network.{key}'])
+        own = key.startswith(('prior', 'feedback'))
+        name = key.replace('trunk.', 'backbone.network.')
+        assert torch.equal(value, before[key] if own else plain[name])
 
 
 def test_a_twin_may_share_the_leave(tmp_path):
-    twin = build_network('vit_base_patch16', num_classes=0, **SIZE)
+    twin = create_model('vit_base_patch16', num_classes=0, **SIZE)
     torch.save(_state(twin), tmp_path / 'vit.pth')
     assert not load_pretrained(twin, tmp_path / 'vit.pth', allow_new=('prior', 'feedback')).of(
-        Status.NEW)
+        Status.NEW
+    )
 
 
 def test_leave_for_a_part_is_no_leave_for_half_of_it(tmp_path, network):
     donor = _state(network)
-    del donor['feedback.decoders.0.chain.weight']
+    del donor['feedback.decoders.0.to_below.weight']
     torch.save(donor, tmp_path / 'x.pth')
     with pytest.raises(CheckpointError, match='MISSING'):
-        load_pretrained(network, tmp_path / 'x.pth', allow_new=('feedback', ))
+        load_pretrained(network, tmp_path / 'x.pth', allow_new=('feedback',))
 
 
 def test_arguments(network, converted):
     with pytest.raises(InputError, match="'feedbakc'"):
-        load_pretrained(network, converted, allow_new=('feedbakc', ))
+        load_pretrained(network, converted, allow_new=('feedbakc',))
     with pytest.raises(InputError, match="no key starts with prefix 'model.'"):
         load_pretrained(network, converted, prefix='model.')
     with pytest.raises(TypeError, match='Linear'):
@@ -162,12 +223,13 @@ def test_a_bfloat16_network_stays_one(network, converted):
 def test_one_file_serves_init_cfg_and_load_from(golden, tmp_path, converted, task, tiny_arch):
     load_checkpoint = pytest.importorskip('mmengine.runner').load_checkpoint
     from mmvars.models import AbSViT
+
     if task == 'segmentation':
-        convert_checkpoint(converted, tmp_path / 'seg.pth', ARCH, task=task,
-                           embed_dim=48, depth=3)
+        convert_checkpoint(converted, tmp_path / 'seg.pth', ARCH, task=task, embed_dim=48, depth=3)
         converted = tmp_path / 'seg.pth'
-    backbone = AbSViT(arch=tiny_arch, img_size=64,
-                      init_cfg=dict(type='Pretrained', checkpoint=str(converted)))
+    backbone = AbSViT(
+        arch=tiny_arch, img_size=64, init_cfg=dict(type='Pretrained', checkpoint=str(converted))
+    )
     backbone.init_weights()
     host = nn.Module()
     host.backbone = AbSViT(arch=tiny_arch, img_size=64)
@@ -177,27 +239,8 @@ def test_one_file_serves_init_cfg_and_load_from(golden, tmp_path, converted, tas
     state = golden('absvit_cls')['state_dict']
     for each in (backbone, host.backbone):
         assert torch.equal(each.network.prior.query, state['prompt'])
-        assert torch.equal(each.network.trunk.blocks[2].mlp.fc2.weight,
-                           state['blocks.2.mlp.fc2.weight'])
+        assert torch.equal(
+            each.network.trunk.blocks[2].mlp.fc2.weight, state['blocks.2.mlp.fc2.weight']
+        )
         assert torch.equal(each.network.trunk.pos_embed, state['pos_embed'])
     assert torch.equal(host.head.fc.bias, state['head.bias']) == (task == 'classification')
-
-
-def test_full_readouts_are_cut_to_the_rank_of_the_network(tmp_path, tiny_arch):
-    from mmvars.models import AbSViT
-
-    full = AbSViT(arch=tiny_arch, img_size=64)
-    torch.save({'state_dict': full.state_dict()}, tmp_path / 'full.pth')
-    low = AbSViT(arch=tiny_arch, img_size=64, shortcuts=dict(feedback_rank=7))
-    summary = load_pretrained(low, str(tmp_path / 'full.pth')).summary()
-    assert 'full readouts cut to rank 7' in summary
-    for theirs, ours in zip(full.network.feedback.decoders, low.network.feedback.decoders,
-                            strict=True):
-        down, up = ours.readout_weights
-        rest = torch.linalg.matrix_norm(theirs.readout.weight - up @ down, 2)
-        torch.testing.assert_close(rest, torch.linalg.svdvals(theirs.readout.weight)[7])
-        assert torch.equal(theirs.chain.weight, ours.chain.weight)
-    wide = AbSViT(arch=tiny_arch | dict(embed_dims=96), img_size=64)
-    torch.save({'state_dict': wide.state_dict()}, tmp_path / 'wide.pth')
-    with pytest.raises(InputError, match='readout'):
-        load_pretrained(low, str(tmp_path / 'wide.pth'))

@@ -7,15 +7,20 @@ import pytest
 import torch
 
 from mmvars.checkpoints import convert_checkpoint, convert_state_dict
-from mmvars.checkpoints.account import Status
-from mmvars.checkpoints.files import read_checkpoint
-from mmvars.networks import VARIANTS, build_network
+from mmvars.checkpoints.io import read_checkpoint
+from mmvars.checkpoints.report import Status
+from mmvars.networks import MODELS, create_model
 
 FACTS = Path(__file__).resolve().parents[2].parent / 'shared' / 'facts' / 'keys'
-GOLDEN = {'absvit_cls': 'absvit_base_patch16', 'absvit_gap': 'absvit_tiny_patch8_gap',
-          'absvit_seg': 'absvit_base_patch16', 'absvit_seg_prompt': 'absvit_base_patch16',
-          'vit_bottom_up_seg': 'vit_base_patch16', 'vit_cls': 'vit_base_patch16',
-          'vit_gap': 'vit_tiny_patch8_gap'}
+GOLDEN = {
+    'absvit_cls': 'absvit_base_patch16',
+    'absvit_gap': 'absvit_tiny_patch8_gap',
+    'absvit_seg': 'absvit_base_patch16',
+    'absvit_seg_prompt': 'absvit_base_patch16',
+    'vit_bottom_up_seg': 'vit_base_patch16',
+    'vit_cls': 'vit_base_patch16',
+    'vit_gap': 'vit_tiny_patch8_gap',
+}
 
 
 def _same(found, expected):
@@ -28,16 +33,7 @@ def _same_light(found, expected):
     assert list(found) == list(expected)
     assert [t.shape for t in found.values()] == [t.shape for t in expected.values()]
     for key, tensor in expected.items():
-        assert found[key][(0, ) * tensor.ndim] == tensor[(0, ) * tensor.ndim]
-
-
-def _loaded(tensors, arch, **size):
-    """A network filled strictly from tensors in mmvars names."""
-    network = build_network(arch, **size).eval()
-    names = {key.replace('head.fc.', 'trunk.head.').replace('backbone.network.', ''): value
-             for key, value in tensors.items()}
-    network.load_state_dict(names, strict=True)
-    return network
+        assert found[key][(0,) * tensor.ndim] == tensor[(0,) * tensor.ndim]
 
 
 def _close(found, expected):
@@ -46,15 +42,16 @@ def _close(found, expected):
 
 
 @pytest.mark.parametrize('name', GOLDEN)
-def test_recorded_outputs(golden, small, name):
+def test_recorded_outputs(golden, small, network_names, name):
     record, arch = golden(name), GOLDEN[name]
     hyper, outputs = record['meta']['hyper'], record['outputs']
-    tensors, account, *_ = convert_state_dict(record['state_dict'], arch, **small)
-    assert len(tensors) == len(record['state_dict']) == len(account.of(Status.USED))
+    tensors, report, *_ = convert_state_dict(record['state_dict'], arch, **small)
+    assert len(tensors) == len(record['state_dict']) == len(report.of(Status.USED))
     size = small | dict(img_size=hyper['img_size'], num_classes=max(hyper['num_classes'], 0))
     if 'prompt_embeddings' in record['state_dict']:
         size |= dict(num_prompt_tokens=hyper['prompt_config']['num_tokens'])
-    network = _loaded(tensors, arch, **size)
+    network = create_model(arch, **size).eval()
+    network.load_state_dict(network_names(tensors), strict=True)
     with torch.no_grad():
         for key, image in record['inputs'].items():
             if not key.startswith('image'):
@@ -62,16 +59,17 @@ def test_recorded_outputs(golden, small, name):
             found = network(image, out_indices=(0, 1, 2))
             suffix = key.removeprefix('image')
             if 'logits' in outputs:
-                _close(network.logits(found.final), outputs['logits'])
-                _close(found.final.tokens, outputs['tokens'])
+                _close(network.forward_head(found), outputs['logits'])
+                _close(found.tokens, outputs['tokens'])
             elif 'logits_pass1' in outputs:
-                for number, each in enumerate((found.bottom_up, found.top_down), start=1):
-                    _close(network.logits(each), outputs[f'logits_pass{number}'])
+                for number, each in enumerate((found.first, found.second), start=1):
+                    _close(network.forward_head(each), outputs[f'logits_pass{number}'])
                     _close(each.tokens, outputs[f'tokens_pass{number}'])
-                _close(found.token_mask, outputs['mask'])
+                _close(found.token_weights, outputs['mask'])
             else:
-                *maps, _ = (found.final.grid.to_map(t) for t in found.final.intermediates)
-                maps.append(found.final.grid.to_map(found.final.tokens))
+                final = getattr(found, 'second', found)
+                *maps, _ = (final.grid.to_map(t) for t in final.intermediates)
+                maps.append(final.grid.to_map(final.tokens))
                 for index, feature in enumerate(maps):
                     _close(feature, outputs[f'feat{suffix}.{index}'])
 
@@ -81,12 +79,13 @@ def test_recorded_outputs(golden, small, name):
 def test_recorded_positions(golden, small, name, grid):
     record = golden(name)
     size = tuple(16 * side for side in grid)
-    tensors, account, *_ = convert_state_dict(record['state_dict'], GOLDEN[name], img_size=size,
-                                             **small)
-    _close(tensors['backbone.network.trunk.pos_embed'],
-           record['outputs']['pos_embed_resized_{}x{}'.format(*grid)])
-    assert 'resampled from 4x4 to {}x{}'.format(*grid) in account.render()
-    assert 'align_corners=False' in account.render()
+    tensors, report, *_ = convert_state_dict(
+        record['state_dict'], GOLDEN[name], img_size=size, **small
+    )
+    start = 'backbone.network.trunk.' if name.startswith('absvit') else 'backbone.network.'
+    _close(tensors[f'{start}pos_embed'], record['outputs']['pos_embed_resized_{}x{}'.format(*grid)])
+    assert 'resampled from 4x4 to {}x{}'.format(*grid) in report.render()
+    assert 'by VisionTransformer.resample' in report.render()
 
 
 @pytest.mark.parametrize('name', GOLDEN)
@@ -100,38 +99,53 @@ def test_round_trip_to_the_last_bit_and_in_the_old_order(golden, small, tmp_path
     _same(back['model'] if to == 'release' else back, original)
 
 
-@pytest.mark.parametrize('arch', [arch for arch in VARIANTS
-                                  if not arch.startswith(('rvt', 'fan'))])
-def test_released_files_at_their_real_size(layout, light, arch):
+@pytest.mark.parametrize('arch', [arch for arch in MODELS if not arch.startswith(('rvt', 'fan'))])
+def test_released_files_at_their_real_size(layout, light, network_names, arch):
     source = light(layout(arch))
-    tensors, account, *_ = convert_state_dict(source, arch)
+    tensors, report, *_ = convert_state_dict(source, arch)
     extra = {'absvit': 25, 'gfnet': -37}.get(arch.split('_')[0], 0) + 7 * ('convstem' in arch)
     assert len(tensors) == len(source) == 152 + extra
-    assert [line.status for line in account.lines] == [Status.USED] * len(source)
+    assert [line.status for line in report.entries] == [Status.USED] * len(source)
     with torch.device('meta'):
-        expected = build_network(arch).state_dict()
-    assert {key.replace('backbone.network.', '').replace('head.fc', 'trunk.head'): value.shape
-            for key, value in tensors.items()} == {k: v.shape for k, v in expected.items()}
+        expected = create_model(arch).state_dict()
+    assert {key: value.shape for key, value in network_names(tensors).items()} == {
+        key: value.shape for key, value in expected.items()
+    }
     _same_light(convert_state_dict(tensors, arch, to='release').tensors, source)
 
 
 @pytest.mark.parametrize('family', ['vit', 'absvit'])
 @pytest.mark.parametrize('prompts', [0, 50])
-def test_released_segmentation_backbones(layout, light, family, prompts):
+def test_released_segmentation_backbones(layout, light, network_names, family, prompts):
     arch = f'{family}_base_patch16'
     source = light(layout(arch, classes=0, grid=32, prompts=prompts))
-    tensors, account, *_ = convert_state_dict(source, arch)
-    assert len(account.of(Status.USED)) == len(tensors) == len(source)
-    assert tensors['backbone.network.trunk.pos_embed'].shape == (1, 1025, 768)
+    tensors, report, *_ = convert_state_dict(source, arch)
+    assert len(report.of(Status.USED)) == len(tensors) == len(source)
+    assert network_names(tensors)[('trunk.' if family == 'absvit' else '') + 'pos_embed'].shape == (
+        1,
+        1025,
+        768,
+    )
     _same_light(convert_state_dict(tensors, arch, to='release').tensors, source)
 
 
-@pytest.mark.parametrize('file', [
-    *(f'{family}_{size}_patch16_224' for family in ('vit', 'absvit')
-      for size in ('tiny', 'small', 'base')), 'vit_tiny_patch8_224_gap',
-    'absvit_tiny_patch8_224_gap', *(f'seg_{way}_b16_512_{mode}'
-                                    for way in ('bottom_up', 'top_down')
-                                    for mode in ('end2end', 'prompt'))])
+@pytest.mark.parametrize(
+    'file',
+    [
+        *(
+            f'{family}_{size}_patch16_224'
+            for family in ('vit', 'absvit')
+            for size in ('tiny', 'small', 'base')
+        ),
+        'vit_tiny_patch8_224_gap',
+        'absvit_tiny_patch8_224_gap',
+        *(
+            f'seg_{way}_b16_512_{mode}'
+            for way in ('bottom_up', 'top_down')
+            for mode in ('end2end', 'prompt')
+        ),
+    ],
+)
 def test_recorded_key_lists(layout, light, file):
     path = FACTS / f'{file}.json'
     if not path.is_file():

@@ -15,7 +15,7 @@ from mmvars.errors import InputError
 
 def history() -> HistoryBuffer:
     buffer = HistoryBuffer()
-    for value in (1., 2., 4.):
+    for value in (1.0, 2.0, 4.0):
         buffer.update(value)
     return buffer
 
@@ -25,13 +25,17 @@ def save(tmp_path):
     def write(content, name='x.pth') -> str:
         torch.save(content, tmp_path / name)
         return str(tmp_path / name)
+
     return write
 
 
 def test_a_training_state_comes_back_whole(save) -> None:
-    state = dict(state_dict={'a': torch.ones(2)}, meta=dict(iter=3, cfg='x = 1'),
-                 optimizer=dict(param_groups=[dict(lr=.1)]),
-                 message_hub=dict(log_scalars={'train/loss': history()}))
+    state = dict(
+        state_dict={'a': torch.ones(2)},
+        meta=dict(iter=3, cfg='x = 1'),
+        optimizer=dict(param_groups=[dict(lr=0.1)]),
+        message_hub=dict(log_scalars={'train/loss': history()}),
+    )
     found = load_from_local(save(state))
     assert torch.equal(found['state_dict']['a'], torch.ones(2))
     assert (found['meta'], found['optimizer']) == (state['meta'], state['optimizer'])
@@ -43,14 +47,17 @@ def test_a_training_state_comes_back_whole(save) -> None:
 def test_states_of_numpy_1_and_numpy_2_are_read(module, tmp_path) -> None:
     """A run may be resumed in an environment with the other numpy."""
     path = tmp_path / 'x.pth'
-    torch.save(dict(state_dict={}, meta=dict(best=np.float64(.5)), history=history()), path,
-               _use_new_zipfile_serialization=False)  # not a zip file: names can be replaced in it
+    torch.save(
+        dict(state_dict={}, meta=dict(best=np.float64(0.5)), history=history()),
+        path,
+        _use_new_zipfile_serialization=False,
+    )  # not a zip file: names can be replaced in it
     own = np.float64(0).__reduce__()[0].__module__.encode()
     content = path.read_bytes()
     assert own in content
     path.write_bytes(content.replace(own, module.encode()))
     found = load_from_local(str(path))
-    assert found['meta']['best'] == .5 and found['history'].current() == 4
+    assert found['meta']['best'] == 0.5 and found['history'].current() == 4
 
 
 def test_a_flat_file_gets_the_entry_that_hooks_look_for(tmp_path) -> None:
@@ -77,11 +84,14 @@ class Runs:
         return self.call[0], self.call[1:]
 
 
-@pytest.mark.parametrize('call, named', [
-    ((os.mkdir, 'planted'), 'mkdir'),
-    ((getattr, HistoryBuffer, '__init__'), '__init__'),
-    ((eval, '1'), 'eval'),
-])
+@pytest.mark.parametrize(
+    'call, named',
+    [
+        ((os.mkdir, 'planted'), 'mkdir'),
+        ((getattr, HistoryBuffer, '__init__'), '__init__'),
+        ((eval, '1'), 'eval'),
+    ],
+)
 def test_hostile_files_are_refused_and_do_nothing(call, named, save, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = save(dict(state_dict={}, x=Runs(*call)))
@@ -92,15 +102,19 @@ def test_hostile_files_are_refused_and_do_nothing(call, named, save, tmp_path, m
 
 
 def test_values_that_are_not_finite_are_named(save) -> None:
-    path = save(dict(state_dict={'good': torch.ones(1), 'bad': torch.tensor([1., float('nan')])}))
+    path = save(dict(state_dict={'good': torch.ones(1), 'bad': torch.tensor([1.0, float('nan')])}))
     with pytest.raises(InputError, match='NaN or infinity in bad:'):
         load_from_local(path)
 
 
-@pytest.mark.parametrize('content, message', [
-    (None, 'does not exist'), (b'', 'is empty'),
-    (b'not a checkpoint', 'is no checkpoint: it starts with'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (None, 'does not exist'),
+        (b'', 'is empty'),
+        (b'not a checkpoint', 'is no checkpoint: it starts with'),
+    ],
+)
 def test_files_that_are_no_checkpoints(content, message, tmp_path) -> None:
     path = tmp_path / 'x.pth'
     if content is not None:
@@ -113,14 +127,16 @@ def test_files_that_are_no_checkpoints(content, message, tmp_path) -> None:
 def test_truncated_files_are_found_before_anything_is_built(share, save, tmp_path) -> None:
     whole = open(save(dict(state_dict={'a': torch.randn(1000)})), 'rb').read()
     cut = tmp_path / 'cut.pth'
-    cut.write_bytes(whole[:int(len(whole) * share)])
+    cut.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(InputError, match='truncated'):
         check_checkpoint_file(str(cut), '--resume checkpoint')
 
 
-def test_a_bare_pickle_is_refused_in_words(tmp_path) -> None:
-    (tmp_path / 'x.pth').write_bytes(pickle.dumps(Runs(os.mkdir, str(tmp_path / 'planted'))))
-    with pytest.raises(InputError, match='its pickle wants posix.mkdir') as caught:
+@pytest.mark.parametrize(('protocol', 'named'), [(2, 'posix.mkdir'), (4, 'instructions that')])
+def test_a_bare_pickle_is_refused_in_words(protocol, named, tmp_path) -> None:
+    content = pickle.dumps(Runs(os.mkdir, str(tmp_path / 'planted')), protocol)
+    (tmp_path / 'x.pth').write_bytes(content)
+    with pytest.raises(InputError, match=f'refused: .* its pickle wants {named}') as caught:
         load_from_local(str(tmp_path / 'x.pth'))
     assert 'weights_only' not in str(caught.value)  # torch's advice to load it all the same
     assert not (tmp_path / 'planted').exists()
