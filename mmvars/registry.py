@@ -2,29 +2,26 @@
 
 mmengine resolves an unknown prefix by importing ``<prefix>.registry``, so this module is all that
 ``type='mmvars.AbSViT'`` needs to build from MMSegmentation, MMPretrain or a plain script, with no
-``custom_imports``. Each registry names the package that fills it; mmengine imports that package on
-the first look-up, never before.
+``custom_imports``. Each registry names the packages that fill it; mmengine imports them on the
+first look-up, never before.
 """
 
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
-__all__ = [
-    'DATASETS', 'HOOKS', 'LOOPS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS',
-    'VISUALIZERS'
-]
+__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS']
 
-
-def _child(name: str, parent: Registry, *locations: str) -> Registry:
-    return Registry(name, parent=parent, scope='mmvars', locations=list(locations))
-
-
-MODELS = _child('model', _root.MODELS, 'mmvars.models')
-DATASETS = _child('dataset', _root.DATASETS, 'mmvars.datasets')
-TRANSFORMS = _child('transform', _root.TRANSFORMS, 'mmvars.datasets')
-HOOKS = _child('hook', _root.HOOKS, 'mmvars.engine', 'mmvars.visualization')
-OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor',
-                                    _root.OPTIM_WRAPPER_CONSTRUCTORS, 'mmvars.engine')
-METRICS = _child('metric', _root.METRICS)
-LOOPS = _child('loop', _root.LOOPS)
-VISUALIZERS = _child('visualizer', _root.VISUALIZERS)
+MODELS = Registry('model', parent=_root.MODELS, scope='mmvars', locations=['mmvars.models'])
+DATASETS = Registry('dataset', parent=_root.DATASETS, scope='mmvars', locations=['mmvars.datasets'])
+TRANSFORMS = Registry(
+    'transform', parent=_root.TRANSFORMS, scope='mmvars', locations=['mmvars.datasets']
+)
+HOOKS = Registry(
+    'hook', parent=_root.HOOKS, scope='mmvars', locations=['mmvars.engine', 'mmvars.visualization']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    scope='mmvars',
+    parent=_root.OPTIM_WRAPPER_CONSTRUCTORS,
+    locations=['mmvars.engine'],
+)

@@ -1,122 +1,279 @@
-"""From OpenMMLab's argument names to ours: the one translation."""
+"""From the arguments of an OpenMMLab config to those of a network."""
 
+import functools
+import inspect
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+from mmengine.model import PretrainedInit
+from torch import Tensor
 
 from mmvars.errors import InputError, check_flag, check_number
-from mmvars.networks import SIZES, TRUNKS
+from mmvars.networks import ARCH_ZOO, PerceiverIO, TopDown, Trunk, create_model
+from mmvars.registry import MODELS
 
-__all__ = ['ARCHITECTURES', 'named_network', 'outside_names', 'prompt_arguments', 'size_arguments',
-           'split_init_cfg']
+__all__ = [
+    'build_network',
+    'register_backbone',
+    'fill_in_channels',
+    'prompt_arguments',
+    'split_init_cfg',
+    'stack_priors',
+]
 
-ARCHITECTURES = {'tiny': 'tiny_patch16', 'small': 'small_patch16', 'base': 'base_patch16',
-                 'tiny_patch8_gap': 'tiny_patch8_gap'}
-"""OpenMMLab ``arch`` -> size name of :data:`mmvars.networks.SIZES`."""
+_NETWORK_NAMES = {
+    'embed_dims': 'embed_dim',
+    'num_layers': 'depth',
+    'in_channels': 'in_chans',
+    'design': 'top_down',
+    'prompt_cfg.num_tokens': 'num_prompt_tokens',
+    'prompt_cfg.deep': 'deep_prompts',
+    'prompt_cfg.dropout': 'prompt_dropout',
+}
+"""Argument in a config -> its name in a network, where that is another."""
 
-_ARCH_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'num_heads',
-              'patch_size': 'patch_size', 'mlp_ratio': 'mlp_ratio', 'global_pool': 'global_pool'}
-_PROMPT_KEYS = {'num_tokens': 'num_prompt_tokens', 'deep': 'deep_prompts',
-                'dropout': 'prompt_dropout'}
-_OUTSIDE = {inside: outside for outside, inside in _ARCH_KEYS.items()} | {
-    inside: f'prompt_cfg.{outside}' for outside, inside in _PROMPT_KEYS.items()} | {
-    'in_chans': 'in_channels', 'top_down': 'design'}
-_PRETRAINED_KEYS = {'checkpoint': 'path', 'prefix': 'prefix', 'allow_new': 'allow_new',
-                    'allow_constants': 'allow_constants'}
+_REPLACED = {
+    'pretrained': "write init_cfg=dict(type='Pretrained', checkpoint=FILE) in the backbone",
+    'shortcuts': 'write first_pass_scale=0.5 for shortcuts=dict(first_pass_scale=0.5); '
+    'restart_block, share_query_key and feedback_rank were removed: leave them out',
+}
+"""Arguments of other backbones, or of earlier versions -> what to write instead."""
+
+Class = TypeVar('Class', bound=type)
 
 
-def size_arguments(arch: str | dict) -> dict:
-    """Sizes of a ViT, as :func:`mmvars.networks.build_network` takes them, for an ``arch``.
+def register_backbone(backbone: Class) -> Class:
+    """Register a class that refuses unknown arguments in the name that the user typed.
 
-    Raises:
-        InputError: If the name or a key is unknown, or a needed key is missing.
+    It accepts ``None`` for one of :data:`_REPLACED`, since mmseg's configs hand
+    ``pretrained=None`` down to every backbone.
     """
-    if isinstance(arch, str) and arch in ARCHITECTURES:
-        return SIZES[ARCHITECTURES[arch]]
-    if not isinstance(arch, dict):
-        raise _unknown_arch(arch, ARCHITECTURES)
-    return _translate('arch', arch, _ARCH_KEYS, required=('embed_dims', 'num_layers', 'num_heads'))
+    init, name = vars(backbone)['__init__'], f'mmvars.{backbone.__name__}'
+    known = tuple(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
+        for argument, remedy in _REPLACED.items():
+            if kwargs.pop(argument, None) is not None:
+                raise InputError(f'{name} takes no {argument!r}: {remedy}')
+        unknown = [repr(argument) for argument in kwargs if argument not in known]
+        if unknown:
+            raise InputError(
+                f'{name} takes no {", ".join(unknown)}; in a config that inherits its '
+                f'backbone write backbone=dict(_delete_=True, type={name!r}, ...). '
+                f'{name} takes {", ".join(known)}'
+            )
+        init(self, *args, **kwargs)
+
+    backbone.__init__ = checked_init  # type: ignore[misc]
+    return MODELS.register_module(module=backbone)
 
 
-_FAMILIES = ('rvt', 'deit_convstem', 'gfnet', 'gfnet_convstem', 'fan')
-_TRUNK_KEYS = {'embed_dims': 'embed_dim', 'num_layers': 'depth', 'num_heads': 'num_heads',
-               'mlp_ratio': 'mlp_ratio'}
-
-
-@contextmanager
-def outside_names() -> Iterator[None]:
-    """Let errors of the networks name arguments as the user of a backbone typed them."""
-    try:
-        yield
-    except InputError as error:
-        words = re.compile(rf'\b({"|".join(_OUTSIDE)})\b')
-        raise InputError(words.sub(lambda found: _OUTSIDE[found[0]], str(error))) from error
-
-
-def named_network(arch: str | dict, families: Sequence[str] = _FAMILIES,
-                  others: Sequence[str] = ()) -> dict:
-    """``name`` and sizes, as :func:`mmvars.networks.build_network` takes them, for an ``arch``.
+def build_network(
+    arch: str | dict,
+    trunks: Sequence[str],
+    img_size: int | Sequence[int],
+    in_channels: int,
+    drop_path_rate: float,
+    with_cp: bool,
+    channels_last: bool,
+    **options: Any,
+) -> Trunk | TopDown | PerceiverIO:
+    """:func:`~mmvars.networks.create_model`, whose errors name arguments as in a config.
 
     Args:
-        arch: A name, or a dict with ``trunk``, ``embed_dims``, ``num_layers``, ``num_heads`` and
-            optionally ``mlp_ratio``. Where the backbone fixes the trunk, without it.
-        families: Trunks that the backbone takes; a single one is fixed.
-        others: Names that the backbone understands by itself, for the message.
-
-    Raises:
-        InputError: If the name or a key is unknown, or a needed key is missing.
+        arch: The name of a network with one of the trunks, or a dict of sizes; with ``trunk``,
+            where there is a choice.
+        trunks: Trunks that the backbone takes; ``'vit'`` is the default where it is one of them.
+        img_size, in_channels, drop_path_rate, with_cp, channels_last: As for a backbone.
+        **options: Further arguments, by the network's names.
     """
-    family = families[0] if len(families) == 1 else ''
-    names = [name.removeprefix(f'{family}_') for name in TRUNKS if name.startswith(tuple(families))]
-    if isinstance(arch, str) and arch in names:
-        return dict(name=f'{family}_{arch}' if family else arch)
+    name, sizes = _resolve_arch(arch, trunks)
+    if 'num_prompt_tokens' in options and not name.startswith('vit_'):
+        raise InputError(f"transfer='prompt' is for ViT sizes, got arch={arch!r}")
+    try:
+        return create_model(
+            name,
+            num_classes=0,
+            img_size=img_size,
+            in_chans=in_channels,
+            drop_path_rate=drop_path_rate,
+            grad_checkpointing=with_cp,
+            channels_last=channels_last,
+            **sizes,
+            **options,
+        )
+    except InputError as error:
+        text = str(error)
+        for config_name, network_name in _NETWORK_NAMES.items():
+            text = re.sub(rf'\b{network_name}\b', config_name, text)
+        raise InputError(text) from error
+
+
+def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The name of a network, and the sizes that replace its own.
+
+    A name in a config is that of the network without ``vit_`` and ``_patch16``, and of a backbone
+    with one trunk without the trunk's.
+    """
+    only = f'{trunks[0]}_' if len(trunks) == 1 else ''
+    zoo = {
+        name.removeprefix('vit_').removesuffix('_patch16').removeprefix(only): name
+        for name in ARCH_ZOO
+        if name.startswith(tuple(f'{trunk}_' for trunk in trunks))
+    }
+    if isinstance(arch, str) and arch in zoo:
+        return zoo[arch], {}
     if not isinstance(arch, dict):
-        raise _unknown_arch(arch, [*others, *names])
-    sizes = dict(arch)
-    trunk = family or sizes.pop('trunk', None)
-    if trunk not in families:
-        raise InputError(f"arch['trunk'] must be one of {', '.join(families)}; got {trunk!r}")
-    required = ('embed_dims', 'num_layers', 'num_heads')
-    return dict(name=f'{trunk}_tiny') | _translate('arch', sizes, _TRUNK_KEYS, required)
+        raise InputError(f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}')
+    sizes: dict[str, Any] = dict(arch)
+    trunk: Any = trunks[0]
+    if len(trunks) > 1:
+        trunk = sizes.pop('trunk', 'vit' if 'vit' in trunks else None)
+        if trunk not in trunks:
+            raise InputError(f"arch['trunk'] must be one of {', '.join(trunks)}; got {trunk!r}")
+    options = ('mlp_ratio', *(('patch_size', 'global_pool') if trunk == 'vit' else ()))
+    _check_keys('arch', sizes, ('embed_dims', 'num_layers', 'num_heads'), options)
+    name = 'vit_tiny_patch16' if trunk == 'vit' else f'{trunk}_tiny'
+    return name, {_NETWORK_NAMES.get(key, key): value for key, value in sizes.items()}
 
 
-def _unknown_arch(arch: object, names: Sequence[str]) -> InputError:
-    return InputError(f'arch must be one of {", ".join(names)}, or a dict; got {arch!r}')
-
-
-def _translate(what: str, given: dict, names: dict[str, str], required: Sequence[str] = ()) -> dict:
-    unknown = sorted(set(given) - set(names))
-    missing = sorted(set(required) - set(given))
-    if unknown or missing:
-        raise InputError(f'{what} takes the keys {list(names)}; unknown: {unknown}, missing: '
-                         f'{missing}')
-    return {names[key]: value for key, value in given.items()}
-
-
-def prompt_arguments(prompt_cfg: dict | None) -> dict:
-    """The same for a ``prompt_cfg``, with the defaults of the released configs."""
+def prompt_arguments(transfer: str, prompt_cfg: dict | None) -> dict[str, Any]:
+    """The arguments of a network for its prompts: none, unless the prompts are what trains."""
+    if transfer != 'prompt':
+        if prompt_cfg is not None:
+            raise InputError(f"prompt_cfg needs transfer='prompt', got transfer={transfer!r}")
+        return {}
     if not isinstance(prompt_cfg, dict | None):
-        raise InputError(f'prompt_cfg must be a dict such as dict(num_tokens=50), got '
-                         f'{prompt_cfg!r}')
-    given = dict(num_tokens=50, deep=True, dropout=0.) | (prompt_cfg or {})
-    check_number('prompt_cfg.num_tokens', given.get('num_tokens'), 1, 10_000, whole=True)
-    check_flag('prompt_cfg.deep', given.get('deep'))
-    return _translate('prompt_cfg', given, _PROMPT_KEYS)
+        raise InputError(
+            f'prompt_cfg must be a dict such as dict(num_tokens=50), got {prompt_cfg!r}'
+        )
+    options = dict(num_tokens=50, deep=True, dropout=0.0)  # as in the released configs
+    _check_keys('prompt_cfg', prompt_cfg or {}, (), tuple(options))
+    options |= prompt_cfg or {}
+    check_number('prompt_cfg.num_tokens', options['num_tokens'], 1, 10_000, whole=True)
+    check_flag('prompt_cfg.deep', options['deep'])
+    return {_NETWORK_NAMES[f'prompt_cfg.{key}']: value for key, value in options.items()}
 
 
-def split_init_cfg(init_cfg: dict | list[dict] | None) -> tuple[dict | None, list[dict] | None]:
-    """The ``Pretrained`` entry as arguments of :func:`load_pretrained`, and all other entries."""
+def split_init_cfg(init_cfg: Any) -> tuple[dict[str, Any] | None, list[dict] | None]:
+    """Arguments of ``load_pretrained`` from the ``Pretrained`` entry, and all other entries."""
     entries = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg] if init_cfg else []
     if not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"init_cfg must be a dict or a list of dicts, such as "
-                         f"dict(type='Pretrained', checkpoint=FILE); got {init_cfg!r}")
-    pretrained = [dict(e) for e in entries if e.get('type') == 'Pretrained']
-    others = [e for e in entries if e.get('type') != 'Pretrained']
+        raise InputError(
+            f'init_cfg must be a dict or a list of dicts, such as '
+            f"dict(type='Pretrained', checkpoint=FILE); got {init_cfg!r}"
+        )
+    pretrained = [dict(e) for e in entries if e.get('type') in ('Pretrained', PretrainedInit)]
+    others = [e for e in entries if e.get('type') not in ('Pretrained', PretrainedInit)] or None
     if len(pretrained) > 1:
         raise InputError(f'init_cfg may name one Pretrained checkpoint, got {len(pretrained)}')
     if not pretrained:
-        return None, others or None
+        return None, others
     entry = pretrained[0]
-    del entry['type']
-    arguments = _translate('init_cfg of type Pretrained', entry, _PRETRAINED_KEYS, ('checkpoint', ))
-    return arguments, others or None
+    entry.pop('type')
+    _check_keys(
+        'init_cfg of type Pretrained',
+        entry,
+        ('checkpoint',),
+        ('prefix', 'allow_new', 'allow_constants', 'map_location'),
+    )
+    return dict(path=entry.pop('checkpoint'), **entry), others
+
+
+def _check_keys(
+    argument: str, options: Mapping[str, Any], required: tuple[str, ...], optional: tuple[str, ...]
+) -> None:
+    unknown = sorted(set(options) - set(required) - set(optional), key=str)
+    missing = sorted(set(required) - set(options))
+    if unknown or missing:
+        raise InputError(
+            f'{argument} takes the keys {[*required, *optional]}; unknown: {unknown}, '
+            f'missing: {missing}'
+        )
+
+
+def fill_in_channels(head: Any, backbone: Any, neck: Any, in_index: Any) -> Any:
+    """A head's config with ``in_channels``, where it is left out.
+
+    Args:
+        head: Config of a head that takes ``in_channels``.
+        backbone, neck: Their ``out_channels`` are those of each feature, or one number for all;
+            the neck's, where there is one.
+        in_index: Features that the head reads: an index, or a sequence of them.
+    """
+    if not isinstance(head, dict) or head.get('in_channels') is not None:
+        return head
+    channels = getattr(backbone if neck is None else neck, 'out_channels', None)
+    if channels is None:
+        raise InputError(
+            f'in_channels of {head.get("type")} cannot be filled in, since the neck '
+            f'{type(neck).__name__} does not state its out_channels: write '
+            f'in_channels=<channels that the neck puts out>'
+        )
+    indices = [in_index] if isinstance(in_index, int) else in_index
+    try:
+        widths = [channels if isinstance(channels, int) else channels[i] for i in indices]
+    except IndexError as error:
+        raise InputError(
+            f'in_index={in_index!r} of {head.get("type")} asks for features that '
+            f'are not there: the {"backbone" if neck is None else "neck"} has '
+            f'{len(channels)}'
+        ) from error
+    head = head.copy()  # a ConfigDict stays one
+    head['in_channels'] = widths[0] if isinstance(in_index, int) else widths
+    return head
+
+
+def stack_priors(samples: Sequence[Any] | None, images: Tensor) -> Tensor | None:
+    """The priors of a batch as a backbone takes them, from the ``prior`` of every data sample.
+
+    Args:
+        samples: Data samples, or their meta information. The ``prior`` of each is a vector
+            ``(C,)``, a class id (a number or an integer tensor), or ``None``.
+        images: The batch; priors go to its device.
+
+    Returns:
+        ``(B, C)``, class ids ``(B,)``, or ``None`` if no image has a prior.
+    """
+    priors = [sample.get('prior') for sample in samples or ()]
+    if all(prior is None for prior in priors):
+        return None
+    tensors = [
+        _as_prior(f'data_samples[{index}].prior', prior) for index, prior in enumerate(priors)
+    ]
+    kinds = [
+        f'vector of width {len(tensor)}' if tensor.is_floating_point() else 'class id'
+        for tensor in tensors
+    ]
+    for index, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise InputError(
+                f'priors of one batch must be of one kind, but data_samples[0].prior '
+                f'is a {kinds[0]} and data_samples[{index}].prior a {kind}'
+            )
+    return torch.stack([tensor.to(images.device) for tensor in tensors])
+
+
+def _as_prior(name: str, prior: Any) -> Tensor:
+    """A vector ``(C,)`` of floating-point numbers, or a class id ``()``."""
+    if prior is None:
+        raise InputError(
+            f'{name} is missing, but other images of the batch have a prior: give '
+            f'each image one, or none of them'
+        )
+    with suppress(TypeError, ValueError, RuntimeError):
+        tensor = torch.as_tensor(prior)
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            return tensor
+        if tensor.numel() == 1 and not (
+            tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+        ):
+            return tensor.reshape(())
+    raise InputError(
+        f'{name} must be a vector of floating-point numbers, or a class id, a single '
+        f'integer; got {prior!r}'
+    )

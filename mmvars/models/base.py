@@ -1,7 +1,8 @@
-"""What all backbones share: a network of mmvars under OpenMMLab's names."""
+"""A network as an OpenMMLab backbone: feature maps, frozen parts, losses, layer depths."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import print_log
@@ -10,108 +11,254 @@ from torch import Tensor, nn
 
 from mmvars.checkpoints import load_pretrained
 from mmvars.errors import InputError, check_choice, check_flag, check_number
-from mmvars.models.arguments import outside_names, split_init_cfg
-from mmvars.networks import TrunkOutput, build_network
+from mmvars.models.arguments import split_init_cfg
+from mmvars.networks import PerceiverIO, TopDown, Trunk, TrunkOutput
 
-__all__ = ['BackboneTrainOutput', 'TrunkBackbone']
+__all__ = ['Backbone', 'BackboneTrainOutput']
 
-OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap')
+OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'pooled')
 
 
 class BackboneTrainOutput(NamedTuple):
-    """What a host model needs of one training forward; nothing is kept in the backbone.
+    """What ``backbone(x, return_losses=True)`` returns.
 
     Attributes:
-        feats: As :meth:`TrunkBackbone.forward` returns them.
-        bottom_up_feats: The last output of pass 1 in the same form, a tuple of one; ``None`` where
-            there is one pass only.
+        feats: The features, as without ``return_losses``.
+        first_pass_feats: The last feature of pass 1, a tuple of one; ``None`` where there is one
+            pass only.
         losses: The backbone's own losses, weighted, by name.
     """
 
     feats: tuple[Tensor, ...]
-    bottom_up_feats: tuple[Tensor, ...] | None
+    first_pass_feats: tuple[Tensor, ...] | None
     losses: dict[str, Tensor]
 
 
-class TrunkBackbone(BaseModule):
-    """A :class:`~mmvars.networks.TopDown` network as an OpenMMLab backbone.
+class Backbone(BaseModule):
+    """A network as a backbone; with top-down attention its features are those of the last pass.
 
     Args:
-        network: Arguments of :func:`~mmvars.networks.build_network`.
+        network: The network.
         out_indices: Blocks whose output is returned, 0-based, negative from the end.
         out_type: ``'featmap'``: maps ``(B, C, h, w)``. ``'cls_token'``: ``(B, C)``, for trunks with
-            a class token. ``'avg_featmap'``: mean of the patch tokens ``(B, C)``.
+            a class token. ``'avg_featmap'``: mean of the patch tokens ``(B, C)``. ``'pooled'``:
+            that of the two which the trunk's own classifier reads.
         final_norm: Apply the final norm to the last block's output, as the release does; outputs
-            of earlier blocks are never normalised.
+            of earlier blocks are never normalized.
         frozen_stages: -1: nothing; 0: the embedding; k: the embedding and the first k blocks are
-            frozen and kept in eval mode.
+            frozen and stay in eval mode.
         init_cfg: As everywhere in OpenMMLab. ``type='Pretrained'`` loads strictly: a file that
-            does not fill this backbone is an error, not a line in the log. ``allow_new`` lists key
-            prefixes that the file may lack, ``allow_constants`` options of the mixer (such as
-            ``'num_steps'``) in which the file's record may differ.
+            does not fill this backbone is an error. ``allow_new`` lists key prefixes that the file
+            may lack, ``allow_constants`` options of the mixer (such as ``'num_steps'``) in which
+            the file's record may differ.
+        trainable: Prefixes of the only parameters of the network that train; ``None``: all.
+        reconstruction_loss_weight: Weight of the summed layer-wise reconstruction loss (Eq. 2.13)
+            in training with ``mmvars.EncoderDecoder`` and ``mmvars.ImageClassifier``.
 
     Attributes:
+        network: A :class:`~mmvars.networks.Trunk`, or one with top-down attention around it.
         out_channels: Channels of each output.
-        out_strides: Pixels between the places of each output map.
+        out_strides: Pixels between neighboring places of each output map.
 
     Raises:
         InputError: On any value that cannot be used.
     """
 
-    def __init__(self, network: dict, out_indices: int | Sequence[int], out_type: str,
-                 final_norm: bool, frozen_stages: int,
-                 init_cfg: dict | list[dict] | None) -> None:
+    _has_warned = False
+
+    def __init__(
+        self,
+        network: Trunk | TopDown | PerceiverIO,
+        out_indices: int | Sequence[int],
+        out_type: str,
+        final_norm: bool,
+        frozen_stages: int,
+        init_cfg: Any,
+        trainable: Sequence[str] | None = None,
+        reconstruction_loss_weight: float = 0.0,
+    ) -> None:
         self._pretrained, others = split_init_cfg(init_cfg)
         super().__init__(init_cfg=others)
+        self.network = network
+        trunk = self.trunk
         check_choice('out_type', out_type, OUT_TYPES)
+        if out_type == 'pooled':
+            by_token = trunk.num_prefix and getattr(trunk, 'global_pool', 'token') == 'token'
+            out_type = 'cls_token' if by_token else 'avg_featmap'
         check_flag('final_norm', final_norm)
         if not final_norm and out_type != 'featmap':
             raise InputError(f"final_norm=False needs out_type='featmap', got {out_type!r}")
-        with outside_names():
-            self.network = build_network(**network)
-        trunk = self.network.trunk
         if out_type == 'cls_token' and not trunk.num_prefix:
-            raise InputError("out_type='cls_token' needs a class token, which this trunk does not "
-                             "have; use out_type='avg_featmap'")
+            raise InputError(
+                "out_type='cls_token' needs a class token, which this trunk does not "
+                "have; use out_type='avg_featmap'"
+            )
+        self.out_indices = _resolve_indices(out_indices, trunk.depth)
+        is_last_alone = self.out_indices == (trunk.depth - 1,)
+        if out_type == 'cls_token' and not trunk.num_block_prefix and not is_last_alone:
+            raise InputError(
+                f"out_type='cls_token' needs out_indices=-1 here, since the blocks of "
+                f'this trunk have no class token yet, got {out_indices!r}'
+            )
+        check_number('frozen_stages', frozen_stages, -1, trunk.depth, whole=True)
         self.embed_dims = trunk.embed_dim
         self.num_layers = trunk.depth
-        self.out_indices = self._checked_indices(out_indices)
-        if (out_type == 'cls_token' and not trunk.num_block_prefix
-                and self.out_indices != (self.num_layers - 1, )):
-            raise InputError(f"out_type='cls_token' needs out_indices=-1 here, since the blocks of "
-                             f'this trunk have no class token yet, got {out_indices!r}')
+        self.out_type = out_type
         self.out_channels = tuple(trunk.widths[i] for i in self.out_indices)
         self.out_strides = tuple(trunk.strides[i] for i in self.out_indices)
-        self.out_type = out_type
         self.final_norm = final_norm
         self.frozen_stages = frozen_stages
-        check_number('frozen_stages', frozen_stages, -1, self.num_layers, whole=True)
-        self._freeze()
+        # The last block's raw output is not returned where its final norm follows.
+        self._ends_with_norm = final_norm and self.out_indices[-1] == trunk.depth - 1
+        self._raw_indices = self.out_indices[:-1] if self._ends_with_norm else self.out_indices
+        self._is_class_token_alone = out_type == 'cls_token' and is_last_alone
+        if isinstance(network, PerceiverIO) and not self._ends_with_norm:
+            raise InputError(
+                "design='perceiver_io' reweights the output of the last block alone, "
+                'so out_indices must end with it and final_norm be True'
+            )
+        check_number('reconstruction_loss_weight', reconstruction_loss_weight, 0)
+        decoders = getattr(getattr(network, 'feedback', None), 'decoders', ())  # one a block
+        if reconstruction_loss_weight and not decoders:
+            raise InputError(
+                f'reconstruction_loss_weight ({reconstruction_loss_weight:g}) needs '
+                f"decoders to train, which only design='absvit', 'absvit_qkv' and "
+                f"'feedback' have: leave it at 0"
+            )
+        self.reconstruction_loss_weight = reconstruction_loss_weight
+        if trainable is not None:
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(name.startswith(tuple(trainable)))
+        for part in self._frozen_parts() + self._unused_parts(decoders):
+            part.requires_grad_(False)
+
+    @property
+    def trunk(self) -> Trunk:
+        """The bottom-up network."""
+        return self.network if isinstance(self.network, Trunk) else self.network.trunk
 
     @property
     def num_extra_tokens(self) -> int:
-        """Tokens before the patches; what CAM tools ask for."""
-        return self.network.trunk.num_prefix
+        """Tokens before the patches, for class activation maps (which show pass 1)."""
+        return self.trunk.num_prefix
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of images ``(B, in_channels, H, W)``, one entry for each of ``out_indices``."""
-        output = self.network(x, out_indices=self._wanted(), pooled_only=self._only_pooled())
-        return self._features(output.final)
+    def forward(
+        self,
+        x: Tensor,
+        prior: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        return_losses: bool = False,
+    ) -> tuple[Tensor, ...] | BackboneTrainOutput:
+        """Features of images ``(B, in_channels, H, W)``, one for each of ``out_indices``.
 
-    def forward_train(self, x: Tensor) -> BackboneTrainOutput:
-        """Features and own losses in one forward, for host models that know mmvars."""
-        return BackboneTrainOutput(self(x), None, {})
+        Args:
+            x: Images.
+            prior: Prior for this call: ``(C,)``, ``(B, C)``, or class ids; ``None``: the
+                network's own.
+            alpha: Scale for this call, a number or ``(B,)``; ``None``: the network's own.
+            return_losses: Return a :class:`BackboneTrainOutput`.
+
+        Raises:
+            InputError: On a prior or a scale that does not fit, or without top-down attention.
+        """
+        network, weight = self.network, self.reconstruction_loss_weight
+        # In eval mode with gradients all tokens are computed: class activation maps read them.
+        pooled_only = self._is_class_token_alone and (self.training or not torch.is_grad_enabled())
+        if isinstance(network, Trunk):
+            if prior is not None or alpha is not None:
+                raise InputError(
+                    f'mmvars.{type(self).__name__} has no top-down attention and '
+                    'takes no prior or alpha: leave it out, or use mmvars.AbSViT'
+                )
+            feats = self._features(network(x, self._raw_indices, pooled_only))
+            return BackboneTrainOutput(feats, None, {}) if return_losses else feats
+        if weight and self.training and not return_losses:
+            self._warn_of_ignored_loss()
+        reconstruction = return_losses and weight > 0
+        output = network(x, prior, alpha, self._raw_indices, reconstruction, pooled_only)
+        feats = self._features(output.second)
+        if not return_losses:
+            return feats
+        first = None if isinstance(network, PerceiverIO) else self._features(output.first)
+        losses = {'loss_reconstruction': weight * output.reconstruction.sum()} if weight else {}
+        return BackboneTrainOutput(feats, first, losses)
+
+    def forward_priors(
+        self, x: Tensor, priors: Sequence[Tensor] | Tensor, alpha: float | Tensor | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """What :meth:`forward` returns for each of several priors; pass 1 runs once.
+
+        A second pass runs when the iterator comes to it.
+
+        Args:
+            x, priors, alpha: As in :meth:`forward`; the priors one after the other.
+        """
+        min_ndim = 2 if isinstance(priors, Tensor) and priors.is_floating_point() else 1
+        if not isinstance(priors, Sequence | Tensor) or getattr(priors, 'ndim', 2) < min_ndim:
+            raise InputError(
+                'priors must be a sequence of priors, or a tensor with one in each '
+                f'row; for a single prior call forward(x, prior). Got {priors!r}'
+            )
+        network = self._two_pass_network()
+        first = network.forward_first_pass(x)
+        pooled_only = self._is_class_token_alone and not torch.is_grad_enabled()
+        return (
+            self._features(
+                network.forward_second_pass(
+                    first, prior, alpha, self._raw_indices, pooled_only=pooled_only
+                ).second
+            )
+            for prior in priors
+        )
+
+    def forward_frame(
+        self,
+        x: Tensor,
+        previous: TrunkOutput | None = None,
+        prior: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+    ) -> tuple[tuple[Tensor, ...], TrunkOutput]:
+        """Features of a video frame, with the output for the frame before in place of pass 1.
+
+        Another function than :meth:`forward`, at about half the cost: the second pass is steered
+        by the tokens of the frame before. Call it under ``torch.no_grad()``, or each frame holds
+        the graphs of all before it.
+
+        Args:
+            x, prior, alpha: As in :meth:`forward`.
+            previous: The second value returned for the frame before; ``None`` at the first.
+        """
+        network = self._two_pass_network()
+        first = network.forward_first_pass(x, previous)
+        output = network.forward_second_pass(first, prior, alpha, self._raw_indices).second
+        return self._features(output), output._replace(intermediates=(), grids=())
+
+    def fuse(self) -> None:
+        """Multiply weights out for faster inference; ``train()`` undoes it."""
+        self.network.fuse()
+
+    def unfuse(self) -> None:
+        """Undo :meth:`fuse`."""
+        self.network.unfuse()
 
     def init_weights(self) -> None:
         """Load the ``Pretrained`` file if there is one; fresh weights are set at construction."""
         super().init_weights()
+        if any(hasattr(module, 'lipschitz') for module in self.modules()):
+            print_log(
+                'VARS-S: its Lipschitz constants are to be updated while it trains. `mmvars '
+                "train` does so; with another script, put dict(type='mmvars."
+                "LipschitzUpdateHook') into custom_hooks",
+                logger='current',
+            )
         if self._pretrained is not None:
             print_log(load_pretrained(self, **self._pretrained).summary(), logger='current')
 
-    def train(self, mode: bool = True) -> 'TrunkBackbone':
+    def train(self, mode: bool = True) -> 'Backbone':
         super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
+        for part in self._frozen_parts():
+            if isinstance(part, nn.Module):
+                part.eval()
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -119,90 +266,100 @@ class TrunkBackbone(BaseModule):
 
         The embedding and prompts are layer 0 and block i is layer i + 1; what leads from one stage
         to the next belongs to the block after it, a feedback decoder to its block; final norm and
-        prior are the last layer.
-
-        Returns:
-            ``(depth, number of layers)``, the latter ``num_layers + 2``.
+        prior are the last layer. Returned beside it is the number of layers, ``num_layers + 2``.
         """
-        num_layers = self.num_layers + 2
-        name = param_name.removeprefix(prefix).removeprefix('network.')
-        part, _, inner = name.partition('.')
-        if part == 'feedback':  # decoders and crossings are numbered as the blocks they lead to
-            return int(inner.split('.')[1]) + 1, num_layers
-        if part != 'trunk' or inner.split('.')[0] in ('norm', 'fc_norm'):
-            return num_layers - 1, num_layers
-        block = self.network.trunk.block_index(inner)
-        return (0 if block is None else block + 1), num_layers
-
-    def _checked_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        given = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices, )
-        depth = self.num_layers
-        indices = tuple(i + depth if isinstance(i, int) and i < 0 else i for i in given)
-        if (not indices or any(not isinstance(i, int) or not 0 <= i < depth for i in indices)
-                or any(isinstance(i, bool) for i in given)
-                or list(indices) != sorted(set(indices))):
-            raise InputError(f'out_indices must be increasing block numbers in [{-depth}, '
-                             f'{depth - 1}], got {out_indices!r}')
-        return indices
-
-    def _wanted(self) -> tuple[int, ...]:
-        """Blocks whose raw output is returned: not the last, where its final norm follows."""
-        last_is_normed = self.out_indices[-1] == self.num_layers - 1 and self.final_norm
-        return self.out_indices[:-1] if last_is_normed else self.out_indices
-
-    def _only_pooled(self) -> bool:
-        """Whether of the last block the class token alone is wanted.
-
-        In eval mode with gradients all tokens are kept: class activation maps look at them.
-        """
-        return (self.out_type == 'cls_token' and self.out_indices == (self.num_layers - 1, )
-                and (self.training or not torch.is_grad_enabled()))
+        name = param_name.removeprefix(prefix).removeprefix('network.').removeprefix('trunk.')
+        parts, last = name.split('.'), self.num_layers + 1
+        if parts[0] == 'feedback':  # decoders and upsamples are numbered as the blocks they lead to
+            return int(parts[2]) + 1, last + 1
+        if parts[0] in ('norm', 'fc_norm', 'prior', 'cls_attn_blocks'):
+            return last, last + 1
+        block = self.trunk.layer_id(name)
+        return (0 if block is None else block + 1), last + 1
 
     def _features(self, output: TrunkOutput) -> tuple[Tensor, ...]:
-        feats = [self._formatted(tokens, grid)
-                 for tokens, grid in zip(output.intermediates, output.grids, strict=True)]
-        if len(feats) < len(self.out_indices):
-            feats.append(self._last_feature(output))
+        """The outputs of a pass in the form of ``out_type``, the last one normalized."""
+        trunk: Any = getattr(self.network, 'trunk', self.network)
+        layers = [*zip(output.intermediates, output.grids, strict=True)]
+        if self._ends_with_norm:
+            layers.append((output.tokens, output.grid))
+        feats: list[Tensor] = []
+        for tokens, grid in layers:
+            is_last = len(feats) == len(output.intermediates)
+            if self.out_type == 'cls_token':
+                feats.append(tokens[:, 0])
+            elif self.out_type == 'avg_featmap':
+                mean = grid.patch_tokens(tokens).mean(dim=1)
+                feats.append(trunk.fc_norm(mean) if is_last else mean)
+            else:
+                feats.append(grid.to_map(trunk.fc_norm(tokens) if is_last else tokens).contiguous())
         return tuple(feats)
 
-    def _last_feature(self, output: TrunkOutput) -> Tensor:
-        """The last block's output after the final norm; ``fc_norm`` stands after the mean."""
-        fc_norm = self.network.trunk.fc_norm
-        if self.out_type == 'featmap':
-            return output.grid.to_map(fc_norm(output.tokens))
-        feature = self._formatted(output.tokens, output.grid)
-        return fc_norm(feature) if self.out_type == 'avg_featmap' else feature
+    def _two_pass_network(self) -> TopDown:
+        if not isinstance(self.network, TopDown):
+            raise InputError(
+                f'this mmvars.{type(self).__name__} has a single pass: call forward instead'
+            )
+        return self.network
 
-    def _formatted(self, tokens: Tensor, grid) -> Tensor:
-        if self.out_type == 'cls_token':
-            return tokens[:, 0]
-        if self.out_type == 'avg_featmap':
-            return grid.patch_tokens(tokens).mean(dim=1)
-        return grid.to_map(tokens)
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        trunk = self.network.trunk
+    def _frozen_parts(self) -> list[Any]:
+        """Modules and parameters of the frozen stages."""
         if self.frozen_stages < 0:
             return []
-        return [trunk.patch_embed,
-                *(m for i in range(self.frozen_stages) for m in trunk.block_modules(i))]
+        parts = [
+            getattr(self.trunk, name, None) for name in ('patch_embed', 'cls_token', 'pos_embed')
+        ]
+        for index in range(self.frozen_stages):
+            parts += self.trunk.stage_modules(index)
+        return [part for part in parts if part is not None]
 
-    def _freeze(self) -> None:
-        """Leave ``requires_grad`` on what trains *and* what a loss can reach (DDP needs both)."""
-        for module in self._frozen_modules() + self._unused_modules():
-            module.requires_grad_(False)
-        if self.frozen_stages >= 0:
-            for name in ('cls_token', 'pos_embed'):
-                if getattr(self.network.trunk, name, None) is not None:
-                    getattr(self.network.trunk, name).requires_grad_(False)
+    def _unused_parts(self, decoders: Sequence[Any]) -> list[Any]:
+        """Modules and parameters that no output depends on: DDP needs ``requires_grad`` off them.
 
-    def _unused_modules(self) -> list[nn.Module]:
-        """Modules that no output depends on."""
-        trunk = self.network.trunk
-        last = self.out_indices[-1]
-        unused = [m for i in range(last + 1, self.num_layers) for m in trunk.block_modules(i)]
-        if last < self.num_layers - 1 or not self.final_norm:
-            unused += [trunk.norm, trunk.fc_norm]
-        elif self.out_type == 'cls_token':
-            unused += [trunk.fc_norm]
+        With top-down attention pass 1 runs every block and the final norm.
+        """
+        trunk, end = self.trunk, self.out_indices[-1] + 1
+        unused: list[Any] = []
+        if not self._ends_with_norm or self.out_type == 'cls_token':
+            unused.append(trunk.fc_norm)
+        if isinstance(self.network, Trunk):
+            unused += [
+                part for index in range(end, trunk.depth) for part in trunk.stage_modules(index)
+            ]
+            if not self._ends_with_norm:
+                unused.append(trunk.norm)
+                if hasattr(trunk, 'cls_attn_blocks'):  # FAN's class stage is part of the output
+                    unused += [trunk.cls_attn_blocks, trunk.cls_token]
+        elif getattr(self.network, 'num_passes', 2) == 2:  # a pass between uses every decoder
+            unused += [decoder.to_value for decoder in decoders[end:]]
         return unused
+
+    def _warn_of_ignored_loss(self) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self._has_warned:
+            return
+        self._has_warned = True
+        print_log(
+            f'reconstruction_loss_weight={self.reconstruction_loss_weight:g} has no effect '
+            "in this model, which takes the backbone's features alone: use "
+            "type='mmvars.EncoderDecoder' or type='mmvars.ImageClassifier', whose loss "
+            'contains it',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _resolve_indices(out_indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Block numbers from 0 on, increasing."""
+    values = tuple(out_indices) if isinstance(out_indices, Sequence) else (out_indices,)
+    are_numbers = all(isinstance(i, int) and not isinstance(i, bool) for i in values)
+    indices = tuple(i + depth if i < 0 else i for i in values) if are_numbers else ()
+    if (
+        not indices
+        or any(not 0 <= i < depth for i in indices)
+        or list(indices) != sorted(set(indices))
+    ):
+        raise InputError(
+            f'out_indices must be increasing block numbers in [{-depth}, '
+            f'{depth - 1}], got {out_indices!r}'
+        )
+    return indices

@@ -1,19 +1,28 @@
-"""MMSegmentation host: the backbone's own losses join; inference with bounded memory."""
+"""mmseg's segmentor, with the losses and priors of mmvars' backbones, and with bounded memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder as _EncoderDecoder
+from mmseg.models import SegTTAModel as _SegTTAModel
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.structures import SegDataSample
+from mmseg.registry import MODELS as MMSEG
 from torch import Tensor
 
 from mmvars.errors import InputError
-from mmvars.models.augmented import SegTTAModel
-from mmvars.models.labels import label_image, untouched
-from mmvars.models.inference_options import InferenceOptions
-from mmvars.models.windows import (Logits, WholeLogits, WindowSum, collect_windows, sliding_windows,
-                                   window_logits)
+from mmvars.models.arguments import fill_in_channels, stack_priors
+from mmvars.models.sliding_window import (
+    InferenceOptions,
+    Window,
+    class_groups,
+    running_argmax,
+    whole_image_metas,
+    window_mean,
+)
 from mmvars.registry import MODELS
 
 __all__ = ['EncoderDecoder', 'SegTTAModel']
@@ -23,34 +32,93 @@ __all__ = ['EncoderDecoder', 'SegTTAModel']
 class EncoderDecoder(_EncoderDecoder):
     """mmseg's ``EncoderDecoder`` whose loss contains the backbone's, and with bounded memory.
 
-    With an AbSViT whose ``reconstruction_loss_weight`` is above 0, the losses gain
-    ``backbone.loss_reconstruction`` (Eq. 2.13, weighted). With weight 0, or a plain ViT, it is
-    mmseg's segmentor: the released segmentation recipe has the two heads' losses only, and no
-    supervision of pass 1.
+    With a backbone whose ``reconstruction_loss_weight`` is above 0, the losses gain
+    ``backbone.loss_reconstruction`` (Eq. 2.13, weighted). Pass 1 is not supervised, as in the
+    released segmentation recipe.
+
+    A data sample's ``prior`` (a vector, or a class id), metainfo or plain field, is the prior for
+    that image in training, prediction, sliding windows and test-time augmentation; without it the
+    backbone's own is.
 
     ``test_cfg`` takes mmseg's ``mode``, ``crop_size`` and ``stride``, and the further keys of
-    :class:`~mmvars.models.inference_options.InferenceOptions`. Without these, finite predictions
-    are bit for bit those of mmseg. ``window_batch`` changes them by rounding.
-    ``keep_logits=False``, ``logits_device`` and ``logits_dtype`` make logits of full size a few
-    classes at a time, which changes them by rounding too (how ``interpolate`` rounds depends on the
-    number of channels); ``predict`` then goes neither through ``inference`` nor through
-    ``postprocess_result``.
+    :class:`~mmvars.models.sliding_window.InferenceOptions`. Without these, finite predictions are
+    bit for bit those of mmseg. ``window_batch`` changes them by rounding. ``keep_logits=False``,
+    ``logits_device`` and ``logits_dtype`` make full-size logits a few classes at a time, which
+    changes them by rounding too (how ``interpolate`` rounds depends on the number of channels);
+    ``predict`` then goes neither through ``inference`` nor through ``postprocess_result``.
+
+    Args:
+        backbone, decode_head, neck, auxiliary_head, train_cfg, test_cfg, data_preprocessor,
+            pretrained, init_cfg: As for mmseg's. ``in_channels`` of the heads may be left out.
 
     Raises:
         InputError: If the backbone is none of mmvars, or ``test_cfg`` cannot be used.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        if not hasattr(self.backbone, 'forward_train'):
-            raise InputError(f'mmvars.EncoderDecoder needs an mmvars backbone, got '
-                             f'{type(self.backbone).__name__}; use type="mmseg.EncoderDecoder"')
-        self.test_cfg = ConfigDict({'mode': 'whole', **(self.test_cfg or {})})
-        InferenceOptions.of(self.test_cfg)
+    def __init__(
+        self,
+        backbone: dict,
+        decode_head: dict,
+        neck: dict | None = None,
+        auxiliary_head: dict | list[dict] | None = None,
+        train_cfg: dict | None = None,
+        test_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        pretrained: str | None = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(
+            ConfigDict(backbone),
+            decode_head,
+            neck,
+            auxiliary_head,
+            train_cfg,
+            ConfigDict({'mode': 'whole', **(test_cfg or {})}),
+            data_preprocessor,
+            pretrained,
+            init_cfg,
+        )
+        InferenceOptions.from_cfg(self.test_cfg)
 
-    def loss(self, inputs: Tensor, data_samples: list) -> dict:
+    def _init_decode_head(self, decode_head: dict) -> None:
+        if not hasattr(self.backbone, 'trunk'):
+            raise InputError(
+                f'mmvars.EncoderDecoder needs an mmvars backbone, got '
+                f'{type(self.backbone).__name__}; use type="mmseg.EncoderDecoder"'
+            )
+        super()._init_decode_head(self._with_in_channels(decode_head))
+
+    def _init_auxiliary_head(self, auxiliary_head: dict | list[dict] | None) -> None:
+        super()._init_auxiliary_head(self._with_in_channels(auxiliary_head))
+
+    def _with_in_channels(self, head: Any) -> Any:
+        if isinstance(head, list):
+            return [self._with_in_channels(each) for each in head]
+        kind = head.get('type') if isinstance(head, dict) else None
+        head_class = MMSEG.get(kind) if isinstance(kind, str) else kind
+        if head_class is None or not issubclass(head_class, BaseDecodeHead):
+            return head
+        if 'kernel_generate_head' in head:  # K-Net reads the features through its first stage
+            head = head.copy()
+            head['kernel_generate_head'] = self._with_in_channels(head['kernel_generate_head'])
+            return head
+        return fill_in_channels(
+            head, self.backbone, self.neck if self.with_neck else None, head.get('in_index', -1)
+        )
+
+    def extract_feat(self, inputs: Tensor, prior: Tensor | None = None) -> Any:
+        """Features of ``inputs (B, C, H, W)``; ``prior`` as the backbone takes it."""
+        feats = self.backbone(inputs, prior)
+        return self.neck(feats) if self.with_neck else feats
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Logits of ``inputs (B, C, H, W)``; ``prior`` in the meta information is the prior."""
+        feats = self.extract_feat(inputs, stack_priors(batch_img_metas, inputs))
+        return self.decode_head.predict(feats, batch_img_metas, self.test_cfg)
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses of heads and backbone for ``inputs (B, C, H, W)``."""
-        output = self.backbone.forward_train(inputs)
+        output = self.backbone(inputs, stack_priors(data_samples, inputs), return_losses=True)
         feats = self.neck(output.feats) if self.with_neck else output.feats
         losses = {f'backbone.{name}': value for name, value in output.losses.items()}
         losses.update(self._decode_head_forward_train(feats, data_samples))
@@ -58,88 +126,224 @@ class EncoderDecoder(_EncoderDecoder):
             losses.update(self._auxiliary_head_forward_train(feats, data_samples))
         return losses
 
+    def _forward(self, inputs: Tensor, data_samples: list | None = None) -> Any:
+        return self.decode_head.forward(
+            self.extract_feat(inputs, stack_priors(data_samples, inputs))
+        )
+
     def predict(self, inputs: Tensor, data_samples: list | None = None) -> list:
         """Predictions for ``inputs (B, C, H, W)``, as ``test_cfg`` says.
 
         Returns:
             Data samples with ``pred_sem_seg`` and, unless ``keep_logits=False``, ``seg_logits``.
         """
-        options = InferenceOptions.of(self.test_cfg)  # it may have been changed since construction
-        if not options.by_class:
-            return super().predict(inputs, data_samples)
-        return self._predict_by_class(inputs, data_samples, options)
+        options = InferenceOptions.from_cfg(self.test_cfg)  # it may have changed since __init__
+        metas = (
+            whole_image_metas(inputs)
+            if data_samples is None
+            else [dict(sample.metainfo, prior=sample.get('prior')) for sample in data_samples]
+        )
+        if options.by_class:
+            return self._predict_by_class(inputs, metas, data_samples, options)
+        return self.postprocess_result(self.inference(inputs, metas), data_samples)
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Logits ``(B, C, H, W)``, the mean over sliding windows, in one piece."""
-        options = InferenceOptions.of(self.test_cfg)
-        windows = sliding_windows(inputs.shape[2:], options.crop_size, options.stride)
-        metas = self._window_metas(inputs, windows, batch_img_metas)
-        total = WindowSum(inputs, windows, self.out_channels, lambda logits: logits,
-                          options.logits_device, options.logits_dtype)
-        for window, logits in window_logits(inputs, windows,
-                                            lambda crops: self.encode_decode(crops, metas),
-                                            options.window_batch):
-            total.add(window, logits)
-        return total.mean()
+        options = InferenceOptions.from_cfg(self.test_cfg)
+        total = inputs.new_zeros(
+            (len(inputs), self.out_channels, *inputs.shape[2:]), **options.storage
+        )
+        return window_mean(
+            self._window_logits(inputs, batch_img_metas, options, self.encode_decode), total
+        )
 
     def postprocess_result(self, seg_logits: Tensor, data_samples: list | None = None) -> list:
         """As mmseg's, without a second copy of logits that have the right size already."""
-        if data_samples is None or len(data_samples) != 1 or not untouched(
-                seg_logits.shape[2:], data_samples[0].metainfo):
+        meta = data_samples[0].metainfo if data_samples and len(data_samples) == 1 else {}
+        padding = meta.get('img_padding_size', meta.get('padding_size', ()))
+        if (
+            data_samples is None
+            or any(padding)
+            or meta.get('flip')
+            or tuple(meta.get('ori_shape', ()))[:2] != tuple(seg_logits.shape[2:])
+        ):
             return super().postprocess_result(seg_logits, data_samples)
-        found, = super().postprocess_result(seg_logits)
-        data_samples[0].set_data({'seg_logits': found.seg_logits,
-                                  'pred_sem_seg': found.pred_sem_seg})
+        (result,) = super().postprocess_result(seg_logits)
+        data_samples[0].set_data(dict(result.items()))
         return data_samples
 
     @torch.no_grad()
-    def _predict_by_class(self, inputs: Tensor, data_samples: list | None,
-                          options: InferenceOptions) -> list:
-        metas = [None] * len(inputs)
-        if data_samples is not None:
-            metas = [sample.metainfo for sample in data_samples]
-        logits = self._logits(inputs, metas, options)
-        samples = data_samples or [SegDataSample() for _ in metas]
-        for image, (sample, meta) in enumerate(zip(samples, metas, strict=True)):
-            found = label_image(logits, image, meta, self.align_corners,
-                                getattr(self.decode_head, 'threshold', None), options.keep_logits,
-                                options.logits_device, options.logits_dtype)
-            sample.set_data({name: PixelData(data=data) for name, data in found.items()})
+    def _predict_by_class(
+        self,
+        inputs: Tensor,
+        metas: list[dict],
+        data_samples: list | None,
+        options: InferenceOptions,
+    ) -> list:
+        """:meth:`predict` with full-size logits of a few classes at a time."""
+        small = self._small_logits(inputs, metas, options)
+        full: Any = self.inference(inputs, metas) if small is None else None
+        samples = []
+        for image, meta in enumerate(metas):
+            best, stored = None, None
+            num_pixels = max(math.prod(inputs.shape[2:]), math.prod(meta['ori_shape'][:2]))
+            for classes in class_groups(self.out_channels, num_pixels):
+                logits = (
+                    self._mean_logits(small, inputs, image, classes)
+                    if small
+                    else full[image : image + 1, classes].to(inputs)
+                )
+                (sample,) = super().postprocess_result(
+                    logits, data_samples and data_samples[image : image + 1]
+                )
+                logits, labels = sample.seg_logits.data, sample.pred_sem_seg.data
+                if self.out_channels > 1:
+                    best = running_argmax(
+                        best, logits.amax(0, keepdim=True), labels + classes.start
+                    )
+                    labels = best[1]
+                if options.keep_logits:
+                    if stored is None:
+                        stored = logits.new_empty(
+                            (self.out_channels, *logits.shape[1:]), **options.storage
+                        )
+                    stored[classes] = logits
+                del sample.seg_logits
+            sample.set_data({'pred_sem_seg': PixelData(data=labels)})
+            if options.keep_logits:
+                sample.set_data({'seg_logits': PixelData(data=stored)})
+            samples.append(sample)
         return samples
 
-    def _logits(self, inputs: Tensor, metas: list, options: InferenceOptions) -> Logits:
-        """Logits of a batch, as small as the head leaves them."""
-        size = tuple(inputs.shape[2:])
-        shapes = dict(ori_shape=size, img_shape=size, pad_shape=size, padding_size=[0, 0, 0, 0])
-        metas = [shapes if meta is None else meta for meta in metas]
-        windows = None
-        if options.mode == 'slide':
-            windows = sliding_windows(size, options.crop_size, options.stride)
-            metas = self._window_metas(inputs, windows, metas)
+    def _small_logits(
+        self, inputs: Tensor, metas: list[dict], options: InferenceOptions
+    ) -> list[tuple[Window, Tensor]] | None:
+        """Each window with its logits ``(B, C, h, w)``, as small as the head makes them.
 
-        def encode_decode(images: Tensor) -> Tensor:
-            return self.encode_decode(images, metas)
+        ``None`` where their sum in full size is smaller still, or cannot be made class by class:
+        where the head's last step is not mmseg's plain resize.
+        """
+        head, windows = type(self.decode_head), []
+        if (
+            head.predict is not BaseDecodeHead.predict
+            or head.predict_by_feat is not BaseDecodeHead.predict_by_feat
+            or type(self).encode_decode is not EncoderDecoder.encode_decode
+        ):
+            return None
 
-        def decode(images: Tensor) -> Tensor:
-            return self.decode_head.forward(self.extract_feat(images))
+        def decode(crops: Tensor, crop_metas: list[dict]) -> Tensor:
+            feats = self.extract_feat(crops, stack_priors(crop_metas, crops))
+            return self.decode_head.forward(feats)
 
-        def resize(logits: Tensor) -> Tensor:
-            return self.decode_head.predict_by_feat(logits, metas)
+        count = len(options.windows(inputs))
+        for window, logits in self._window_logits(inputs, metas, options, decode):
+            if count > 1 and count * logits[0, 0].numel() >= inputs[0, 0].numel():
+                return None
+            windows.append((window, logits))
+        return windows
 
-        steps = (decode, resize) if self._resizes_last() else (encode_decode, lambda logits: logits)
-        if windows is None:
-            return WholeLogits(steps[0](inputs), steps[1], size)
-        return collect_windows(inputs, windows, *steps, options.window_batch,
-                               options.logits_device, options.logits_dtype)
+    def _mean_logits(
+        self, windows: list[tuple[Window, Tensor]], inputs: Tensor, image: int, classes: slice
+    ) -> Tensor:
+        """Logits ``(1, k, H, W)`` of some classes of one image, averaged over the windows."""
+        metas = [dict(img_shape=inputs[windows[0][0]].shape[2:])]
+        parts = (
+            (window, self.decode_head.predict_by_feat(logits[image : image + 1, classes], metas))
+            for window, logits in windows
+        )
+        if len(windows) == 1:
+            return next(parts)[1]
+        return window_mean(
+            parts, inputs.new_zeros((1, classes.stop - classes.start, *inputs.shape[2:]))
+        )
 
-    def _window_metas(self, inputs: Tensor, windows: list, metas: list[dict]) -> list[dict]:
-        """Meta information that makes a head resize to the window: it reads the first one."""
-        shape = windows[0].of(inputs).shape[2:]
-        return [dict(metas[0], img_shape=shape), *metas[1:]]
+    def _window_logits(
+        self,
+        inputs: Tensor,
+        metas: list[dict],
+        options: InferenceOptions,
+        forward: Callable[[Tensor, list[dict]], Tensor],
+    ) -> Iterator[tuple[Window, Tensor]]:
+        """Each window with the logits ``(B, C, ...)`` that ``forward`` makes of its crops."""
+        windows = options.windows(inputs)
+        # A head resizes its logits to the ``img_shape`` of the first image.
+        metas = [dict(metas[0], img_shape=inputs[windows[0]].shape[2:]), *metas[1:]]
+        for start in range(0, len(windows), options.window_batch):
+            group = windows[start : start + options.window_batch]
+            # A single window stays a view: the very tensor that mmseg gives to the network.
+            crops = (
+                inputs[group[0]]
+                if len(group) == 1
+                else torch.cat([inputs[window] for window in group])
+            )
+            yield from zip(
+                group, forward(crops, metas * len(group)).split(len(inputs)), strict=True
+            )
 
-    def _resizes_last(self) -> bool:
-        """Whether the head's last step is mmseg's plain resize, class by class."""
-        head = type(self.decode_head)
-        return (head.predict is BaseDecodeHead.predict
-                and head.predict_by_feat is BaseDecodeHead.predict_by_feat
-                and type(self).encode_decode is _EncoderDecoder.encode_decode)
+
+@MODELS.register_module()
+class SegTTAModel(_SegTTAModel):
+    """mmseg's ``SegTTAModel``, and bit for bit its predictions, with bounded memory.
+
+    mmseg holds the logits of all augmented versions of an image until the last: twelve times those
+    of one image for six scales and a flip. Here only their sum is held.
+
+    Args:
+        module: The segmentor, or its config.
+        data_preprocessor: As for mmseg's.
+
+    Raises:
+        InputError: If the segmentor makes no logits (``keep_logits=False``) to average.
+    """
+
+    def __init__(self, module: Any, data_preprocessor: Any = None) -> None:
+        super().__init__(module, data_preprocessor)
+        if not InferenceOptions.from_cfg(getattr(self.module, 'test_cfg', None)).keep_logits:
+            raise InputError(
+                'test-time augmentation averages logits, and test_cfg.keep_logits is '
+                'False: leave it out; test_cfg.logits_dtype="float16" and '
+                'logits_device="cpu" save memory too'
+            )
+
+    def test_step(self, data: dict | list | tuple) -> list:
+        """Predictions for a batch of images, averaged over their augmented versions.
+
+        Args:
+            data: As the data loader makes it: each entry is a list over the versions.
+
+        Returns:
+            The data samples of the last version, with ``pred_sem_seg``.
+        """
+        versions: list[Any] = (
+            [dict(zip(data, values, strict=True)) for values in zip(*data.values(), strict=True)]
+            if isinstance(data, dict)
+            else list(map(list, zip(*data, strict=True)))
+        )
+        first: list = []
+        samples: list = []
+        totals: list[Tensor] = []
+        many = self.module.out_channels > 1
+        for version in versions:
+            for sample in samples:  # make room; ``data`` holds the sample too
+                del sample.seg_logits
+            samples = self.module.test_step(version)
+            first = first or samples
+            totals = totals or [torch.zeros_like(sample.seg_logits.data) for sample in samples]
+            for sample, total in zip(samples, totals, strict=True):
+                total += (
+                    sample.seg_logits.data.softmax(dim=0)
+                    if many
+                    else sample.seg_logits.data.sigmoid()
+                )
+        for sample, start, total in zip(samples, first, totals, strict=True):
+            total /= len(versions)
+            labels = (
+                total.argmax(dim=0)
+                if many
+                else (total > self.module.decode_head.threshold).to(total).squeeze(1)
+            )
+            sample.set_data({'pred_sem_seg': PixelData(data=labels)})
+            if 'gt_sem_seg' in start:
+                sample.set_data({'gt_sem_seg': start.gt_sem_seg})
+            sample.set_metainfo({'img_path': start.img_path})
+        return samples

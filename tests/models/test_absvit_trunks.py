@@ -5,7 +5,7 @@ import torch
 
 from mmvars.errors import InputError
 from mmvars.models import FAN, AbSViT
-from mmvars.networks import DESIGNS
+from mmvars.networks import TOP_DOWN_DESIGNS
 
 IMAGES = (2, 3, 64, 50)
 ARCHS = {
@@ -25,14 +25,22 @@ def trainable(model) -> set[str]:
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-@pytest.mark.parametrize('design', DESIGNS)
-@pytest.mark.parametrize('options', [dict(out_indices=(0, 2)), dict(out_indices=(0, 1)),
-                                     dict(final_norm=False), dict(frozen_stages=1)])
+@pytest.mark.parametrize('design', TOP_DOWN_DESIGNS)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(out_indices=(0, 2)),
+        dict(out_indices=(0, 1)),
+        dict(out_indices=(0, 1), num_passes=3),
+        dict(final_norm=False),
+        dict(frozen_stages=1),
+    ],
+)
 def test_what_trains_is_what_a_loss_reaches(arch, design, options):
-    last_is_out = options.get('out_indices', (2, ))[-1] == 2 and options.get('final_norm', True)
+    last_is_out = options.get('out_indices', (2,))[-1] == 2 and options.get('final_norm', True)
     build = dict(arch=ARCHS[arch], design=design, img_size=64) | options
     if design == 'perceiver_io' and not last_is_out:
-        with pytest.raises(InputError, match='reweights the output of the last block alone'):
+        with pytest.raises(InputError, match='reweights the output of the last block|has none'):
             AbSViT(**build)
         return
     backbone = AbSViT(**build).train()
@@ -42,19 +50,38 @@ def test_what_trains_is_what_a_loss_reaches(arch, design, options):
     assert reached(backbone) == trainable(backbone)
 
 
+@pytest.mark.parametrize('num_passes', [2, 3])
+def test_a_pass_between_uses_the_decoders_above_the_last_output(num_passes):
+    backbone = AbSViT(arch=ARCHS['vit'], img_size=64, out_indices=(0, 1), num_passes=num_passes)
+    backbone(torch.randn(IMAGES))[1].square().sum().backward()
+    decoder = backbone.network.feedback.decoders[2]
+    assert decoder.to_value.weight.requires_grad == (num_passes == 3)
+    assert (decoder.to_value.weight.grad is not None) == (num_passes == 3)
+    assert decoder.to_below.weight.grad is not None
+
+
 @pytest.mark.parametrize('arch', ARCHS)
 def test_both_passes_and_the_reconstruction_reach_everything(arch):
-    backbone = AbSViT(arch=ARCHS[arch], img_size=64, reconstruction_loss_weight=.1,
-                      out_type='avg_featmap').train()
-    output = backbone.forward_train(torch.randn(IMAGES))
-    loss = sum(f.square().sum() for f in (*output.feats, *output.bottom_up_feats))
+    backbone = AbSViT(
+        arch=ARCHS[arch], img_size=64, reconstruction_loss_weight=0.1, out_type='avg_featmap'
+    ).train()
+    output = backbone(torch.randn(IMAGES), return_losses=True)
+    loss = sum(f.square().sum() for f in (*output.feats, *output.first_pass_feats))
     (loss + output.losses['loss_reconstruction']).backward()
     assert reached(backbone) == trainable(backbone)
 
 
-@pytest.mark.parametrize('options', [dict(out_indices=(0, 1)), dict(out_indices=(1, 2)),
-                                     dict(final_norm=False), dict(out_type='cls_token'),
-                                     dict(out_type='avg_featmap'), dict(frozen_stages=2)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(out_indices=(0, 1)),
+        dict(out_indices=(1, 2)),
+        dict(final_norm=False),
+        dict(out_type='cls_token'),
+        dict(out_type='avg_featmap'),
+        dict(frozen_stages=2),
+    ],
+)
 def test_fan_trains_what_a_loss_reaches(options):
     arch = {key: value for key, value in ARCHS['fan'].items() if key != 'trunk'}
     backbone = FAN(arch=arch, **options).train()
@@ -62,16 +89,16 @@ def test_fan_trains_what_a_loss_reaches(options):
     assert reached(backbone) == trainable(backbone)
 
 
-def test_layers_of_decoders_and_crossings():
+def test_layers_of_decoders_and_upsamples():
     backbone = AbSViT(arch=ARCHS['rvt'], img_size=64)
     depths = {name: backbone.get_layer_depth(name)[0] for name, _ in backbone.named_parameters()}
-    assert depths['network.feedback.decoders.2.chain.weight'] == 3
-    assert depths['network.feedback.crossings.1.conv.weight'] == 2
+    assert depths['network.feedback.decoders.2.to_below.weight'] == 3
+    assert depths['network.feedback.upsamples.1.conv.weight'] == 2
     assert depths['network.prior.query'] == 4
 
 
 def test_rivals_have_no_decoders_to_train():
     with pytest.raises(InputError, match='decoders to train'):
-        AbSViT(arch=ARCHS['rvt'], design='mask_attention', reconstruction_loss_weight=.1)
+        AbSViT(arch=ARCHS['rvt'], design='mask_attention', reconstruction_loss_weight=0.1)
     with pytest.raises(InputError, match="transfer='prompt' is for ViT sizes"):
         AbSViT(arch=ARCHS['rvt'], transfer='prompt')

@@ -10,8 +10,12 @@ from mmengine.registry import MODELS
 from mmengine.structures import PixelData
 
 from mmvars.errors import InputError
-from mmvars.models.labels import RunningArgmax
-from mmvars.models.windows import sliding_windows
+from mmvars.models.sliding_window import (
+    InferenceOptions,
+    class_groups,
+    running_argmax,
+    sliding_windows,
+)
 
 pytest.importorskip('mmseg.models', exc_type=ImportError)  # needs mmcv's ops in one stack
 
@@ -21,30 +25,63 @@ from mmseg.structures import SegDataSample  # noqa: E402
 
 WHOLE = dict(mode='whole')
 SLIDE = dict(mode='slide', crop_size=(48, 64), stride=(31, 40))
-BY_CLASS = [dict(keep_logits=False), dict(logits_dtype='float32'),
-            dict(logits_device='cpu', logits_dtype='float16'), dict(logits_dtype='bfloat16')]
-CASES = [((48, 64), 1, False), ((32, 40), 3, True), ((33, 150), 1, True), ((97, 131), 3, False),
-         ((130, 64), 2, True)]
+BY_CLASS = [
+    dict(keep_logits=False),
+    dict(logits_dtype='float32'),
+    dict(logits_device='cpu', logits_dtype='float16'),
+    dict(logits_dtype='bfloat16'),
+]
+CASES = [
+    ((48, 64), 1, False),
+    ((32, 40), 3, True),
+    ((33, 150), 1, True),
+    ((97, 131), 3, False),
+    ((130, 64), 2, True),
+]
 CLOSE = 1e-5  # of the largest logit, in float32
 
 
 @MMSEG.register_module(force=True)
 class OwnPredictHead(FCNHead):
     """A head whose last step is its own, as in mask classification."""
+
     def predict(self, inputs, batch_img_metas, test_cfg):
         return 2 * super().predict(inputs, batch_img_metas, test_cfg)
 
 
-def build(test_cfg=None, type='mmvars.EncoderDecoder', classes=7, backbone=None, head='FCNHead',
-          data_preprocessor=None, **head_cfg):
-    backbone = backbone or dict(type='mmvars.AbSViT', img_size=64, out_indices=(0, 1), arch=dict(
-        embed_dims=24, num_layers=2, num_heads=3, patch_size=16))
+def build(
+    test_cfg=None,
+    type='mmvars.EncoderDecoder',
+    classes=7,
+    backbone=None,
+    head='FCNHead',
+    data_preprocessor=None,
+    **head_cfg,
+):
+    backbone = backbone or dict(
+        type='mmvars.AbSViT',
+        img_size=64,
+        out_indices=(0, 1),
+        arch=dict(embed_dims=24, num_layers=2, num_heads=3, patch_size=16),
+    )
     width = dict(in_channels=24, in_index=1) | head_cfg
     torch.manual_seed(1)
-    return MODELS.build(dict(
-        type=type, backbone=backbone, test_cfg=test_cfg, data_preprocessor=data_preprocessor,
-        decode_head=dict(type=f'mmseg.{head}', channels=8, num_classes=classes, num_convs=1,
-                         norm_cfg=dict(type='GN', num_groups=2), **width))).eval()
+    return MODELS.build(
+        dict(
+            type=type,
+            backbone=backbone,
+            test_cfg=test_cfg,
+            data_preprocessor=data_preprocessor,
+            decode_head=dict(
+                type=f'mmseg.{head}',
+                channels=8,
+                num_classes=classes,
+                num_convs=1,
+                norm_cfg=dict(type='GN', num_groups=2),
+                **width,
+            ),
+        )
+    ).eval()
 
 
 def stock(test_cfg, **options):
@@ -53,8 +90,10 @@ def stock(test_cfg, **options):
 
 def samples(size, batch=1, **meta):
     """Data samples as a data loader makes them."""
-    made = [SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, *size, dtype=torch.long)))
-            for _ in range(batch)]
+    made = [
+        SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, *size, dtype=torch.long)))
+        for _ in range(batch)
+    ]
     for sample in made:
         sample.set_metainfo(dict(ori_shape=size, img_shape=size, pad_shape=size) | meta)
     return made
@@ -85,15 +124,16 @@ def close(ours, theirs, bound, sure=None):
             assert (a.seg_logits.data - logits).abs().max() <= bound * scale
         best = logits.topk(2, dim=0).values
         clear = best[0] - best[1] > 2 * (sure or bound) * scale
-        assert clear.float().mean() > .5
+        assert clear.float().mean() > 0.5
         assert a.pred_sem_seg.data.dtype == labels.dtype
         assert torch.equal(a.pred_sem_seg.data[:, clear], labels[:, clear])
 
 
 @pytest.mark.parametrize('size, batch, align_corners', CASES)
 @pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE], ids=['whole', 'slide'])
-def test_without_options_predictions_are_those_of_mmseg_bit_for_bit(test_cfg, size, batch,
-                                                                    align_corners):
+def test_without_options_predictions_are_those_of_mmseg_bit_for_bit(
+    test_cfg, size, batch, align_corners
+):
     images = torch.randn(batch, 3, *size)
     ours = build(test_cfg, align_corners=align_corners)
     theirs = stock(test_cfg, align_corners=align_corners)
@@ -118,16 +158,22 @@ META = {
 }
 
 
-@pytest.mark.parametrize('classes, kind', [
-    *((dict(classes=7), kind) for kind in META),
-    *((dict(classes=2, out_channels=1), kind) for kind in ('padded', 'flipped and resized')),
-    (dict(classes=5, head='OwnPredictHead', align_corners=True), 'flipped and resized')], ids=str)
+@pytest.mark.parametrize(
+    'classes, kind',
+    [
+        *((dict(classes=7), kind) for kind in META),
+        *((dict(classes=2, out_channels=1), kind) for kind in ('padded', 'flipped and resized')),
+        (dict(classes=5, head='OwnPredictHead', align_corners=True), 'flipped and resized'),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE], ids=['whole', 'slide'])
 def test_padding_flips_and_one_channel(test_cfg, kind, classes):
     meta = META[kind]
     if classes.get('out_channels') == 1:
-        classes = classes | dict(threshold=.5, loss_decode=dict(
-            type='mmseg.CrossEntropyLoss', use_sigmoid=True))
+        classes = classes | dict(
+            threshold=0.5, loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=True)
+        )
     images, given = torch.randn(2, 3, 97, 131), samples((97, 131), 2, **meta)
     ours, mmseg = build(test_cfg, **classes), stock(test_cfg, **classes)
     theirs = predict(mmseg, images, given)
@@ -138,7 +184,7 @@ def test_padding_flips_and_one_channel(test_cfg, kind, classes):
         return close(found, theirs, CLOSE)
     for a, b in zip(found, theirs, strict=True):
         torch.testing.assert_close(a.seg_logits.data, b.seg_logits.data)
-        clear = (b.seg_logits.data - .5).abs() > 1e-5
+        clear = (b.seg_logits.data - 0.5).abs() > 1e-5
         assert torch.equal(a.pred_sem_seg.data[clear], b.pred_sem_seg.data[clear])
         assert a.pred_sem_seg.data.dtype == b.pred_sem_seg.data.dtype
 
@@ -148,11 +194,11 @@ def test_padding_flips_and_one_channel(test_cfg, kind, classes):
 def test_windows_in_one_forward_change_rounding_only(batch, windows):
     images, given = torch.randn(batch, 3, 97, 131), samples((97, 131), batch, ori_shape=(80, 99))
     ours, theirs = build(SLIDE | dict(window_batch=windows)), stock(SLIDE)
-    shown, forward = [], ours.backbone.forward
-    ours.backbone.forward = lambda x: shown.append(len(x)) or forward(x)
+    shown = []
+    hook = ours.backbone.register_forward_pre_hook(lambda _, args: shown.append(len(args[0])))
     close(predict(ours, images, given), predict(theirs, images, given), CLOSE)
     assert sum(shown) == 9 * batch and max(shown) == min(windows, 9) * batch
-    ours.backbone.forward = forward
+    hook.remove()
     images = images.double()
     close(predict(ours.double(), images, given), predict(theirs.double(), images, given), 1e-13)
 
@@ -161,7 +207,7 @@ def test_windows_in_one_forward_change_rounding_only(batch, windows):
 @pytest.mark.parametrize('options', BY_CLASS, ids=str)
 @pytest.mark.parametrize('test_cfg', [WHOLE, SLIDE | dict(window_batch=4)], ids=str)
 def test_class_by_class_changes_rounding_only(test_cfg, options, head, monkeypatch):
-    monkeypatch.setattr('mmvars.models.labels.WORK_BYTES', 2 * 4 * 131 * 180)
+    monkeypatch.setattr('mmvars.models.sliding_window.WORK_BYTES', 2 * 4 * 131 * 180)
     images, given = torch.randn(2, 3, 97, 131), samples((97, 131), 2, ori_shape=(120, 180))
     ours = predict(build(test_cfg | options, head=head), images, given)
     theirs = predict(stock(test_cfg, head=head), images, given)
@@ -175,6 +221,22 @@ def test_class_by_class_changes_rounding_only(test_cfg, options, head, monkeypat
         if 'seg_logits' in sample:
             dtype = getattr(torch, options.get('logits_dtype', 'float32'))
             assert sample.seg_logits.data.dtype == dtype
+
+
+def test_many_small_windows_are_summed_where_that_is_the_smaller():
+    """Rows and columns of the head's logits: 33 windows of 12 x 16 are more than 48 x 96 pixels."""
+    backbone = dict(
+        type='mmvars.ViT',
+        img_size=64,
+        out_indices=(0, 1),
+        arch=dict(embed_dims=24, num_layers=2, num_heads=3, patch_size=4),
+    )
+    test_cfg = dict(mode='slide', crop_size=(48, 64), stride=(48, 1))
+    images, given = torch.randn(1, 3, 48, 96), samples((48, 96))
+    theirs = predict(stock(test_cfg, backbone=backbone), images, given)
+    ours = build(test_cfg | dict(logits_dtype='float32'), backbone=backbone)
+    assert ours._small_logits(images, [{}], InferenceOptions.from_cfg(ours.test_cfg)) is None
+    close(predict(ours, images, given), theirs, CLOSE)
 
 
 @pytest.mark.parametrize('keep', [False, True])
@@ -195,7 +257,7 @@ def test_no_tensor_holds_all_classes_in_full_size(test_cfg, keep, monkeypatch):
 
     images, plane = torch.randn(1, 3, 97, 131), 97 * 131
     given = samples((97, 131), ori_shape=(97, 130))
-    monkeypatch.setattr('mmvars.models.labels.WORK_BYTES', 2 * 4 * plane)
+    monkeypatch.setattr('mmvars.models.sliding_window.WORK_BYTES', 2 * 4 * plane)
     options = dict(keep_logits=False) if not keep else dict(logits_dtype='float16')
     with Largest() as mmseg:
         predict(stock(test_cfg, classes=60), images, given)
@@ -205,10 +267,14 @@ def test_no_tensor_holds_all_classes_in_full_size(test_cfg, keep, monkeypatch):
     assert ours.numel <= (30 if keep else 6) * plane  # images are 3, labels 2, float16 half
 
 
-@pytest.mark.parametrize('backbone, extra', [
-    (dict(type='mmvars.ViT'), dict(patch_size=16)),
-    (dict(type='mmvars.VARS', mixer='vars_sd'), dict(trunk='deit_convstem'))],
-    ids=['ViT', 'VARS'])
+@pytest.mark.parametrize(
+    'backbone, extra',
+    [
+        (dict(type='mmvars.ViT'), dict(patch_size=16)),
+        (dict(type='mmvars.VARS', mixer='vars_sd'), dict(trunk='deit_convstem')),
+    ],
+    ids=['ViT', 'VARS'],
+)
 def test_every_backbone_family(backbone, extra):
     arch = dict(embed_dims=24, num_layers=2, num_heads=3) | extra
     backbone = dict(backbone, img_size=64, out_indices=(0, 1), arch=arch)
@@ -225,19 +291,32 @@ def test_windows_cover_every_pixel(size, crop, stride):
     seen = torch.zeros(size)
     windows = sliding_windows(size, crop, stride)
     for window in windows:
-        assert window.of(seen).shape == tuple(map(min, size, crop))
-        window.of(seen).add_(1)
+        assert seen[window].shape == tuple(map(min, size, crop))
+        seen[window] += 1
     assert seen.min() >= 1 and len(windows) == len(set(map(str, windows)))
 
 
 def test_running_argmax_is_argmax():
     logits = torch.randint(0, 4, (9, 20, 30)).float()  # many are equal
-    logits[torch.rand(logits.shape) < .05] = float('nan')
-    logits[torch.rand(logits.shape) < .05] = float('-inf')
-    running = RunningArgmax()
+    logits[torch.rand(logits.shape) < 0.05] = float('nan')
+    logits[torch.rand(logits.shape) < 0.05] = float('-inf')
+    best, start = None, 0
     for part in logits.split([1, 4, 2, 2]):
-        running.update(part)
-    assert torch.equal(running.labels, logits.argmax(0, keepdim=True))
+        labels = part.argmax(0, keepdim=True)
+        best = running_argmax(best, part.amax(0, keepdim=True), labels + start)
+        start += len(part)
+    assert torch.equal(best[1], logits.argmax(0, keepdim=True))
+
+
+@pytest.mark.parametrize('num_classes', [1, 2, 3, 7, 150, 151])
+@pytest.mark.parametrize('planes', [0.1, 1, 2, 3.5, 100, 1e6])
+def test_groups_of_classes(num_classes, planes, monkeypatch):
+    monkeypatch.setattr('mmvars.models.sliding_window.WORK_BYTES', int(planes * 4 * 1000))
+    groups = class_groups(num_classes, 1000)
+    covered = [index for group in groups for index in range(num_classes)[group]]
+    assert covered == list(range(num_classes))
+    sizes = [group.stop - group.start for group in groups]
+    assert max(sizes) <= max(planes, 3) and min(sizes) >= min(num_classes, 2)
 
 
 def test_options_are_checked_at_construction_and_again_when_they_change():
@@ -258,15 +337,29 @@ def augmented(kind, test_cfg, **options):
     model = MODELS.build(dict(type=kind, module=model))
     torch.manual_seed(2)
     flips = (False, 'horizontal', 'vertical')
-    given = [samples((97, 131), 2, flip=bool(flip), flip_direction=flip, img_path='x',
-                     ori_shape=(70, 90)) for flip in flips]
+    given = [
+        samples(
+            (97, 131), 2, flip=bool(flip), flip_direction=flip, img_path='x', ori_shape=(70, 90)
+        )
+        for flip in flips
+    ]
     data = dict(inputs=[list(torch.randn(2, 3, 97, 131)) for _ in flips], data_samples=given)
     return model, data
 
 
-@pytest.mark.parametrize('classes', [dict(classes=7), dict(
-    classes=2, out_channels=1, threshold=.5,
-    loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=True))], ids=['many', 'one'])
+@pytest.mark.parametrize(
+    'classes',
+    [
+        dict(classes=7),
+        dict(
+            classes=2,
+            out_channels=1,
+            threshold=0.5,
+            loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=True),
+        ),
+    ],
+    ids=['many', 'one'],
+)
 @pytest.mark.parametrize('listed', [False, True])
 def test_augmented_tests_are_those_of_mmseg_and_keep_one_version(classes, listed):
     if 'threshold' in classes:  # so that there are both labels
@@ -279,7 +372,8 @@ def test_augmented_tests_are_those_of_mmseg_and_keep_one_version(classes, listed
         if listed:
             data = list(data.values())
             model.module.test_step = lambda pair, step=model.module.test_step: step(
-                dict(inputs=pair[0], data_samples=pair[1]))
+                dict(inputs=pair[0], data_samples=pair[1])
+            )
         made, step, alive = [], model.module.test_step, []
 
         def watched(version, made=made, step=step, alive=alive):
