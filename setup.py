@@ -19,7 +19,18 @@ SUFFIXES = {'.py', '.yml', '.yaml', '.sh', '.txt', '.md'}
 ONEDL = ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain']
 OPENMMLAB = ['mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain']
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
-DEV = ['pytest', 'pytest-xdist', 'ruff', 'scikit-learn', 'tensorboard', *EXPORT]
+# peft is for the tests of LoRA; mmpretrain may not import beside the transformers 5 it brings.
+DEV = [
+    'pytest',
+    'pytest-xdist',
+    'ruff',
+    'mypy',
+    'scikit-learn',
+    'tensorboard',
+    'peft',
+    'transformers<5',
+    *EXPORT,
+]
 
 
 def version() -> str:
@@ -28,16 +39,11 @@ def version() -> str:
     return re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE).group(1)
 
 
-def readme() -> str:
-    """README.md, or nothing while it is not written."""
-    path = ROOT / 'README.md'
-    return path.read_text(encoding='utf-8') if path.is_file() else ''
-
-
 def resource_files() -> list[Path]:
     """Files of configs/ and tools/ that travel with the package, relative to the root."""
     return [
-        path.relative_to(ROOT) for folder in ('configs', 'tools')
+        path.relative_to(ROOT)
+        for folder in ('configs', 'tools')
         for path in sorted((ROOT / folder).rglob('*'))
         if path.is_file() and path.suffix in SUFFIXES and '__pycache__' not in path.parts
     ]
@@ -45,8 +51,7 @@ def resource_files() -> list[Path]:
 
 def index_for_wheel(text: str) -> str:
     """``configs/model-index.yml`` as it must read one level higher, in ``.mim/``."""
-    return re.sub(r'^(\s*-\s+)(?!configs/)(\S+\.ya?ml)', r'\1configs/\2', text,
-                  flags=re.MULTILINE)
+    return re.sub(r'^(\s*-\s+)(?!configs/)(\S+\.ya?ml)', r'\1configs/\2', text, flags=re.MULTILINE)
 
 
 class BuildWithResources(build_py):
@@ -79,13 +84,13 @@ setup(
     name='mmvars',
     version=version(),
     description='Bottom-up and top-down attention (VARS, AbSViT) as OpenMMLab backbones',
-    long_description=readme(),
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['mmvars', 'mmvars.*']),
-    package_data={'mmvars': ['data/**/*']},
+    package_data={'mmvars': ['py.typed', 'data/**/*']},
     install_requires=['torch>=2.4', 'timm>=1.0', 'safetensors', 'numpy', 'pillow', 'matplotlib'],
     extras_require={
         # Both name all four packages: none of them lists the others as a hard requirement.

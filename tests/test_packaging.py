@@ -14,8 +14,9 @@ from mmvars import __version__
 
 pytest.importorskip('setuptools')
 
-SKIPPED = shutil.ignore_patterns('.*', '__pycache__', 'build', 'dist', '*.egg-info', 'work_dirs',
-                                 'tests', 'quickstart_output')
+SKIPPED = shutil.ignore_patterns(
+    '.*', '__pycache__', 'build', 'dist', '*.egg-info', 'work_dirs', 'tests', 'quickstart_output'
+)
 
 
 @pytest.fixture(scope='module')
@@ -24,8 +25,13 @@ def built(tmp_path_factory) -> Path:
     repo = Path(__file__).resolve().parents[1]
     copy = tmp_path_factory.mktemp('build') / 'mmvars'
     shutil.copytree(repo, copy, ignore=SKIPPED)
-    done = subprocess.run([sys.executable, 'setup.py', '-q', 'sdist', 'bdist_wheel'], cwd=copy,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, 'setup.py', '-q', 'sdist', 'bdist_wheel'],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return copy / 'dist'
 
@@ -37,12 +43,29 @@ def wheel(built) -> zipfile.ZipFile:
 
 def test_configs_and_tools_are_in_the_wheel(wheel, repo) -> None:
     names = set(wheel.namelist())
-    for folder, least in (('configs', 40), ('tools', 8)):
-        files = [p.relative_to(repo) for p in (repo / folder).rglob('*')
-                 if p.suffix in {'.py', '.yml', '.sh'} and '__pycache__' not in p.parts]
+    for folder, least in (('configs', 100), ('tools', 8)):
+        files = [
+            p.relative_to(repo)
+            for p in (repo / folder).rglob('*')
+            if p.suffix in {'.py', '.yml', '.sh', '.md'} and '__pycache__' not in p.parts
+        ]
         assert len(files) >= least
         missing = [f for f in files if f'mmvars/.mim/{f.as_posix()}' not in names]
         assert not missing
+
+
+def test_types_and_published_numbers_are_in_the_wheel(wheel) -> None:
+    names = set(wheel.namelist())
+    assert 'mmvars/py.typed' in names
+    for name in (
+        'benchmark.py',
+        'get_flops.py',
+        'published.yml',
+        'reference_absvit.py',
+        'timing.py',
+    ):
+        assert f'mmvars/.mim/tools/benchmark/{name}' in names
+    assert 'mmvars/.mim/tools/compare_runs.py' in names
 
 
 def test_the_mini_data_set_is_in_the_wheel(wheel, repo) -> None:
@@ -71,8 +94,14 @@ def test_nothing_else_is_in_the_wheel(wheel) -> None:
 def test_the_metadata_asks_for_no_more_than_needed(wheel) -> None:
     text = wheel.read(f'mmvars-{__version__}.dist-info/METADATA').decode()
     required = re.findall(r'^Requires-Dist: ([\w-]+)([^;\n]*)$', text, re.MULTILINE)
-    assert {name for name, _ in required} == {'torch', 'timm', 'safetensors', 'numpy', 'pillow',
-                                              'matplotlib'}
+    assert {name for name, _ in required} == {
+        'torch',
+        'timm',
+        'safetensors',
+        'numpy',
+        'pillow',
+        'matplotlib',
+    }
     assert not [pin for _, pin in required if '==' in pin or '<' in pin]
     for extra in ('onedl', 'openmmlab'):
         assert len(re.findall(rf'extra == "{extra}"', text)) == 5  # four packages and torchvision
@@ -83,5 +112,13 @@ def test_the_metadata_asks_for_no_more_than_needed(wheel) -> None:
 def test_the_source_distribution_can_build_the_same(built) -> None:
     with tarfile.open(built / f'mmvars-{__version__}.tar.gz') as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
-    assert {'setup.py', 'LICENSE', 'configs/model-index.yml', 'tools/train.py',
-            'tools/constraints.txt', 'mmvars/cli.py'} <= names
+    assert {
+        'setup.py',
+        'LICENSE',
+        'configs/model-index.yml',
+        'tools/train.py',
+        'tools/constraints.txt',
+        'tools/benchmark/published.yml',
+        'mmvars/cli.py',
+        'mmvars/py.typed',
+    } <= names

@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/absvit/absvit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256.py'
 ITERATIONS = 160
 IGNORED = 255
-PROGRESS = re.compile(r'Iter\((train|val|test)\) +\[ *(\d+)/(\d+)\](?:.*?eta: (\S+))?'
-                      r'(?:.*?loss: (\S+))?(?:.*?(mIoU: \S+))?')
+PROGRESS = re.compile(
+    r'Iter\((train|val|test)\) +\[ *(\d+)/(\d+)\](?:.*?eta: (\S+))?'
+    r'(?:.*?loss: (\S+))?(?:.*?(mIoU: \S+))?'
+)
 
 
 def main() -> int:
@@ -29,13 +31,38 @@ def main() -> int:
     root = Path(mini_root('cityscapes'))
     images = sorted(map(str, (root / 'leftImg8bit' / 'val').glob('*/*.png')))[:6]
     steps = [
-        (f'Training AbSViT-Ti + UperNet + FCN for {ITERATIONS} iterations', 'train.py', CONFIG,
-         '--work-dir', out / 'training', '--cfg-options', f'max_iters={ITERATIONS}',
-         f'train_cfg.val_interval={ITERATIONS // 2}', 'default_hooks.logger.interval=5'),
-        ('Testing it', 'test.py', CONFIG, checkpoint, '--work-dir', out / 'testing',
-         '--out', out / 'predictions', '--show-dir', out / 'pictures'),
-        ('Drawing its attention', 'visualize_attention.py', CONFIG, checkpoint, *images,
-         '--out-dir', out / 'attention'),
+        (
+            f'Training AbSViT-Ti + UperNet + FCN for {ITERATIONS} iterations',
+            'train.py',
+            CONFIG,
+            '--work-dir',
+            out / 'training',
+            '--cfg-options',
+            f'max_iters={ITERATIONS}',
+            f'train_cfg.val_interval={ITERATIONS // 2}',
+            'default_hooks.logger.interval=5',
+        ),
+        (
+            'Testing it',
+            'test.py',
+            CONFIG,
+            checkpoint,
+            '--work-dir',
+            out / 'testing',
+            '--out',
+            out / 'predictions',
+            '--show-dir',
+            out / 'pictures',
+        ),
+        (
+            'Drawing its attention',
+            'visualize_attention.py',
+            CONFIG,
+            checkpoint,
+            *images,
+            '--out-dir',
+            out / 'attention',
+        ),
     ]
     for number, (title, tool, *arguments) in enumerate(steps, 1):
         print(f'\n==> [{number}/{len(steps)}] {title}', flush=True)
@@ -43,15 +70,17 @@ def main() -> int:
         if status:
             print(f'\n{tool} failed with status {status}; its output is in {log}', file=sys.stderr)
             return status
-    summary = summarise(log.read_text(), labels_of(root))
+    summary = summarize(log.read_text(), labels_of(root))
     (out / 'results.txt').write_text(summary)
-    print(f'\n{summary}\nThis took {(time.monotonic() - started) / 60:.1f} minutes. In {out}:\n'
-          '  results.txt   the table above\n'
-          '  attention/    input, bottom-up attention, token mask, top-down attention, prediction\n'
-          '  pictures/     labels and predictions over the images\n'
-          '  predictions/  predicted label maps, as Cityscapes numbers its training classes\n'
-          '  training/     checkpoints and logs\n'
-          'The scenes are synthetic and few: this shows that all works, not how well.')
+    print(
+        f'\n{summary}\nThis took {(time.monotonic() - started) / 60:.1f} minutes. In {out}:\n'
+        '  results.txt   the table above\n'
+        '  attention/    input, bottom-up attention, token mask, top-down attention, prediction\n'
+        '  pictures/     labels and predictions over the images\n'
+        '  predictions/  predicted label maps, as Cityscapes numbers its training classes\n'
+        '  training/     checkpoints and logs\n'
+        'The scenes are synthetic and few: this shows that all works, not how well.'
+    )
     return 0
 
 
@@ -68,8 +97,13 @@ def new_folder(wanted: Path) -> Path:
 def run(command: list, log: Path) -> int:
     """Run a tool in the checkout; its output goes to the log, its progress to the terminal."""
     on_terminal = sys.stdout.isatty()
-    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     tail: list[str] = []
     with log.open('a') as file:
         for line in process.stdout:
@@ -77,8 +111,11 @@ def run(command: list, log: Path) -> int:
             tail = [*tail[-14:], line]
             shown = progress(line)
             if shown:
-                print(f'\r{shown:<76}' if on_terminal else shown, end='' if on_terminal else '\n',
-                      flush=True)
+                print(
+                    f'\r{shown:<76}' if on_terminal else shown,
+                    end='' if on_terminal else '\n',
+                    flush=True,
+                )
     if on_terminal:
         print()
     status = process.wait()
@@ -108,20 +145,27 @@ def labels_of(root: Path) -> Iterator[np.ndarray]:
 def constant_level(labels: Iterator[np.ndarray]) -> float:
     """mIoU in percent of predicting the most frequent class everywhere.
 
-    Its IoU is its share of the labelled pixels; that of every other class that occurs is 0.
+    Its IoU is its share of the labeled pixels; that of every other class that occurs is 0.
     """
     counts = sum(np.bincount(label[label != IGNORED], minlength=256) for label in labels)
     return 100 * counts.max() / counts.sum() / np.count_nonzero(counts)
 
 
-def summarise(log: str, labels: Iterator[np.ndarray]) -> str:
+def summarize(log: str, labels: Iterator[np.ndarray]) -> str:
     """The test's table of classes that occur, its mIoU, and the level of a constant answer."""
-    test = log[log.rindex('per class results:'):]
+    test = log[log.rindex('per class results:') :]
     rows = [row for row in test.splitlines() if row.startswith('|') and row.count('nan') < 2]
     score = float(re.search(r'mIoU: ([\d.]+)', test)[1])
-    return '\n'.join([*rows, '', f'mIoU reached: {score:.2f}',
-                      'always-background level (the most frequent class everywhere): '
-                      f'{constant_level(labels):.2f}', ''])
+    return '\n'.join(
+        [
+            *rows,
+            '',
+            f'mIoU reached: {score:.2f}',
+            'always-background level (the most frequent class everywhere): '
+            f'{constant_level(labels):.2f}',
+            '',
+        ]
+    )
 
 
 if __name__ == '__main__':

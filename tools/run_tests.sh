@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the linter and the tests, in an environment that this script makes in .venv.
+# Run the linter, the formatter's check, the type checker and the tests, in an environment that this
+# script makes in .venv.
 #   bash tools/run_tests.sh [--all] [arguments of pytest]
 # --all includes the slow tests. As many files are tested at a time as there are cores, at most four.
 set -euo pipefail
@@ -14,6 +15,11 @@ if [ "${1:-}" = --all ]; then
 fi
 _say "Linting"
 "$python" -m ruff check .
+_say "Checking the format"
+"$python" -m ruff format --check --quiet . ||
+    _stop "the files above are not formatted: $python -m ruff format ."
+_say "Checking types"
+"$python" -m mypy
 _say "Testing"
 # Small tensors: more threads only get in each other's way.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -36,13 +36,15 @@ def validations(work_dir) -> list[list[float]]:
     return [[row['aAcc'] for row in part if 'aAcc' in row] for part in rows]
 
 
-def test_a_run_stopped_in_its_last_validation_makes_it_when_resumed(toy, tmp_path,
-                                                                    forget_runs) -> None:
+def test_a_run_stopped_in_its_last_validation_makes_it_when_resumed(
+    toy, tmp_path, forget_runs
+) -> None:
     pytest.importorskip('mmseg.models', exc_type=ImportError)
     config = tmp_path / 'seg.py'
     text = (toy / 'seg.py').read_text() + '\ntrain_cfg["val_interval"] = 3\n'
-    config.write_text(text + "custom_hooks = [dict(type='SignalInValidation', "
-                             f'number={int(signal.SIGTERM)})]\n')
+    config.write_text(
+        text + f"custom_hooks = [dict(type='SignalInValidation', number={int(signal.SIGTERM)})]\n"
+    )
     with pytest.raises(TrainingInterrupted):
         run_train([str(config), '--work-dir', str(tmp_path / 'work')])
     assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('iter_6.pth')
@@ -56,27 +58,45 @@ def test_a_run_stopped_in_its_last_validation_makes_it_when_resumed(toy, tmp_pat
     run_train([str(config), '--work-dir', str(tmp_path / 'moved'), '--resume'])
     forget_runs()
     run_train([str(config), '--work-dir', str(tmp_path / 'whole')])
-    (first, ), (last, ) = validations(tmp_path / 'moved')
+    (first,), (last,) = validations(tmp_path / 'moved')
     assert [first, last] == pytest.approx(validations(tmp_path / 'whole')[0])
 
 
 @pytest.mark.slow
 def test_a_table_of_real_trainings(toy, repo, tmp_path) -> None:
     pytest.importorskip('mmseg.models', exc_type=ImportError)
-    command = [sys.executable, str(repo / 'tools' / 'compare.py'), str(toy / 'seg.py'),
-               '--variant', 'with: model.backbone.reconstruction_loss_weight=0.1',
-               '--variant', 'without: model.backbone.reconstruction_loss_weight=0',
-               '--seeds', '0', '1', '--metric', 'aAcc', '--work-dir', str(tmp_path / 'work')]
+    command = [
+        sys.executable,
+        str(repo / 'tools' / 'compare_runs.py'),
+        str(toy / 'seg.py'),
+        '--variant',
+        'with: model.backbone.reconstruction_loss_weight=0.1',
+        '--variant',
+        'without: model.backbone.reconstruction_loss_weight=0',
+        '--seeds',
+        '0',
+        '1',
+        '--metric',
+        'aAcc',
+        '--work-dir',
+        str(tmp_path / 'work'),
+    ]
     env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(repo), *sys.path]), OMP_NUM_THREADS='1')
 
     def start() -> subprocess.Popen:
-        return subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     first = start()
     log = tmp_path / 'work' / 'without' / 'seed_0' / 'train.log'  # of the second run
     while first.poll() is None and not (log.is_file() and 'Iter(train)' in log.read_text()):
-        time.sleep(.05)
+        time.sleep(0.05)
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=300)
     assert first.returncode == 130, err

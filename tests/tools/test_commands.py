@@ -58,25 +58,47 @@ def environment(*folders: Path) -> dict[str, str]:
     return dict(os.environ, PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS='1')
 
 
-@pytest.mark.parametrize('tool, words', [
-    ('train.py', '--resume'), ('test.py', '--show-dir'),
-])
+@pytest.mark.parametrize(
+    'tool, words',
+    [
+        ('train.py', '--resume'),
+        ('test.py', '--show-dir'),
+    ],
+)
 def test_help(tool, words, repo, tmp_path) -> None:
-    done = subprocess.run([*command(repo, tool), '--help'], cwd=tmp_path, env=environment(repo),
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command(repo, tool), '--help'],
+        cwd=tmp_path,
+        env=environment(repo),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert words in done.stdout
 
 
 def test_bad_input_is_one_line_and_status_2(repo, tmp_path) -> None:
-    done = subprocess.run([*command(repo, 'train.py'), 'gone.py'], cwd=tmp_path,
-                          env=environment(repo), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command(repo, 'train.py'), 'gone.py'],
+        cwd=tmp_path,
+        env=environment(repo),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("mmvars: config 'gone.py' does not exist")
     assert done.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    'signum, status',
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_to_the_group_saves_and_leaves(signum, status, repo, tmp_path) -> None:
     """Data workers get it too, as from a terminal (SIGINT), or slurm and torchrun (SIGTERM)."""
     (tmp_path / 'fake_set.py').write_text(FAKE_SET)
@@ -84,9 +106,13 @@ def test_a_signal_to_the_group_saves_and_leaves(signum, status, repo, tmp_path) 
     log = tmp_path / 'out.txt'
     with log.open('w') as file:
         process = subprocess.Popen(
-            [*command(repo, 'train.py'), 'tiny.py', '--work-dir', 'work'], cwd=tmp_path,
-            env=environment(repo, tmp_path), stdout=file, stderr=subprocess.STDOUT,
-            start_new_session=True)
+            [*command(repo, 'train.py'), 'tiny.py', '--work-dir', 'work'],
+            cwd=tmp_path,
+            env=environment(repo, tmp_path),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
         wait_for(log, 'Iter(train) [     5/', process)
         os.killpg(process.pid, signum)

@@ -8,13 +8,25 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = ('_setup_env.sh', 'quickstart.sh', 'run_tests.sh', 'dist_train.sh', 'dist_test.sh',
-           'slurm_train.sh')
+SCRIPTS = (
+    '_setup_env.sh',
+    'quickstart.sh',
+    'run_tests.sh',
+    'dist_train.sh',
+    'dist_test.sh',
+    'slurm_train.sh',
+)
 
 
 def bash(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(['bash', *arguments], cwd=cwd, env=dict(os.environ, **env),
-                          capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ['bash', *arguments],
+        cwd=cwd,
+        env=dict(os.environ, **env),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -50,12 +62,21 @@ def test_launchers_print_their_usage(script, repo) -> None:
     assert 'usage: ' in done.stderr
 
 
-@pytest.mark.parametrize('script, arguments, expected', [
-    ('dist_train.sh', ['cfg.py', '2', '--amp'],
-     '--nproc-per-node=2 tools/train.py cfg.py --launcher pytorch --amp'),
-    ('dist_test.sh', ['cfg.py', 'x.pth', '2', '--tta'],
-     '--nproc-per-node=2 tools/test.py cfg.py x.pth --launcher pytorch --tta'),
-])
+@pytest.mark.parametrize(
+    'script, arguments, expected',
+    [
+        (
+            'dist_train.sh',
+            ['cfg.py', '2', '--amp'],
+            '--nproc-per-node=2 tools/train.py cfg.py --launcher pytorch --amp',
+        ),
+        (
+            'dist_test.sh',
+            ['cfg.py', 'x.pth', '2', '--tta'],
+            '--nproc-per-node=2 tools/test.py cfg.py x.pth --launcher pytorch --tta',
+        ),
+    ],
+)
 def test_launchers_pass_their_arguments_on(script, arguments, expected, repo, tmp_path) -> None:
     python = fake(tmp_path, 'python', 'echo "$@"')
     for found in (dict(PATH=f'{tmp_path}:{os.environ["PATH"]}'), dict(PYTHON=python)):
@@ -66,8 +87,16 @@ def test_launchers_pass_their_arguments_on(script, arguments, expected, repo, tm
 
 def test_slurm_asks_for_a_task_a_gpu(repo, tmp_path) -> None:
     fake(tmp_path, 'srun', 'echo "$@"')
-    done = bash('tools/slurm_train.sh', 'part', 'job', 'cfg.py', '--resume', cwd=repo, GPUS='16',
-                PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    done = bash(
+        'tools/slurm_train.sh',
+        'part',
+        'job',
+        'cfg.py',
+        '--resume',
+        cwd=repo,
+        GPUS='16',
+        PATH=f'{tmp_path}:{os.environ["PATH"]}',
+    )
     assert '--partition=part --job-name=job --gres=gpu:8 --ntasks=16' in done.stdout
     assert done.stdout.strip().endswith('cfg.py --launcher slurm --resume')
 
@@ -95,15 +124,17 @@ class TestSetUp:
         assert done.returncode == 1
         assert 'rm -r .venv' in done.stderr
 
-    @pytest.mark.parametrize('output, words', [
-        ('NewConnectionError: Temporary failure in name resolution', 'Connect to the network'),
-        ('OSError: [Errno 28] No space left on device', 'the disk is full'),
-        ('error: something else', 'pip failed'),
-    ])
+    @pytest.mark.parametrize(
+        'output, words',
+        [
+            ('NewConnectionError: Temporary failure in name resolution', 'Connect to the network'),
+            ('OSError: [Errno 28] No space left on device', 'the disk is full'),
+            ('error: something else', 'pip failed'),
+        ],
+    )
     def test_pip_that_fails(self, script, output, words, clone, tmp_path) -> None:
         (clone / '.venv' / 'bin').mkdir(parents=True)
-        fake(clone / '.venv' / 'bin', 'python',
-             f'case "$2" in pip) echo "{output}"; exit 1;; esac')
+        fake(clone / '.venv' / 'bin', 'python', f'case "$2" in pip) echo "{output}"; exit 1;; esac')
         done = bash(f'tools/{script}', cwd=clone)
         assert done.returncode == 1
         assert words in done.stderr
@@ -115,13 +146,18 @@ class TestRunTests:
 
     def run(self, clone: Path, pytest_status: int, ruff_status: int = 0, *arguments: str):
         (clone / '.venv' / 'bin').mkdir(parents=True)
-        fake(clone / '.venv' / 'bin', 'python', f'case "$2" in pip) ;; '
-             f'ruff) exit {ruff_status};; pytest) echo "args: $*"; exit {pytest_status};; esac')
+        fake(
+            clone / '.venv' / 'bin',
+            'python',
+            f'case "$2" in pip) ;; '
+            f'ruff) exit {ruff_status};; pytest) echo "args: $*"; exit {pytest_status};; esac',
+        )
         return bash('tools/run_tests.sh', *arguments, cwd=clone)
 
     @pytest.mark.parametrize('pytest_status, ruff_status', [(1, 0), (2, 0), (5, 0), (0, 1)])
-    def test_it_fails_where_tests_or_linter_fail_or_nothing_ran(self, pytest_status, ruff_status,
-                                                                clone) -> None:
+    def test_it_fails_where_tests_or_linter_fail_or_nothing_ran(
+        self, pytest_status, ruff_status, clone
+    ) -> None:
         done = self.run(clone, pytest_status, ruff_status)
         assert done.returncode != 0
         assert ('no test was run' in done.stderr) == (pytest_status == 5)

@@ -33,8 +33,12 @@ def make(root: Path) -> None:
         for split, count in COUNTS.items():
             for number in range(1, count + 1):
                 scene = mini_scenes.Scene(seed, Path(scratch))
-                write_scene(root, split, number,
-                            *scene.render(scene.view, mini_scenes.HEIGHT, mini_scenes.WIDTH))
+                write_scene(
+                    root,
+                    split,
+                    number,
+                    *scene.render(scene.view, mini_scenes.HEIGHT, mini_scenes.WIDTH),
+                )
                 for wnid, image in scene.crops(CROP):
                     write_imagenet(root, split, number, wnid, image)
                 seed += 1
@@ -44,7 +48,8 @@ def make(root: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('out', type=Path, help='folder to make; must not exist or be empty')
     out = parser.parse_args(argv).out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -14,15 +14,26 @@ __all__ = ['IDS', 'NAMES', 'WNIDS', 'write_imagenet', 'write_lists', 'write_scen
 #: ADE20K files count the 150 classes from 1, and 0 is "other"; 255 is void in Cityscapes; what is
 #: no class of VOC is background, 0.
 IDS = {
-    'road': (7, 0, 0), 'sidewalk': (12, 1, 0), 'building': (2, 2, 0), 'tree': (5, 8, 0),
-    'sky': (3, 10, 0), 'person': (13, 11, 15), 'car': (21, 13, 7), 'table': (16, 255, 11),
-    'ball': (120, 255, 0), 'thing': (0, 255, 0)
+    'road': (7, 0, 0),
+    'sidewalk': (12, 1, 0),
+    'building': (2, 2, 0),
+    'tree': (5, 8, 0),
+    'sky': (3, 10, 0),
+    'person': (13, 11, 15),
+    'car': (21, 13, 7),
+    'table': (16, 255, 11),
+    'ball': (120, 255, 0),
+    'thing': (0, 255, 0),
 }
 NAMES = tuple(IDS)
 #: Classes of the close-ups -> index among ImageNet-1k's 1,000.
 WNIDS = {
-    'n03063599': 504, 'n03201208': 532, 'n04037443': 751, 'n04254680': 805, 'n04399382': 850,
-    'n04476259': 868
+    'n03063599': 504,
+    'n03201208': 532,
+    'n04037443': 751,
+    'n04254680': 805,
+    'n04399382': 850,
+    'n04476259': 868,
 }
 _ADE, _CITY, _VOC = np.array(list(IDS.values()), np.uint8).T
 #: The square layouts show these columns of the Cityscapes image, so all three agree pixel by pixel.
@@ -31,14 +42,14 @@ QUALITY = 80
 
 
 def voc_palette() -> list[int]:
-    """Return VOC's 256 colours: bits 0 to 2 of the id, read from low to high, fill r, g, b."""
+    """Return VOC's 256 colors: bits 0 to 2 of the id, read from low to high, fill r, g, b."""
     index = np.arange(256)
-    colours = np.zeros((256, 3), int)
+    colors = np.zeros((256, 3), int)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= (index >> channel & 1) << 7 - bit
+            colors[:, channel] |= (index >> channel & 1) << 7 - bit
         index >>= 3
-    return colours.ravel().tolist()
+    return colors.ravel().tolist()
 
 
 def with_border(labels: np.ndarray) -> np.ndarray:
@@ -60,15 +71,14 @@ def _save(path: Path, pixels: np.ndarray, palette: list[int] | None = None) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     if palette is not None:
-        image.putpalette(palette)  # turns the grey image into a palette image
+        image.putpalette(palette)  # turns the gray image into a palette image
     if path.suffix == '.png':
         image.save(path, optimize=True)
     else:
         image.save(path, quality=QUALITY, optimize=True)
 
 
-def write_scene(root: Path, split: str, number: int, image: np.ndarray,
-                labels: np.ndarray) -> None:
+def write_scene(root: Path, split: str, number: int, image: np.ndarray, labels: np.ndarray) -> None:
     """Write one scene in the layouts of ADE20K, Cityscapes and VOC 2012.
 
     Args:
@@ -92,8 +102,11 @@ def write_scene(root: Path, split: str, number: int, image: np.ndarray,
 
     stem = _voc_name(split, number)
     _save(root / 'voc12' / 'JPEGImages' / f'{stem}.jpg', image)
-    _save(root / 'voc12' / 'SegmentationClass' / f'{stem}.png', with_border(_VOC[labels]),
-          voc_palette())
+    _save(
+        root / 'voc12' / 'SegmentationClass' / f'{stem}.png',
+        with_border(_VOC[labels]),
+        voc_palette(),
+    )
 
 
 def _voc_name(split: str, number: int) -> str:
@@ -114,12 +127,16 @@ def write_lists(root: Path, counts: dict[str, int]) -> None:
         counts: Number of scenes for each split.
     """
     for split, count in counts.items():
-        _write_list(root / 'voc12' / 'ImageSets' / 'Segmentation' / f'{split}.txt',
-                    [_voc_name(split, number) for number in range(1, count + 1)])
+        _write_list(
+            root / 'voc12' / 'ImageSets' / 'Segmentation' / f'{split}.txt',
+            [_voc_name(split, number) for number in range(1, count + 1)],
+        )
         folder = root / 'imagenet' / split
         paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob('*/*.jpg'))
-        _write_list(root / 'imagenet' / 'meta' / f'{split}.txt',
-                    [f'{path} {WNIDS[path.split("/")[0]]}' for path in paths])
+        _write_list(
+            root / 'imagenet' / 'meta' / f'{split}.txt',
+            [f'{path} {WNIDS[path.split("/")[0]]}' for path in paths],
+        )
 
 
 def _write_list(path: Path, lines: list[str]) -> None:

@@ -7,10 +7,11 @@ import signal
 import statistics
 from pathlib import Path
 
+import compare_runs
 import pytest
+from compare_runs import mean_and_spread
+from mmengine.config import Config
 
-from mmvars.engine import compare, compare_run
-from mmvars.engine.compare_report import mean_and_spread
 from mmvars.errors import InputError
 
 CONFIG = """
@@ -80,14 +81,25 @@ class Bench:
         (root / 'config.py').write_text(CONFIG)
 
     def run(self, *extra: str, variants=VARIANTS, seeds=('0', '1', '2')) -> int:
-        return compare.main([str(self.root / 'config.py'), *variants, '--seeds', *seeds,
-                             '--work-dir', str(self.work), '--metric', 'score', *extra])
+        return compare_runs.main(
+            [
+                str(self.root / 'config.py'),
+                *variants,
+                '--seeds',
+                *seeds,
+                '--work-dir',
+                str(self.work),
+                '--metric',
+                'score',
+                *extra,
+            ]
+        )
 
     def order(self, run: str, text: str) -> None:
         (self.root / 'tools' / run).write_text(text)
 
     def calls(self) -> list[str]:
-        """The trainings since the last time this was asked."""
+        """The trainings since the last call."""
         file = self.root / 'tools' / 'calls'
         lines = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
@@ -102,15 +114,15 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> Bench:
-    monkeypatch.setattr(compare_run, 'resource_root', lambda: tmp_path)
-    monkeypatch.setattr(compare, 'check_data_roots', lambda cfg: None)
+    monkeypatch.setattr(compare_runs, 'resource_root', lambda: tmp_path)
+    monkeypatch.setattr(compare_runs, 'check_data_roots', lambda cfg: None)
     return Bench(tmp_path)
 
 
 def test_mean_and_sample_standard_deviation() -> None:
-    assert mean_and_spread([1., 2., 6.]) == pytest.approx((3., 7. ** .5))
-    assert mean_and_spread([4.]) == (4., None)
-    assert mean_and_spread([]) == mean_and_spread([1., float('nan')]) == (None, None)
+    assert mean_and_spread([1.0, 2.0, 6.0]) == pytest.approx((3.0, 7.0**0.5))
+    assert mean_and_spread([4.0]) == (4.0, None)
+    assert mean_and_spread([]) == mean_and_spread([1.0, float('nan')]) == (None, None)
 
 
 def test_a_complete_table(bench, capsys) -> None:
@@ -123,13 +135,17 @@ def test_a_complete_table(bench, capsys) -> None:
     assert table['cfg_options'] == {'train_dataloader.batch_size': 4}
     assert set(table['environment']) == {'mmvars', 'torch', 'device'}
     low, high = table['variants']
-    assert (low['name'], low['mean'], low['standard_deviation'], low['n']) == ('low', 12., 2., 3)
-    assert (high['mean'], high['standard_deviation']) == pytest.approx((22., 2.))
+    assert (low['name'], low['mean'], low['standard_deviation'], low['n']) == ('low', 12.0, 2.0, 3)
+    assert (high['mean'], high['standard_deviation']) == pytest.approx((22.0, 2.0))
     assert high['options'] == {'model.drop_path_rate': 0.1}
-    assert [(run['seed'], run['value']) for run in high['runs']] == [(0, 20.), (1, 22.), (2, 24.)]
+    assert [(run['seed'], run['value']) for run in high['runs']] == [
+        (0, 20.0),
+        (1, 22.0),
+        (2, 24.0),
+    ]
     seconds = [run['seconds'] for run in low['runs']]
     assert low['seconds_per_run'] == pytest.approx(statistics.fmean(seconds))
-    assert all(0 < run['cpu_seconds'] <= run['seconds'] * 1.5 for run in low['runs'])
+    assert min(seconds) > 0
     text = (bench.work / 'comparison.md').read_text()
     assert '| low | 12.00 ± 2.00 | 3 | 10.00, 12.00, 14.00 |' in text
     assert 'as measured' in text and 'Not complete' not in text and 'interrupted' not in text
@@ -139,20 +155,22 @@ def test_a_complete_table(bench, capsys) -> None:
 
 
 def test_finished_runs_are_kept_and_runs_may_be_added(bench) -> None:
-    assert bench.run(seeds=('0', ), variants=VARIANTS[:2]) == 0
+    assert bench.run(seeds=('0',), variants=VARIANTS[:2]) == 0
     assert '| low | 10.00 ± - | 1 |' in (bench.work / 'comparison.md').read_text()
     assert bench.calls() == ['low-0']
     assert bench.run(seeds=('1', '0')) == 0
     assert bench.calls() == ['low-1', 'high-1', 'high-0']
-    assert [row['mean'] for row in bench.table()['variants']] == pytest.approx([11., 21.])
+    assert [row['mean'] for row in bench.table()['variants']] == pytest.approx([11.0, 21.0])
     before = bench.files()
     assert bench.run(seeds=('1', '0')) == 0
     assert bench.calls() == []
     assert bench.files() == before
 
 
-@pytest.mark.parametrize('who, signum', [
-    ('parent', signal.SIGINT), ('parent', signal.SIGTERM), ('child', signal.SIGTERM)])
+@pytest.mark.parametrize(
+    'who, signum',
+    [('parent', signal.SIGINT), ('parent', signal.SIGTERM), ('child', signal.SIGTERM)],
+)
 def test_a_stopped_table_goes_on(who, signum, bench, capsys) -> None:
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     bench.order('high-0', f'stop {who} {int(signum)}')
@@ -166,7 +184,7 @@ def test_a_stopped_table_goes_on(who, signum, bench, capsys) -> None:
     assert bench.calls() == ['high-0 resumes', 'low-1', 'high-1']
     table = bench.table()
     assert (table['complete'], table['resumed']) == (True, 1)
-    assert table['variants'][1]['mean'] == pytest.approx(21.)
+    assert table['variants'][1]['mean'] == pytest.approx(21.0)
     assert 'interrupted and resumed' in (bench.work / 'comparison.md').read_text()
 
 
@@ -178,17 +196,20 @@ def test_a_signal_in_the_last_moment_keeps_the_run_and_stops(bench) -> None:
     assert bench.calls()[0] == 'high-0'
 
 
-@pytest.mark.parametrize('order, said', [
-    ('fail - 2', r'high.*seed 0.*exit status 2.*the disk is full\n.*train.log.*tries it again'),
-    ('fail - 1', 'exit status 1'),
-    ('kill - 9', 'killed by SIGKILL, as when memory runs out'),
-])
+@pytest.mark.parametrize(
+    'order, said',
+    [
+        ('fail - 2', r'high.*seed 0.*exit status 2.*the disk is full\n.*train.log.*tries it again'),
+        ('fail - 1', 'exit status 1'),
+        ('kill - 9', 'killed by SIGKILL, as when memory runs out'),
+    ],
+)
 def test_a_training_that_fails_is_tried_again(order, said, bench) -> None:
     bench.order('high-0', order)
     with pytest.raises(InputError, match=said):
-        bench.run(seeds=('0', ))
+        bench.run(seeds=('0',))
     assert bench.calls() == ['low-0', 'high-0']
-    assert bench.run(seeds=('0', )) == 0
+    assert bench.run(seeds=('0',)) == 0
     assert bench.calls() == ['high-0']  # from the start: there was no checkpoint
     assert bench.table()['resumed'] == 0
 
@@ -205,7 +226,8 @@ def test_results_are_never_mixed(bench, monkeypatch) -> None:
     with pytest.raises(InputError, match='max_iters 8 there, 9 now'):
         bench.run()
     (bench.root / 'config.py').write_text(CONFIG)
-    monkeypatch.setattr(compare, 'environment', lambda: dict(compare_run.environment(), torch='9'))
+    environment = compare_runs.environment() | dict(torch='9')
+    monkeypatch.setattr(compare_runs, 'environment', lambda: environment)
     with pytest.raises(InputError, match='torch .* there, 9 now'):
         bench.run()
     assert bench.files() == before
@@ -227,47 +249,57 @@ def test_only_one_at_a_time(bench) -> None:
         with pytest.raises(InputError, match='at work there'):
             bench.run()
     assert bench.calls() == []
-    assert bench.run(seeds=('0', )) == 0
+    assert bench.run(seeds=('0',)) == 0
 
 
 def test_an_unknown_metric_lists_those_there_are(bench) -> None:
     with pytest.raises(InputError, match="'mIoU' is not among .*: score, other$"):
-        bench.run('--metric', 'mIoU', seeds=('0', ))
+        bench.run('--metric', 'mIoU', seeds=('0',))
     assert bench.calls() == ['low-0']
     with pytest.raises(InputError, match="'each' is not among"):  # a list has no mean
-        bench.run('--metric', 'each', seeds=('0', ))
-    assert bench.run(seeds=('0', )) == 0  # the training was not lost
+        bench.run('--metric', 'each', seeds=('0',))
+    assert bench.run(seeds=('0',)) == 0  # the training was not lost
     assert bench.calls() == ['high-0']
 
 
-@pytest.mark.parametrize('extra, said', [
-    (['--variant', 'low'], "'low' is given twice"),
-    (['--variant', 'a/b: model.img_size=8'], "'a/b'.*becomes a folder"),
-    (['--variant', ': model.img_size=8'], "''.*becomes a folder"),
-    (['--variant', 'x: img_size'], "--variant 'x: img_size': 'img_size' is not .* KEY=VALUE"),
-    (['--variant', 'x: model.img_size=[8,9'], 'brackets'),
-    (['--variant', 'x: randomness.seed=3'], 'randomness.seed is not for options here'),
-    (['--variant', 'x: trian_cfg.max_iters=3'], "variant 'x': .*did you mean train_cfg"),
-    (['--variant', 'x: model.colour=3'], "variant 'x': .*colour"),
-    (['--variant', 'x: model.img_size=8', '--cfg-options', 'model.img_size=9'],
-     "variant 'x' and --cfg-options both set model.img_size"),
-    (['--variants', 'nowhere.yml'], 'nowhere.yml'),
-    (['--cfg-options', 'work_dir=there'], 'options of all runs: work_dir'),
-    (['--cfg-options', 'val_cfg=None'], 'must train and validate'),
-    (['--seeds', '1', '1'], '--seeds must be different'),
-    (['--seeds', '-1'], '--seeds must be different whole numbers from 0'),
-])
+@pytest.mark.parametrize(
+    'extra, said',
+    [
+        (['--variant', 'low'], "'low' is given twice"),
+        (['--variant', 'a/b: model.img_size=8'], "'a/b'.*becomes a folder"),
+        (['--variant', ': model.img_size=8'], "''.*becomes a folder"),
+        (['--variant', 'x: img_size'], "--variant 'x: img_size': 'img_size' is not .* KEY=VALUE"),
+        (['--variant', 'x: model.img_size=[8,9'], 'brackets'),
+        (['--variant', 'x: randomness.seed=3'], 'randomness.seed is not for options here'),
+        (['--variant', 'x: trian_cfg.max_iters=3'], "variant 'x': .*did you mean train_cfg"),
+        (['--variant', 'x: model.color=3'], "variant 'x': .*color"),
+        (
+            ['--variant', 'x: model.img_size=8', '--cfg-options', 'model.img_size=9'],
+            "variant 'x' and --cfg-options both set model.img_size",
+        ),
+        (['--variants', 'nowhere.yml'], 'nowhere.yml'),
+        (['--cfg-options', 'work_dir=there'], 'options of all runs: work_dir'),
+        (['--cfg-options', 'val_cfg=None'], 'must train and validate'),
+        (['--seeds', '1', '1'], '--seeds must be different'),
+        (['--seeds', '-1'], '--seeds must be different whole numbers from 0'),
+    ],
+)
 def test_bad_input_is_said_before_anything_is_done(extra, said, bench) -> None:
     with pytest.raises(InputError, match=said):
         bench.run(*extra)
     assert not bench.work.exists()
 
 
-@pytest.mark.parametrize('config, said', [
-    (CONFIG + "visualizer = dict(vis_backends=[dict(type='TensorboardVisBackend')])",
-     'no LocalVisBackend'),
-    (CONFIG.replace('val_dataloader', 'test_dataloader'), 'must train and validate'),
-])
+@pytest.mark.parametrize(
+    'config, said',
+    [
+        (
+            CONFIG + "visualizer = dict(vis_backends=[dict(type='TensorboardVisBackend')])",
+            'no LocalVisBackend',
+        ),
+        (CONFIG.replace('val_dataloader', 'test_dataloader'), 'must train and validate'),
+    ],
+)
 def test_configs_without_a_result_are_refused(config, said, bench) -> None:
     (bench.root / 'config.py').write_text(config)
     with pytest.raises(InputError, match=said):
@@ -282,15 +314,105 @@ def test_no_variants(bench) -> None:
 
 def test_nothing_of_this_process_is_left_to_the_terminal(bench, monkeypatch) -> None:
     """Ctrl-C in a terminal goes to a whole process group: the training must get it once."""
-    asked = {}
-    start = compare_run.subprocess.Popen
+    options = {}
+    start = compare_runs.subprocess.Popen
 
     def popen(*args, **kwargs):
-        asked.update(kwargs)
+        options.update(kwargs)
         return start(*args, **kwargs)
 
-    monkeypatch.setattr(compare_run.subprocess, 'Popen', popen)
-    bench.run(seeds=('0', ), variants=VARIANTS[:2])
-    assert asked['start_new_session'] and asked['stdin'] == compare_run.subprocess.DEVNULL
-    assert len(asked['pass_fds']) == 1
-    assert os.environ.get('PYTHONPATH') != asked['env']['PYTHONPATH']
+    monkeypatch.setattr(compare_runs.subprocess, 'Popen', popen)
+    bench.run(seeds=('0',), variants=VARIANTS[:2])
+    assert options['start_new_session'] and options['stdin'] == compare_runs.subprocess.DEVNULL
+    assert len(options['pass_fds']) == 1
+    assert os.environ.get('PYTHONPATH') != options['env']['PYTHONPATH']
+
+
+@pytest.mark.parametrize(
+    'name, text',
+    [
+        ('v.yml', 'variants: {a: {}, b: {x.y: [1, 2]}}\ncfg_options: {size: {w: 3}, z: 1}'),
+        (
+            'v.py',
+            "variants = {'a': {}, 'b': {'x.y': [1, 2]}}\ncfg_options = dict(size=dict(w=3), z=1)",
+        ),
+    ],
+)
+def test_files_of_variants(name, text, tmp_path) -> None:
+    (tmp_path / name).write_text(text)
+    common, table = compare_runs.read_variants(
+        str(tmp_path / name), ["c: k=1,2 m='p q' n=true"], dict(z=2)
+    )
+    assert common == {'size': {'w': 3}, 'z': 2}  # the command line wins
+    assert table == {'a': {}, 'b': {'x.y': [1, 2]}, 'c': {'k': [1, 2], 'm': 'pq', 'n': True}}
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('variants: [1', 'cannot be read'),
+        ('x: 1', 'must hold variants'),
+        ('variants: {a: {}}\nextra: 1', 'holds extra'),
+        ('variants: {a: 3}', "'a' must be a dict"),
+        ('variants: {1: {}}', 'variant 1: a name'),
+    ],
+)
+def test_bad_files_of_variants(text, said, tmp_path) -> None:
+    (tmp_path / 'v.yml').write_text(text)
+    with pytest.raises(InputError, match=said):
+        compare_runs.read_variants(str(tmp_path / 'v.yml'), [], {})
+
+
+def test_the_shipped_designs_build(repo, tmp_path) -> None:
+    """Tables 2.3, 2.5 and 2.6, on the trunk that is small enough to build here."""
+    pytest.importorskip('mmseg.models', exc_type=ImportError)
+    arguments = [
+        'vit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256',
+        '--seeds',
+        '0',
+        '--work-dir',
+        str(tmp_path),
+        '--variants',
+    ]
+    folder = repo / 'configs' / 'absvit'
+    args = compare_runs.parse_args([*arguments, str(folder / 'top-down-designs_mini.yml')])
+    runs = compare_runs.plan_runs(args)
+    compare_runs.check_variants(runs)
+    built = {run.variant: run.cfg.model.backbone for run in runs}
+    assert list(built) == [
+        'plain',
+        'feedback',
+        'perceiver_io',
+        'mask_attention',
+        'absvit_without_reconstruction_loss',
+        'absvit',
+        'absvit_qkv_without_reconstruction_loss',
+        'absvit_qkv',
+    ]
+    assert built.pop('plain').type == 'mmvars.ViT'
+    assert {backbone.type for backbone in built.values()} == {'mmvars.AbSViT'}
+    assert {
+        name: (b.get('design', 'absvit'), b.get('reconstruction_loss_weight', 0))
+        for name, b in built.items()
+        if name.startswith('absvit')
+    } == {
+        'absvit_without_reconstruction_loss': ('absvit', 0),
+        'absvit': ('absvit', 0.1),
+        'absvit_qkv_without_reconstruction_loss': ('absvit_qkv', 0),
+        'absvit_qkv': ('absvit_qkv', 0.1),
+    }
+    for name in ('feedback', 'perceiver_io', 'mask_attention'):
+        assert built[name].design == name
+    # The full-size table differs in the options of all runs alone.
+    whole = compare_runs.parse_args([*arguments, str(folder / 'top-down-designs.yml')])
+    assert (whole.table, whole.common) == (args.table, {})
+
+
+def test_the_comparison_trains_qkv_as_its_config_does(repo) -> None:
+    folder = repo / 'configs' / 'absvit'
+    config = 'vit-tiny-p16-absvit-qkv_8xb128-coslr-300e_in1k.py'
+    backbone = Config.fromfile(folder / config).model.backbone
+    _, table = compare_runs.read_variants(str(folder / 'top-down-designs.yml'), [], {})
+    options = {key.rpartition('.')[2]: value for key, value in table['absvit_qkv'].items()}
+    assert options == {key: backbone[key] for key in options}
+    assert options['reconstruction_loss_weight'] == 0.1
