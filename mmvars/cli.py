@@ -1,7 +1,7 @@
 """The console script ``mmvars`` and the wrapper that every command-line tool runs in.
 
-Nothing heavy is imported before a sub-command is chosen, so ``mmvars`` and ``mmvars doctor``
-answer even where torch or OpenMMLab cannot be imported.
+Nothing heavy is imported before a command is chosen, so ``mmvars`` and ``mmvars doctor`` answer
+even where torch or OpenMMLab cannot be imported.
 """
 
 import difflib
@@ -9,28 +9,72 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 
 from mmvars import __version__
 from mmvars.errors import InputError
+from mmvars.resources import resource_root
 
-__all__ = ['COMMANDS', 'main', 'run_tool']
+__all__ = ['COMMANDS', 'load_command', 'main', 'run_tool']
 
 COMMANDS = {
-    'train': ('mmvars.engine.train:main', 'train a model from a config'),
-    'test': ('mmvars.engine.test:main', 'test a checkpoint: metrics, predictions, pictures'),
-    'compare': ('mmvars.engine.compare:main',
-                'train variants of a config with several seeds, mean and spread'),
-    'convert': ('mmvars.checkpoints.cli:main', 'convert checkpoints from and to other formats'),
-    'export': ('mmvars.export.cli:main', 'write a model as an ONNX file or a program of torch'),
-    'visualize': ('mmvars.visualization.cli:main', 'draw bottom-up and top-down attention'),
-    'table': ('mmvars.benchmark.table_cli:main',
-              'parameters and multiply-adds beside the published tables'),
-    'benchmark': ('mmvars.benchmark.cli:main', 'time and memory of networks and mixers'),
-    'doctor': ('mmvars.doctor:main', 'say what is wrong with this environment, and the remedy'),
+    'train': ('mmvars.engine.train', 'train a model from a config'),
+    'test': ('mmvars.engine.test', 'test a checkpoint: metrics, predictions, pictures'),
+    'compare': (
+        'tools/compare_runs.py',
+        'train variants of a config with several seeds, mean and spread',
+    ),
+    'convert': ('mmvars.checkpoints.cli', 'convert checkpoints from and to other formats'),
+    'export': ('mmvars.export', 'write a model as an ONNX file or a program of torch'),
+    'visualize': ('mmvars.visualization.cli', 'draw bottom-up and top-down attention'),
+    'table': (
+        'tools/benchmark/get_flops.py',
+        'parameters and multiply-adds beside the published tables',
+    ),
+    'benchmark': ('tools/benchmark/benchmark.py', 'time and memory of networks and mixers'),
+    'doctor': ('mmvars.doctor', 'say what is wrong with this environment, and the remedy'),
 }
-# Packages whose absence is a matter of installation, not a bug in mmvars.
-_STACK = {'torch', 'torchvision', 'timm', 'safetensors', 'numpy', 'PIL', 'matplotlib',
-          'mmengine', 'mmcv', 'mmseg', 'mmpretrain'}
+"""Command -> the module, or the script of the clone or wheel, whose ``main`` it is; its purpose."""
+
+_STACK = {
+    'torch',
+    'torchvision',
+    'timm',
+    'safetensors',
+    'numpy',
+    'PIL',
+    'matplotlib',
+    'mmengine',
+    'mmcv',
+    'mmseg',
+    'mmpretrain',
+}
+"""Packages whose absence is a matter of installation, not a bug in mmvars."""
+
+
+def load_command(name: str) -> Callable[..., int | None]:
+    """Import a command's ``main``.
+
+    Args:
+        name: One of :data:`COMMANDS`.
+
+    Raises:
+        InputError: If the installation lacks its script.
+    """
+    source = COMMANDS[name][0]
+    if not source.endswith('.py'):
+        return import_module(source).main
+    path = resource_root() / source
+    if not path.is_file():
+        raise InputError(
+            f'{path} does not exist: install mmvars anew with '
+            '`pip install --force-reinstall --no-deps mmvars`'
+        )
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # as for every .py file
+    module = sys.modules[path.stem] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
 
 
 def run_tool(tool: str | Callable[..., int | None], argv: list[str] | None = None) -> int:
@@ -45,49 +89,38 @@ def run_tool(tool: str | Callable[..., int | None], argv: list[str] | None = Non
         the environment, bad input is raised instead, so that its traceback can be seen.
     """
     try:
-        if isinstance(tool, str):
-            module, function = COMMANDS[tool][0].split(':')
-            tool = getattr(import_module(module), function)
-        return tool(argv) or 0
+        return (load_command(tool) if isinstance(tool, str) else tool)(argv) or 0
     except KeyboardInterrupt:
-        return _complain('stopped by Ctrl-C', status=130)
+        return _print_error('stopped by Ctrl-C', status=130)
     except (InputError, ImportError, OSError) as error:
-        if os.environ.get('MMVARS_DEBUG') == '1' or not _for_the_user(error):
+        message = _user_message(error)
+        if os.environ.get('MMVARS_DEBUG') == '1' or message is None:
             raise
-        return _complain(_message(error), status=2)
+        return _print_error(message, status=2)
 
 
-def _for_the_user(error: Exception) -> bool:
-    if isinstance(error, ImportError):
-        return (error.name or '').partition('.')[0] in _STACK
+def _user_message(error: Exception) -> str | None:
+    """The message for the user; None for what is a bug."""
     if isinstance(error, OSError):  # a file that is missing, or may not be read or written
-        return error.filename is not None
-    return True
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError) and error.name in _STACK:
-        return (f'{error}. Install the OpenMMLab stack with `pip install "mmvars[onedl]"`; '
-                '`mmvars doctor` says what else is missing')
-    if isinstance(error, ImportError):  # installed but broken: installing more could mix stacks
+        return None if error.filename is None else f'{error.filename}: {error.strerror}'
+    if isinstance(error, ImportError):
+        if (error.name or '').partition('.')[0] not in _STACK:
+            return None
+        if isinstance(error, ModuleNotFoundError) and error.name in _STACK:
+            return (
+                f'{error}. Install the OpenMMLab stack with `pip install "mmvars[onedl]"`; '
+                '`mmvars doctor` says what else is missing'
+            )
+        # Installed but broken: installing more could mix stacks.
         return f'{error}: an installed package does not work; `mmvars doctor` names the remedy'
-    if isinstance(error, OSError):
-        return f'{error.filename}: {error.strerror}'
     # A DataLoader's worker sends its whole traceback as the message; the user needs its last line.
     return str(error).rpartition(f'{InputError.__module__}.{InputError.__name__}: ')[2].strip()
 
 
-def _complain(message: str, status: int) -> int:
-    rank = os.environ.get('RANK')
-    where = f' (rank {rank})' if rank not in (None, '0') else ''
-    print(f'mmvars{where}: {message}', file=sys.stderr)
+def _print_error(message: str, status: int) -> int:
+    rank = os.environ.get('RANK', '0')
+    print(f'mmvars{"" if rank == "0" else f" (rank {rank})"}: {message}', file=sys.stderr)
     return status
-
-
-def _usage() -> str:
-    rows = '\n'.join(f'  {name:<10} {text}' for name, (_, text) in COMMANDS.items())
-    return (f'mmvars {__version__}\n\nusage: mmvars COMMAND [arguments]\n\n{rows}\n\n'
-            '`mmvars COMMAND --help` lists the arguments of a command.')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,18 +134,21 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ('-h', '--help', 'help'):
-        print(_usage())
+        rows = '\n'.join(f'  {name:<10} {purpose}' for name, (_, purpose) in COMMANDS.items())
+        print(
+            f'mmvars {__version__}\n\nusage: mmvars COMMAND [arguments]\n\n{rows}\n\n'
+            '`mmvars COMMAND --help` lists the arguments of a command.'
+        )
         return 0 if argv else 2
     if argv[0] in ('-V', '--version'):
         print(f'mmvars {__version__}')
         return 0
-    command, rest = argv[0], argv[1:]
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
-        return _complain(f'{command!r} is not a command ({", ".join(COMMANDS)}){hint}', status=2)
-    sys.argv[0] = f'mmvars {command}'  # what argparse prints as the program's name
-    return run_tool(command, rest)
+    if argv[0] not in COMMANDS:
+        similar = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f'; did you mean {similar[0]!r}?' if similar else ''
+        return _print_error(f'{argv[0]!r} is not a command ({", ".join(COMMANDS)}){hint}', status=2)
+    sys.argv[0] = f'mmvars {argv[0]}'  # what argparse prints as the program's name
+    return run_tool(argv[0], argv[1:])
 
 
 if __name__ == '__main__':

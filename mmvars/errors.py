@@ -37,8 +37,9 @@ def check_flag(name: str, value: Any) -> None:
         raise InputError(f'{name} must be True or False, got {value!r}')
 
 
-def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf,
-                 whole: bool = False) -> None:
+def check_number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, whole: bool = False
+) -> None:
     """Refuse a value that is no number, or one out of range.
 
     Args:

@@ -25,8 +25,10 @@ def resource_root() -> Path:
     for root in (package / '.mim', package.parent):
         if (root / 'configs').is_dir():
             return root
-    raise InputError(f'the configs of mmvars were not found beside {package}: install it anew with '
-                     '`pip install --force-reinstall --no-deps mmvars`, or from a full checkout')
+    raise InputError(
+        f'the configs of mmvars were not found beside {package}: install it anew with '
+        '`pip install --force-reinstall --no-deps mmvars`, or from a full checkout'
+    )
 
 
 def config_path(name: str) -> Path:
@@ -43,30 +45,35 @@ def config_path(name: str) -> Path:
         Absolute path of an existing file.
 
     Raises:
-        InputError: If there is none, with the shipped configs whose names come near; or if several
-            shipped configs have that name.
+        InputError: If there is none, with the shipped configs whose names are similar; or if
+            several shipped configs have that name.
     """
-    given = Path(name).expanduser()
-    candidates = [given] if given.suffix else [given, given.with_name(given.name + '.py')]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate.resolve()
-    if given.is_absolute():
+    path = Path(name).expanduser()
+    spellings = [path] if path.suffix else [path, path.with_name(f'{path.name}.py')]
+    for spelling in spellings:
+        if spelling.is_file():
+            return spelling.resolve()
+    if path.is_absolute():
         raise InputError(f'config {name!r} does not exist')
     root = resource_root()
-    for candidate in candidates:
-        for path in (root / candidate, root / 'configs' / candidate):
-            if path.is_file():
-                return path
+    for spelling in spellings:
+        for candidate in (root / spelling, root / 'configs' / spelling):
+            if candidate.is_file():
+                return candidate
     shipped = sorted(p for p in (root / 'configs').rglob('*.py') if '_base_' not in p.parts)
-    wanted = given.name if given.suffix else f'{given.name}.py'
-    found = [path for path in shipped if path.name == wanted]
-    if len(found) == 1 and given.parent == Path('.'):
-        return found[0]
-    if len(found) > 1:
-        raise InputError(f'config {name!r} could be any of '
-                         f'{", ".join(str(p.relative_to(root)) for p in found)}: give the folder')
-    near = difflib.get_close_matches(wanted, [path.name for path in shipped], n=3, cutoff=0.5)
-    hint = f'; near it among the shipped ones: {", ".join(near)}' if near else ''
-    raise InputError(f'config {name!r} does not exist here, nor among the configs of mmvars in '
-                     f'{root / "configs"}{hint}')
+    matches = [p for p in shipped if p.name == spellings[-1].name]
+    if len(matches) == 1 and path.parent == Path('.'):
+        return matches[0]
+    if len(matches) > 1:
+        raise InputError(
+            f'config {name!r} could be any of '
+            f'{", ".join(str(p.relative_to(root)) for p in matches)}: give the folder'
+        )
+    similar = difflib.get_close_matches(
+        spellings[-1].name, [p.name for p in shipped], n=3, cutoff=0.5
+    )
+    hint = f'; near it among the shipped ones: {", ".join(similar)}' if similar else ''
+    raise InputError(
+        f'config {name!r} does not exist here, nor among the configs of mmvars in '
+        f'{root / "configs"}{hint}'
+    )

@@ -29,7 +29,7 @@ def test_what_is_here_comes_first(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize('name', ['absvit_upernet_ade2k.py', 'absvit_upernet_ade2k'])
-def test_a_misspelt_name_brings_the_nearest(name, tmp_path, monkeypatch) -> None:
+def test_a_misspelled_name_brings_the_nearest(name, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f'{NAME}.py'):
         config_path(name)

@@ -6,11 +6,10 @@ claim follows from it; ``mini/README.md`` says where everything comes from.
 
 from pathlib import Path
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_choice
 
 __all__ = ['LAYOUTS', 'mini_root']
 
-#: Layouts that there are, each a folder of ``mini/``.
 LAYOUTS = ('ade20k', 'cityscapes', 'voc12', 'imagenet')
 
 
@@ -23,10 +22,11 @@ def mini_root(layout: str) -> str:
     Raises:
         InputError: If there is no such layout, or if its files are not where they belong.
     """
-    if layout not in LAYOUTS:
-        raise InputError(f'layout {layout!r} is unknown; choose from {list(LAYOUTS)}')
+    check_choice('layout', layout, LAYOUTS)
     root = Path(__file__).resolve().parent / 'mini' / layout
     if not root.is_dir():
-        raise InputError(f'the mini data set is missing: {str(root)!r} does not exist; install '
-                         'mmvars again, or make it with tools/dataset_converters')
+        raise InputError(
+            f'the mini data set is missing: {str(root)!r} does not exist; install '
+            'mmvars again, or make it with tools/dataset_converters'
+        )
     return str(root)

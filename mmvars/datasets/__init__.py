@@ -1,7 +1,6 @@
-"""Transforms and checks that turn bad data into one clear message. Works in both hosts."""
+"""Transforms and checks that turn bad data into one clear message, in either framework."""
 
-from mmvars.datasets.labels import CheckLabels
+from mmvars.datasets.checks import CheckLabels, check_data_roots
 from mmvars.datasets.loading import LoadImageFromFile
-from mmvars.datasets.roots import check_data_roots
 
 __all__ = ['CheckLabels', 'LoadImageFromFile', 'check_data_roots']

@@ -1,12 +1,15 @@
-"""Training and testing on mmengine's Runner: hooks, optimiser constructor, the two tools.
+"""Training and testing on mmengine's Runner.
 
-Importing this package registers what configs name (``mmvars.SaveOnInterruptHook``,
-``mmvars.LayerDecayOptimWrapperConstructor``, ``mmvars.StepSizeHook``).
+Importing this package registers what configs name: ``mmvars.SaveOnInterruptHook``,
+``mmvars.LipschitzUpdateHook`` and ``mmvars.LayerDecayOptimWrapperConstructor``.
 """
 
-from mmvars.engine.hooks import SaveOnInterruptHook, TrainingInterrupted
+from mmvars.engine.hooks import LipschitzUpdateHook, SaveOnInterruptHook, TrainingInterrupted
 from mmvars.engine.optim import LayerDecayOptimWrapperConstructor
-from mmvars.engine.step_size import StepSizeHook
 
-__all__ = ['LayerDecayOptimWrapperConstructor', 'SaveOnInterruptHook', 'StepSizeHook',
-           'TrainingInterrupted']
+__all__ = [
+    'LayerDecayOptimWrapperConstructor',
+    'LipschitzUpdateHook',
+    'SaveOnInterruptHook',
+    'TrainingInterrupted',
+]

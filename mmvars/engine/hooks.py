@@ -1,4 +1,4 @@
-"""Stop training on a signal without losing work."""
+"""Hooks: stop on a signal without losing work; step sizes of VARS-S; fused weights in tests."""
 
 import os
 import signal
@@ -8,15 +8,25 @@ from copy import deepcopy
 from multiprocessing.util import register_after_fork
 from threading import Thread
 from types import FrameType
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import nn
 
+from mmvars.errors import InputError, check_number
+from mmvars.layers.vars_static import VARSStatic
 from mmvars.registry import HOOKS
 
-__all__ = ['SaveOnInterruptHook', 'TrainingInterrupted']
+__all__ = [
+    'FuseHook',
+    'LipschitzUpdateHook',
+    'SaveOnInterruptHook',
+    'TrainingInterrupted',
+    'ensure_lipschitz_hook',
+]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ECHO_SECONDS = 1.0  # a launcher may pass on the Ctrl-C that the terminal already delivered
@@ -36,15 +46,12 @@ class TrainingInterrupted(SystemExit):
 
 @HOOKS.register_module()
 class SaveOnInterruptHook(Hook):
-    """On SIGINT or SIGTERM: finish the step, save a checkpoint, leave.
+    """On SIGINT or SIGTERM: finish the step, save a checkpoint for ``--resume``, leave.
 
     All ranks agree on the stop after every training step (one integer is all-reduced), so a signal
-    to any of them stops all. The checkpoint is written like those of ``CheckpointHook`` and named
-    in ``last_checkpoint``, so ``--resume`` goes on from it. During validation a signal is honoured
-    after the batch in a single process, and after the validation in distributed runs, where ranks
-    may be at different batches; a run that was stopped in its last validation makes it when it is
-    resumed. A second Ctrl-C stops at once, without saving; one that comes within a second counts as
-    the same, since launchers pass signals on.
+    to any of them stops all. During validation a signal takes effect after the batch in a single
+    process, and after the validation in distributed runs, where ranks may be at different batches.
+    A second Ctrl-C stops at once, without saving.
 
     In a loop by iterations, a resumed run goes on with the next iteration. mmengine's loop by
     epochs can only begin at the start of an epoch: the interrupted epoch is run again, with the
@@ -56,17 +63,16 @@ class SaveOnInterruptHook(Hook):
 
     def __init__(self) -> None:
         self._signum = 0
-        self._when = 0.0
+        self._received_at = 0.0
         self._process = 0
-        self._previous: dict[int, object] = {}
-        self._training = False
+        self._previous: dict[int, Any] = {}
         self._epoch_start: dict = {}
 
     def install(self) -> None:
-        """Take over the signals. Done before training; the tools do it before data workers start.
+        """Take over the signals; the tools do it before data workers start.
 
-        Workers that are forked later do not heed them: a terminal, slurm and torchrun send them to
-        all processes of the group, and workers must outlive the last step.
+        Workers that are forked later ignore them: a terminal, slurm and torchrun send them to all
+        processes of the group, and workers must outlive the last step.
         """
         if self._previous:
             return
@@ -78,85 +84,103 @@ class SaveOnInterruptHook(Hook):
             self._previous = {}
 
     def _shield_worker(self) -> None:
-        """In a data worker: end on a SIGTERM of the parent, and of nobody else.
-
-        The inherited handler ignores SIGINT there, but torch's workers replace that of SIGTERM by
-        one that dies whoever sent it, which fails the step that is to be finished.
-        """
+        # torch's workers have a handler of their own for SIGTERM, which ends them whoever sent it.
         if self._previous and hasattr(signal, 'sigwaitinfo'):
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            Thread(target=_wait_for_parent, daemon=True).start()
+            Thread(target=_exit_with_parent, daemon=True).start()
 
     def uninstall(self) -> None:
-        """Give the signals back."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
 
     def before_train(self, runner: Runner) -> None:
         self.install()
-        self._training = True
-        if self._only_validation_is_left(runner):
+        # A run that was stopped in its last validation: mmengine validates after steps only.
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        done, length = (
+            (runner.epoch, runner.max_epochs) if by_epoch else (runner.iter, runner.max_iters)
+        )
+        if runner.val_loop is not None and done >= length > 0:
             runner.val_loop.run()
 
     def after_train(self, runner: Runner) -> None:
-        self._training = False
         self.uninstall()
-
-    @staticmethod
-    def _only_validation_is_left(runner: Runner) -> bool:
-        """Whether a run was resumed at its end, as after a stop in the last validation.
-
-        mmengine's loops validate after a step alone, so that validation would never be made.
-        """
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        done, length = ((runner.epoch, runner.max_epochs) if by_epoch else
-                        (runner.iter, runner.max_iters))
-        return runner.val_loop is not None and done >= length > 0
 
     def before_train_epoch(self, runner: Runner) -> None:
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._epoch_start = dict(
-                groups=[{k: v for k, v in group.items() if k != 'params'}
-                        for group in runner.optim_wrapper.optimizer.param_groups],
-                schedulers=deepcopy([s.state_dict() for s in runner.param_schedulers or []]))
+                groups=[
+                    {k: v for k, v in group.items() if k != 'params'}
+                    for group in runner.optim_wrapper.optimizer.param_groups
+                ],
+                schedulers=deepcopy([s.state_dict() for s in runner.param_schedulers or []]),
+            )
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
-                         outputs: dict | None = None) -> None:
-        self._stop_if_asked(runner, next_iter=runner.iter + 1)
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        self._stop_if_signaled(runner, next_iter=runner.iter + 1)
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
-                       outputs: list | None = None) -> None:
-        if self._training and get_world_size() == 1:
-            self._stop_if_asked(runner, next_iter=runner.iter)
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: list | None = None,
+    ) -> None:
+        if self._previous and get_world_size() == 1:  # in training
+            self._stop_if_signaled(runner, next_iter=runner.iter)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a data worker: the parent decides
             return
         if not self._signum:
-            self._signum, self._when = signum, time.monotonic()
-            _say(f'{signal.Signals(signum).name} received: finishing this step and saving a '
-                 'checkpoint; once more stops at once, without saving')
-        elif signum == signal.SIGINT and time.monotonic() - self._when > _ECHO_SECONDS:
+            self._signum, self._received_at = signum, time.monotonic()
+            if os.environ.get('RANK', '0') == '0' and sys.__stderr__ is not None:
+                # print() may be interrupted inside itself by a signal handler; write() may not.
+                name = signal.Signals(signum).name
+                text = (
+                    f'\nmmvars: {name} received: finishing this step and saving a checkpoint; once '
+                    'more stops at once, without saving\n'
+                )
+                os.write(sys.__stderr__.fileno(), text.encode())
+        elif signum == signal.SIGINT and time.monotonic() - self._received_at > _ECHO_SECONDS:
             self.uninstall()
             raise KeyboardInterrupt
 
-    def _stop_if_asked(self, runner: Runner, next_iter: int) -> None:
-        signum = _agree(self._signum)
+    def _stop_if_signaled(self, runner: Runner, next_iter: int) -> None:
+        signum = self._signum
+        if get_world_size() > 1:  # the largest signal number that any rank has received
+            flag = torch.tensor(signum)
+            all_reduce(flag, op='max')
+            signum = int(flag)
         if not signum:
             return
         path = self._save(runner, next_iter)
         self.uninstall()
         runner.visualizer.close()
-        runner.logger.info(f'Stopped on {signal.Signals(signum).name} after iteration '
-                           f'{next_iter}; state saved to {path}; --resume goes on from there')
+        runner.logger.info(
+            f'Stopped on {signal.Signals(signum).name} after iteration '
+            f'{next_iter}; state saved to {path}; --resume goes on from there'
+        )
         raise TrainingInterrupted(signum, path)
 
     def _save(self, runner: Runner, next_iter: int) -> str:
         meta = dict(epoch=runner.epoch, iter=next_iter)
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             meta['iter'] = runner.epoch * len(runner.train_loop.dataloader)
-            self._restore(runner)
+            groups = runner.optim_wrapper.optimizer.param_groups
+            for group, saved in zip(groups, self._epoch_start['groups'], strict=True):
+                group.update(saved)
+            for scheduler, saved in zip(
+                runner.param_schedulers or [], self._epoch_start['schedulers'], strict=True
+            ):
+                scheduler.load_state_dict(saved)
         name = f'iter_{next_iter}.pth'
         path = os.path.join(runner.work_dir, name)
         # Written beside its place and moved: a kill in the middle destroys no checkpoint.
@@ -170,32 +194,106 @@ class SaveOnInterruptHook(Hook):
         barrier()
         return path
 
-    def _restore(self, runner: Runner) -> None:
-        """Learning rates and schedulers as they were when the epoch began."""
-        groups = runner.optim_wrapper.optimizer.param_groups
-        for group, saved in zip(groups, self._epoch_start['groups'], strict=True):
-            group.update(saved)
-        for scheduler, saved in zip(runner.param_schedulers or [],
-                                    self._epoch_start['schedulers'], strict=True):
-            scheduler.load_state_dict(saved)
 
-
-def _wait_for_parent() -> None:
+def _exit_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
-def _agree(signum: int) -> int:
-    """The largest signal number that any rank has received; 0: none."""
-    if get_world_size() == 1:
-        return signum
-    flag = torch.tensor(signum)
-    all_reduce(flag, op='max')
-    return int(flag)
+@HOOKS.register_module(name=['LipschitzUpdateHook', 'StepSizeHook'])  # the latter: old configs
+class LipschitzUpdateHook(Hook):
+    """Update the Lipschitz constants of every VARS-S mixer before some training iterations.
+
+    VARS-S descends with the step 1 / L, where L (the buffer ``lipschitz``) bounds the largest
+    eigenvalue of the Gram matrix of the dictionary. The dictionary is trained, so L must follow:
+
+        L <- (1 - rate) L + rate * bound(dictionary)
+
+    before iterations 0, ``interval``, 2 ``interval``, ... of every epoch, or of the run in a loop
+    by iterations. The released training does so with the defaults. All ranks compute the same bits,
+    since L depends on the old L and the weights alone. Mixers that do not train
+    (``frozen_stages``) keep theirs. An averaged copy of the model (``EMAHook``) is not touched: it
+    gets the L of the model or the average, and both bound the averaged dictionary (the bound is
+    convex).
+
+    ``mmvars train`` adds this hook with its defaults where a model needs it and the config has
+    none. Other training scripts need ``dict(type='mmvars.LipschitzUpdateHook')`` in
+    ``custom_hooks``.
+
+    Args:
+        interval: Iterations between two updates.
+        rate: Share of the new bound, in (0, 1]; 1 forgets the old one.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    priority = 'VERY_HIGH'  # other hooks before a step see the bound that it is made with
+
+    def __init__(self, interval: int = 100, rate: float = 0.1) -> None:
+        check_number('LipschitzUpdateHook: interval', interval, 1, whole=True)
+        check_number('LipschitzUpdateHook: rate', rate, 0, 1)
+        if rate == 0:
+            raise InputError(
+                'LipschitzUpdateHook: rate must be above 0, or no step size ever '
+                'changes; the released training has 0.1'
+            )
+        self.interval = interval
+        self.rate = rate
+
+    def before_train(self, runner: Runner) -> None:
+        count = len(_updated_mixers(runner.model))
+        if count:
+            runner.logger.info(
+                f'LipschitzUpdateHook: {count} VARS-S mixers, updated every '
+                f'{self.interval} iterations with rate {self.rate}'
+            )
+        else:
+            runner.logger.warning(
+                'LipschitzUpdateHook has nothing to do: the model has no mixer '
+                "'vars_s' that keeps its Lipschitz constant in a buffer"
+            )
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        # mmengine counts batch_idx from 0 in every epoch, and over the run in loops by iterations.
+        if batch_idx % self.interval == 0:
+            for mixer in _updated_mixers(runner.model):
+                if mixer.training:
+                    mixer.update_lipschitz(self.rate)
 
 
-def _say(text: str) -> None:
-    # print() may be interrupted inside itself by a signal handler; a plain write may not.
-    if os.environ.get('RANK', '0') == '0':
-        os.write(sys.__stderr__.fileno(), f'\nmmvars: {text}\n'.encode())
+def ensure_lipschitz_hook(runner: Runner) -> None:
+    """Add a :class:`LipschitzUpdateHook` to a Runner whose model needs one and that has none."""
+    model = runner.model  # a FlexibleRunner builds it only when training starts
+    needed = (
+        bool(_updated_mixers(model)) if isinstance(model, nn.Module) else "'vars_s'" in str(model)
+    )
+    if needed and not any(isinstance(hook, LipschitzUpdateHook) for hook in runner.hooks):
+        runner.register_hook(LipschitzUpdateHook())
+        runner.logger.info(
+            'The model has VARS-S mixers and custom_hooks no '
+            'mmvars.LipschitzUpdateHook: added '
+            "dict(type='mmvars.LipschitzUpdateHook', interval=100, rate=0.1)"
+        )
+
+
+def _updated_mixers(model: nn.Module) -> list[VARSStatic]:
+    """The VARS-S mixers that keep their Lipschitz constant in a buffer."""
+    return [m for m in model.modules() if isinstance(m, VARSStatic) and hasattr(m, 'lipschitz')]
+
+
+class FuseHook(Hook):
+    """Fuse the backbone's weights for inference (its ``fuse``) before a test.
+
+    Last of all hooks: an EMA hook may just have put averaged weights into the model.
+    """
+
+    priority = 'LOWEST'
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        for module in list(runner.model.modules()):  # the model may be wrapped (DDP, TTA)
+            if hasattr(getattr(module, 'backbone', None), 'fuse'):
+                module.backbone.fuse()

@@ -1,40 +1,173 @@
-"""mmengine's Runner, with checkpoints loaded strictly and safely."""
+"""Config, environment and Runner of the train and test tools; checkpoints are loaded strictly."""
 
+import argparse
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from mmengine.model import is_model_wrapper
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
-from torch import Tensor
 
-from mmvars.checkpoints.account import Account, Status
-from mmvars.checkpoints.constants import check_constants, mixer_meta, recorded_mixer
-from mmvars.checkpoints.files import read_meta
-from mmvars.checkpoints.formats import MMVARS
-from mmvars.checkpoints.mixers import mixers_seen
+from mmvars.checkpoints.formats import MMVARS, mixer_meta, recorded_mixer
+from mmvars.checkpoints.io import read_meta
+from mmvars.checkpoints.key_mapping import mixers_seen
+from mmvars.checkpoints.load import check_constants
+from mmvars.checkpoints.report import ConversionReport, Status
+from mmvars.engine.cpu import setup_cpu
+from mmvars.engine.errors import building
+from mmvars.engine.hooks import TrainingInterrupted
+from mmvars.engine.options import add_cfg_options, apply_options
 from mmvars.engine.safe_load import load_from_local
-from mmvars.errors import InputError
-from mmvars.networks import Trunk
+from mmvars.errors import InputError, check_choice
+from mmvars.networks import Trunk, rename_old_keys
+from mmvars.resources import config_path
 
-__all__ = ['StrictRunner', 'allowed_constants', 'use_safe_loading']
+__all__ = [
+    'StrictRunner',
+    'add_common_arguments',
+    'allowed_constants',
+    'build_runner',
+    'closing_process_group',
+    'load_config',
+    'set_work_dir',
+]
 
-_KINDS = {'unexpected key in source state_dict': Status.UNEXPECTED,
-          'missing keys in source state_dict': Status.MISSING}
+_LOG_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL', 'NOTSET')
+_KINDS = {
+    'unexpected key in source state_dict': Status.UNEXPECTED,
+    'missing keys in source state_dict': Status.MISSING,
+}
+_LAST_WORK: list = []
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share, as MMSegmentation's tools name them."""
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and results '
+        '(default: work_dir of the config, else work_dirs/<config name>)',
+    )
+    add_cfg_options(parser)
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='set by launchers; not for hand use',
+    )
+
+
+def load_config(
+    name: str, cfg_options: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
+    """Read a config, by path or by the name of a shipped one, with ``--cfg-options`` in it.
+
+    Returns:
+        The config, and lines for the log that say what followed from the options.
+
+    Raises:
+        InputError: If the file does not exist or cannot be parsed, or an option names nothing.
+    """
+    path = config_path(name)
+    try:
+        cfg = Config.fromfile(str(path))
+        notes = apply_options(cfg, cfg_options)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # a config is Python: it can fail in any way
+        options = ' with these --cfg-options' if cfg_options else ''
+        raise InputError(
+            f'config {path} cannot be read{options}: {type(error).__name__}: {error}'
+        ) from error
+    if not isinstance(cfg.get('model'), dict):
+        raise InputError(
+            f'config {path} defines no model: give a complete config, not a part of _base_'
+        )
+    check_choice('log_level', cfg.get('log_level', 'INFO'), _LOG_LEVELS)
+    return cfg, notes
+
+
+def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """Decide ``cfg.work_dir``: the flag, else the config, else ``work_dirs/<config name>``."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
+        raise InputError(f'--work-dir {cfg.work_dir!r} is a file: give a folder')
+
+
+def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Runner:
+    """Build the Runner of a config: a :class:`StrictRunner`, or what ``runner_type`` names.
+
+    Local checkpoints that this process loads go through the safe reader from here on: those that a
+    config names are as untrusted as those of the command line.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    notes = notes + setup_cpu(cfg)
+    with building('the Runner'):
+        if 'runner_type' in cfg:
+            notes.append(f'runner_type {cfg.runner_type}: checkpoints are loaded by its own rules')
+            runner = RUNNERS.build(cfg)
+        else:
+            runner = StrictRunner.from_cfg(cfg)
+    for note in notes:
+        runner.logger.info(note)
+    return runner
+
+
+@contextmanager
+def closing_process_group() -> Iterator[None]:
+    """Close the process group of a distributed run on the way out.
+
+    Left open, its threads can abort the process at exit. They outlive
+    ``destroy_process_group`` while a DDP model is alive, and one that drops the last reference to a
+    finished operation while the interpreter shuts down aborts it too; so the handle of a last
+    barrier is kept.
+    """
+    in_step = False  # whether all ranks come here
+    try:
+        yield
+        in_step = True
+    except TrainingInterrupted:
+        in_step = True
+        raise
+    finally:
+        if dist.is_initialized():
+            if in_step:
+                _LAST_WORK.append(dist.barrier(async_op=True))
+                _LAST_WORK[-1].wait()
+            dist.destroy_process_group()
 
 
 def allowed_constants(cfg: Mapping) -> tuple[str, ...]:
     """Constants of the mixer in which a config lets a checkpoint differ: ``allow_constants``."""
     names = cfg.get('allow_constants') or ()
-    return (names, ) if isinstance(names, str) else tuple(map(str, names))
+    return (names,) if isinstance(names, str) else tuple(map(str, names))
 
 
-def use_safe_loading() -> None:
-    """Make every local checkpoint that mmengine loads in this process go through the safe reader.
+def _naming(section: str, build: Callable) -> Callable:
+    """A method of the Runner that builds a part, with errors that name the part's section."""
 
-    For the command-line tools, which own their process: files named in a config (``load_from``,
-    ``init_cfg``) are as untrusted as those on the command line.
-    """
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    def build_part(self: Runner, cfg: Any) -> Any:
+        with building(section):
+            return build(self, cfg)
+
+    return build_part
 
 
 class StrictRunner(Runner):
@@ -51,33 +184,32 @@ class StrictRunner(Runner):
     _training = False
 
     def train(self):
-        """Launch training."""
         self._training = True
         return super().train()
 
+    build_model = _naming('model', Runner.build_model)
+    build_train_loop = _naming('train_dataloader or train_cfg', Runner.build_train_loop)
+    build_val_loop = _naming('val_dataloader, val_cfg or val_evaluator', Runner.build_val_loop)
+    build_test_loop = _naming('test_dataloader, test_cfg or test_evaluator', Runner.build_test_loop)
+    build_optim_wrapper = _naming('optim_wrapper', Runner.build_optim_wrapper)
+    build_param_scheduler = _naming('param_scheduler', Runner.build_param_scheduler)
+
     def dump_config(self) -> None:
-        """Do nothing while the Runner is built: see :meth:`load_or_resume`."""
+        """Wait until all parts have proved usable: the file replaces that of an earlier run."""
 
     def load_or_resume(self) -> None:
-        """Load what was asked for, and then write the config into the work dir.
-
-        mmengine writes it when the Runner is built. Here it waits until models, data sets and
-        checkpoint have proved usable, since it replaces the file of an earlier run.
-        """
+        """Load what was asked for, and then write the config into the work dir."""
         super().load_or_resume()
         super().dump_config()
 
-    def load_checkpoint(self, filename: str, map_location: str | Callable = 'cpu',
-                        strict: bool | None = None, **kwargs) -> dict:
-        """Load ``filename`` into the model.
-
-        Args:
-            filename: Path or address of the checkpoint.
-            map_location: As for :func:`torch.load`.
-            strict: Whether every key must match; None: in testing and resuming.
-
-        Returns:
-            The checkpoint.
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> dict:
+        """Load a checkpoint into the model; ``strict`` None means: in testing and resuming.
 
         Raises:
             InputError: If it does not fit the model, or cannot be resumed from.
@@ -89,78 +221,108 @@ class StrictRunner(Runner):
         except RuntimeError as error:
             if 'do not match exactly' not in str(error):
                 raise
-            account = _account_of(str(error), f'checkpoint {filename!r} into the model of this '
-                                  'config')
-            account.raise_problems(f'{self._other_mixer(filename)}Use the config that it was '
-                                   'trained with; a released or timm file goes through `mmvars '
-                                   'convert` first')
-        trunk = self._trunk()
-        if trunk is not None:
-            account = Account(f'checkpoint {filename!r}')
-            recorded = recorded_mixer(read_meta(filename, checkpoint), account.title)
-            check_constants(trunk, recorded, account, allowed_constants(self.cfg))
+            report = _report_of(
+                str(error), f'checkpoint {filename!r} into the model of this config'
+            )
+            report.raise_problems(
+                f'{_other_mixer(report)}Use the config that it was trained with; '
+                'a released or timm file goes through `mmvars convert` first'
+            )
+        if (trunk := self._trunk()) is not None:
+            report = ConversionReport(f'checkpoint {filename!r}')
+            recorded = recorded_mixer(read_meta(filename, checkpoint), report.title)
+            check_constants(trunk, recorded, report, allowed_constants(self.cfg))
         if fine_tuning:
-            self._need_some_backbone(checkpoint, filename)
-        elif self._resume and not ('optimizer' in checkpoint and {'epoch', 'iter'}
-                                   <= dict(checkpoint.get('meta') or {}).keys()):
-            raise InputError(f'checkpoint {filename!r} holds weights only, no training state to '
-                             'resume from: use --cfg-options load_from=... to start from it')
+            self._check_fills_backbone(checkpoint, filename)
+        elif self._resume and not (
+            'optimizer' in checkpoint
+            and {'epoch', 'iter'} <= dict(checkpoint.get('meta') or {}).keys()
+        ):
+            raise InputError(
+                f'checkpoint {filename!r} holds weights only, no training state to '
+                'resume from: use --cfg-options load_from=... to start from it'
+            )
         return checkpoint
 
-    def save_checkpoint(self, *args, meta: dict | None = None, **kwargs) -> None:
-        """As mmengine's, with the constants of the token mixer in ``meta``."""
+    def save_checkpoint(self, *args: Any, meta: dict | None = None, **kwargs: Any) -> None:
+        """Write the constants of the token mixer into ``meta`` too."""
         trunk = self._trunk()
-        stated = {} if trunk is None else mixer_meta(trunk)
-        super().save_checkpoint(*args, meta=stated | (meta or {}), **kwargs)
+        constants = {} if trunk is None else mixer_meta(trunk)
+        super().save_checkpoint(*args, meta=constants | (meta or {}), **kwargs)
 
     def _trunk(self) -> Trunk | None:
         return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)
 
-    def _other_mixer(self, filename: str) -> str:
-        """A sentence on the mixers, where those of a local file are none of the model's."""
-        if '://' in filename:
-            return ''
-        checkpoint = load_from_local(filename)
-        found = _mixers(checkpoint.get('state_dict', checkpoint))
-        own = _mixers(self.model.state_dict())
-        if not found or not own or found & own:
-            return ''
-        return (f'The file mixes tokens with {", ".join(sorted(found))}, the model with '
-                f'{", ".join(sorted(own))}. ')
-
-    def _need_some_backbone(self, checkpoint: dict, filename: str) -> None:
-        model = self.model.module if is_model_wrapper(self.model) else self.model
-        source = checkpoint.get('state_dict', checkpoint)
-        targets = {k: v for k, v in model.state_dict().items() if k.startswith('backbone.')}
-        fitting = [k for k, v in targets.items()
-                   if isinstance(source.get(k), Tensor) and source[k].shape == v.shape]
-        self.logger.info(f'load_from fills {len(fitting)} of the {len(targets)} tensors of the '
-                         'backbone')
-        if targets and not fitting:
-            example = next((k for k in source), None)
-            raise InputError(f'load_from {filename!r} fills no tensor of the backbone (its keys '
-                             f'are like {example!r}, wanted are like {next(iter(targets))!r}): '
-                             'convert it with `mmvars convert`')
+    def _check_fills_backbone(self, checkpoint: dict, filename: str) -> None:
+        """Refuse a file for fine-tuning of which nothing goes into the backbone."""
+        state = checkpoint.get('state_dict', checkpoint)
+        source, target = _network_shapes(state), _network_shapes(self.model.state_dict())
+        same = [name for name, shape in target.items() if source.get(name) == shape]
+        self.logger.info(
+            f'load_from: {len(same)} of the {len(target)} tensors of the backbone '
+            'are those of the file, the others are resampled or initial values'
+        )
+        if target and not same:
+            raise InputError(
+                f'load_from {filename!r} fills no tensor of the backbone (its keys '
+                f'are like {next(iter(state), None)!r}, the model has such as '
+                f'{next(iter(self.model.state_dict()))!r}): convert it with `mmvars '
+                'convert`'
+            )
 
 
-def _mixers(keys: Iterable[str]) -> set[str]:
-    names = (MMVARS.to_network(key.removeprefix('module.')) for key in keys)
-    return set(mixers_seen([name[0] for name in names if name]))
+def _network_names(keys: Iterable[str]) -> dict[str, str]:
+    """Key in a model's state dict -> name in the backbone, as present networks have it."""
+    names = {
+        key: match[0]
+        for key in keys
+        if (match := MMVARS.to_network(key.removeprefix('module.'))) is not None
+    }
+    present = rename_old_keys(names.values(), plain=False)
+    return {key: present[name] for key, name in names.items()}
 
 
-def _account_of(misfits: str, title: str) -> Account:
-    """mmengine's list of what does not fit as an account, in which like keys share a line."""
-    account = Account(title)
+def _network_shapes(state_dict: Mapping[str, Any]) -> dict[str, torch.Size]:
+    return {name: state_dict[key].shape for key, name in _network_names(state_dict).items()}
+
+
+def _other_mixer(report: ConversionReport) -> str:
+    """A sentence on the mixers, where those of the file are none of the model's."""
+    theirs, ours = [
+        mixers_seen(
+            _network_names(
+                entry.source or '' for entry in report.entries if entry.status is status
+            ).values()
+        )
+        for status in (Status.UNEXPECTED, Status.MISSING)
+    ]
+    if not theirs or not ours or theirs.keys() & ours.keys():
+        return ''
+    return (
+        f'The file mixes tokens with {", ".join(sorted(theirs))}, the model with '
+        f'{", ".join(sorted(ours))}. '
+    )
+
+
+def _report_of(misfits: str, title: str) -> ConversionReport:
+    """mmengine's list of what does not fit as a report, in which like keys share a line."""
+    report = ConversionReport(title)
     for line in filter(None, misfits.splitlines()[1:]):
         kind, _, rest = line.partition(': ')
         if kind.startswith('size mismatch for '):
-            shapes = [tuple(map(int, re.findall(r'\d+', shape)))
-                      for shape in re.findall(r'torch\.Size\(\[([^]]*)\]\)', rest)]
-            account.add(Status.MISSHAPED, kind.removeprefix('size mismatch for '), None,
-                        *shapes[:2], note='' if shapes else rest)
+            source, target = [
+                tuple(map(int, re.findall(r'\d+', shape)))
+                for shape in re.findall(r'torch\.Size\(\[([^]]*)\]\)', rest)
+            ][:2]
+            report.add(
+                Status.MISSHAPED,
+                kind.removeprefix('size mismatch for '),
+                shape=source,
+                target_shape=target,
+            )
         elif kind in _KINDS:
             for key in rest.split(', '):
-                account.add(_KINDS[kind], key)
+                report.add(_KINDS[kind], key)
         else:
-            account.add(Status.BROKEN, note=line)
-    return account
+            report.add(Status.BROKEN, note=line)
+    return report

@@ -7,12 +7,17 @@ from copy import deepcopy
 import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.evaluator import DumpResults
-from mmengine.runner import Runner
 
 from mmvars.datasets import check_data_roots
-from mmvars.engine.launch import (add_common_arguments, build_runner, clear_errors, is_segmentation,
-                                  load_config, set_work_dir)
+from mmvars.engine.errors import user_errors
+from mmvars.engine.hooks import FuseHook
+from mmvars.engine.runner import (
+    add_common_arguments,
+    build_runner,
+    closing_process_group,
+    load_config,
+    set_work_dir,
+)
 from mmvars.engine.safe_load import check_checkpoint_file
 from mmvars.errors import InputError, check_number
 
@@ -20,140 +25,143 @@ __all__ = ['main']
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description='Test a checkpoint: metrics, and on demand '
-                                     'predictions and pictures.')
+    parser = argparse.ArgumentParser(
+        description='Test a checkpoint: metrics, and on demand predictions and pictures.'
+    )
     parser.add_argument('config', help='config file, or the name of one that mmvars ships')
     parser.add_argument('checkpoint', help='checkpoint of a model of this config')
-    parser.add_argument('--out', help='segmentation: folder for the predicted label maps (PNG); '
-                        'classification: .pkl file for the predictions')
-    parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out FILE holds '
-                        '(classification; default: pred)')
+    parser.add_argument(
+        '--out',
+        help='segmentation: folder for the predicted label maps (PNG); '
+        'classification: .pkl file for the predictions',
+    )
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='what --out FILE holds (classification; default: pred)',
+    )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
-    parser.add_argument('--wait-time', type=float, default=2, metavar='SECONDS',
-                        help='how long --show shows each picture')
-    parser.add_argument('--interval', type=int, default=1, help='draw every n-th image '
-                        '(classification)')
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        metavar='SECONDS',
+        help='how long --show shows each picture',
+    )
+    parser.add_argument(
+        '--interval', type=int, default=1, help='draw every n-th image (classification)'
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_common_arguments(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Test as the command line says; metrics go to the log.
-
-    Args:
-        argv: Arguments; None means the command line's.
-
-    Returns:
-        Exit status 0.
+    """Test as the command line says; metrics go to the log. Returns the exit status 0.
 
     Raises:
         InputError: On arguments, a config or files that cannot be used.
     """
     args = _parser().parse_args(argv)
     check_number('--interval', args.interval, 1, whole=True)
-    cfg, notes = load_config(args)
+    cfg, notes = load_config(args.config, args.cfg_options)
     if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
         raise InputError(f'config {args.config!r} has no test_dataloader and test_cfg')
     set_work_dir(cfg, args)
     check_checkpoint_file(args.checkpoint, 'checkpoint')
     cfg.load_from, cfg.resume = args.checkpoint, False
     # Training parts would be built for nothing, and their data need not be on a test machine.
-    for part in ('train', 'val'):
-        for name in ('dataloader', 'cfg', 'evaluator'):
-            cfg[f'{part}_{name}'] = None
+    for part in ('dataloader', 'cfg', 'evaluator'):
+        cfg[f'train_{part}'] = cfg[f'val_{part}'] = None
     cfg.optim_wrapper = cfg.param_scheduler = None
-    segmentation = is_segmentation(cfg)
-    dump = _set_output(cfg, args, segmentation)
+    segmentation = 'decode_head' in cfg.model.get('module', cfg.model)
+    _set_output(cfg, args, segmentation)
     if args.show or args.show_dir:
         _set_pictures(cfg, args, segmentation)
     if args.tta:
         _set_tta(cfg, segmentation)
-    with clear_errors():
+    with closing_process_group(), user_errors():
         check_data_roots(cfg)
-        runner = build_runner(cfg, notes)
-        metrics = _run(runner, dump)
+        runner = build_runner(cfg, args, notes)
+        runner.register_hook(FuseHook())
+        metrics = runner.test()
         if args.out and args.out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, args.out)
     return 0
 
 
-def _run(runner: Runner, dump: DumpResults | None) -> dict:
-    if dump is not None:
-        runner._test_loop = runner.build_test_loop(runner._test_loop)
-        runner.test_evaluator.metrics.append(dump)
-    return runner.test()
-
-
-def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> DumpResults | None:
-    """Arrange for ``--out``; returns the metric that writes predictions of a classifier."""
+def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> None:
+    """Arrange for ``--out``: the metrics write predictions."""
     if args.out is None:
         if args.out_item:
             raise InputError('--out-item says what --out FILE holds: give --out too')
-        return None
+        return
     if args.out_item == 'metrics':
         if not args.out.endswith(('.json', '.pkl', '.yml', '.yaml')):
-            raise InputError(f'--out {args.out!r}: metrics are written to a .json, .pkl or .yml '
-                             'file')
-        return None
+            raise InputError(
+                f'--out {args.out!r}: metrics are written to a .json, .pkl or .yml file'
+            )
+        return
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if segmentation:
-        if os.path.isfile(args.out) or os.path.splitext(args.out)[1] in ('.pkl', '.json'):
-            raise InputError(f'--out {args.out!r} is a file: give a folder for the label maps (the '
-                             'metrics alone go to a file with --out-item metrics)')
-        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [
-            cfg.test_evaluator]
-        for evaluator in evaluators:
-            evaluator['output_dir'] = args.out
-        return None
-    if not args.out.endswith(('.pkl', '.pickle')):
-        raise InputError(f'--out {args.out!r}: predictions of a classifier are written to a .pkl '
-                         'file')
-    return DumpResults(out_file_path=args.out)
+        if os.path.isfile(args.out) or args.out.endswith(('.pkl', '.json')):
+            raise InputError(
+                f'--out {args.out!r} is a file: give a folder for the label maps (the '
+                'metrics alone go to a file with --out-item metrics)'
+            )
+        for metric in metrics:
+            metric['output_dir'] = args.out
+    elif args.out.endswith(('.pkl', '.pickle')):
+        cfg.test_evaluator = [*metrics, dict(type='mmengine.DumpResults', out_file_path=args.out)]
+    else:
+        raise InputError(
+            f'--out {args.out!r}: predictions of a classifier are written to a .pkl file'
+        )
 
 
 def _set_pictures(cfg: Config, args: argparse.Namespace, segmentation: bool) -> None:
-    if args.show and not args.show_dir and not _has_screen():
+    has_screen = os.name != 'posix' or {'DISPLAY', 'WAYLAND_DISPLAY'} & os.environ.keys()
+    if args.show and not args.show_dir and not has_screen:
         raise InputError('--show needs a screen, and there is none: use --show-dir FOLDER')
     if args.tta and not segmentation:
-        raise InputError('--tta with --show or --show-dir: pictures of a classifier cannot be '
-                         'drawn from augmented images; leave one of them out')
-    hooks = dict(cfg.get('default_hooks') or {})
-    shown = dict(show=args.show, wait_time=args.wait_time)
+        raise InputError(
+            '--tta with --show or --show-dir: pictures of a classifier cannot be '
+            'drawn from augmented images; leave one of them out'
+        )
+    backends = [dict(type='LocalVisBackend')]
     if segmentation:
-        hook = hooks.get('visualization') or dict(type='mmseg.SegVisualizationHook')
+        hook = dict(type='mmseg.SegVisualizationHook')
         # Every image: the interval is for validation, yet the official mmseg heeds it in tests too.
-        hooks['visualization'] = dict(hook, draw=True, interval=1, **shown)
-        visualizer = cfg.get('visualizer') or dict(type='mmseg.SegLocalVisualizer',
-                                                   name='visualizer')
+        options = dict(draw=True, interval=1)
+        cfg.setdefault('visualizer', dict(type='mmseg.SegLocalVisualizer', name='visualizer'))
         if args.show_dir:
-            visualizer = dict(visualizer, save_dir=args.show_dir,
-                              vis_backends=[dict(type='LocalVisBackend')])
-        cfg.visualizer = visualizer
+            cfg.visualizer.update(save_dir=args.show_dir, vis_backends=backends)
     else:
-        hook = hooks.get('visualization') or dict(type='mmpretrain.VisualizationHook')
-        hooks['visualization'] = dict(hook, enable=True, out_dir=args.show_dir,
-                                      interval=args.interval, **shown)
-        if 'visualizer' not in cfg:
-            cfg.visualizer = dict(type='mmpretrain.UniversalVisualizer',
-                                  vis_backends=[dict(type='LocalVisBackend')])
+        hook = dict(type='mmpretrain.VisualizationHook')
+        options = dict(enable=True, out_dir=args.show_dir, interval=args.interval)
+        cfg.setdefault(
+            'visualizer', dict(type='mmpretrain.UniversalVisualizer', vis_backends=backends)
+        )
+    hooks = dict(cfg.get('default_hooks') or {})
+    hooks['visualization'] = dict(
+        hooks.get('visualization') or hook, **options, show=args.show, wait_time=args.wait_time
+    )
     cfg.default_hooks = hooks
-
-
-def _has_screen() -> bool:
-    return os.name != 'posix' or any(os.environ.get(k) for k in ('DISPLAY', 'WAYLAND_DISPLAY'))
 
 
 def _set_tta(cfg: Config, segmentation: bool) -> None:
     pipeline, wrapper = cfg.get('tta_pipeline'), cfg.get('tta_model')
     if segmentation:
         if pipeline is None:
-            raise InputError('--tta needs tta_pipeline in the config: which scales and flips to '
-                             'average over')
+            raise InputError(
+                '--tta needs tta_pipeline in the config: which scales and flips to average over'
+            )
         wrapper = wrapper or dict(type='mmvars.SegTTAModel')
         if (cfg.model.get('test_cfg') or {}).get('keep_logits') is False:
-            raise InputError('--tta averages logits, and model.test_cfg.keep_logits is False: '
-                             'leave it out')
+            raise InputError(
+                '--tta averages logits, and model.test_cfg.keep_logits is False: leave it out'
+            )
     else:
         wrapper = wrapper or dict(type='mmpretrain.AverageClsScoreTTA')
         pipeline = pipeline or _with_flips(cfg.test_dataloader.dataset.pipeline)
@@ -164,5 +172,5 @@ def _set_tta(cfg: Config, segmentation: bool) -> None:
 def _with_flips(pipeline: list) -> list:
     """A classification pipeline whose last step packs the image and its mirror image."""
     *steps, pack = deepcopy(list(pipeline))
-    flips = [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)]
+    flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
     return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]

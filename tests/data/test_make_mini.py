@@ -56,22 +56,23 @@ def test_official_ids(load):
 
 def test_palette_is_that_of_voc(load):
     classes = pytest.importorskip('mmseg.datasets').PascalVOCDataset.METAINFO['palette']
-    assert load('mini_layouts').voc_palette()[:3 * 21] == np.ravel(classes).tolist()
+    assert load('mini_layouts').voc_palette()[: 3 * 21] == np.ravel(classes).tolist()
 
 
 def test_one_scene_in_three_layouts(load, tmp_path):
     layouts = load('mini_layouts')
-    labels = np.random.default_rng(0).integers(0, 10, (16, 32), dtype=np.uint8).repeat(
-        8, 0).repeat(8, 1)
+    labels = (
+        np.random.default_rng(0).integers(0, 10, (16, 32), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    )
     image = labels[..., None] * np.uint8(20) + np.zeros(3, np.uint8)
     layouts.write_scene(tmp_path, 'val', 3, image, labels)
     layouts.write_lists(tmp_path, {'val': 3})
     town = 'val/minihaven/minihaven_000003_000019'
     ids = np.array(list(layouts.IDS.values()))[labels]
     for path, expected in {
-            f'cityscapes/leftImg8bit/{town}_leftImg8bit.png': image,
-            f'cityscapes/gtFine/{town}_gtFine_labelTrainIds.png': ids[..., 1],
-            'ade20k/annotations/validation/ADE_val_00000003.png': ids[:, 64:192, 0],
+        f'cityscapes/leftImg8bit/{town}_leftImg8bit.png': image,
+        f'cityscapes/gtFine/{town}_gtFine_labelTrainIds.png': ids[..., 1],
+        'ade20k/annotations/validation/ADE_val_00000003.png': ids[:, 64:192, 0],
     }.items():
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / path)), expected)
     names = (tmp_path / 'voc12/ImageSets/Segmentation/val.txt').read_text().split()
@@ -106,5 +107,6 @@ def test_a_scene_is_what_was_committed(load, tmp_path):
     assert len(made) == 2
     for path in made:
         committed = Path(mini_root('cityscapes')) / path.relative_to(tmp_path / 'cityscapes')
-        np.testing.assert_array_equal(np.asarray(Image.open(path)),
-                                      np.asarray(Image.open(committed)))
+        np.testing.assert_array_equal(
+            np.asarray(Image.open(path)), np.asarray(Image.open(committed))
+        )

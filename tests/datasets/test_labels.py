@@ -40,7 +40,7 @@ def test_another_ignored_value():
         CheckLabels(3, ignore_index=9)(_results([[0, 255]]))
 
 
-def test_colour_labels_are_refused():
+def test_color_labels_are_refused():
     with pytest.raises(InputError, match='3 channels.*one class id a pixel'):
         CheckLabels(3)(_results(np.zeros((4, 5, 3))))
 
@@ -51,6 +51,11 @@ def test_size_must_be_that_of_the_image():
     # Test pipelines resize the image first, training pipelines both.
     CheckLabels(3)(_results(np.zeros((4, 5)), ori_shape=(4, 5), img_shape=(8, 10)))
     CheckLabels(3)(_results(np.zeros((8, 10)), ori_shape=(4, 5), img_shape=(8, 10)))
+
+
+def test_channels_in_the_shape_of_the_image_do_not_count():
+    """Some transforms of mmseg (RandomMosaic, Rgb2Gray) write ``img.shape`` with its channels."""
+    CheckLabels(3)(_results(np.zeros((4, 5)), ori_shape=(9, 9), img_shape=(4, 5, 3)))
 
 
 def test_order_and_absence():

@@ -23,6 +23,7 @@ def _save(path: Path, array: np.ndarray, mode: str | None = None, **kwargs) -> s
 def _deep_rgb(path: Path) -> str:
     """A 16-bit RGB PNG. PIL cannot write one, OpenCV can."""
     import cv2
+
     cv2.imwrite(str(path), RGB.astype(np.uint16) * 257)
     return str(path)
 
@@ -49,15 +50,15 @@ def test_orientation_from_exif_as_mmcv(tmp_path):
 
 
 BAD = {
-    'grey.png': (lambda p: _save(p, RGB, 'L'), ['grey', "allow=('grey', )"]),
-    'grey.jpg': (lambda p: _save(p, RGB, 'L'), ['grey', "allow=('grey', )"]),
-    'bilevel.png': (lambda p: _save(p, RGB, '1'), ['grey']),
+    'gray.png': (lambda p: _save(p, RGB, 'L'), ['gray', "allow=('gray', )"]),
+    'gray.jpg': (lambda p: _save(p, RGB, 'L'), ['gray', "allow=('gray', )"]),
+    'bilevel.png': (lambda p: _save(p, RGB, '1'), ['gray']),
     'palette.png': (lambda p: _save(p, RGB, 'P'), ['palette', "allow=('palette', )"]),
     'cmyk.jpg': (lambda p: _save(p, RGB, 'CMYK'), ['CMYK', "allow=('cmyk', )"]),
     'rgba.png': (lambda p: _save(p, RGB, 'RGBA'), ['alpha', 'drops the alpha']),
-    'grey_alpha.png': (lambda p: _save(p, RGB, 'LA'), ['alpha']),
+    'gray_alpha.png': (lambda p: _save(p, RGB, 'LA'), ['alpha']),
     'transparent.png': (lambda p: _save(p, RGB, transparency=(0, 7, 14)), ['alpha']),
-    'grey16.png': (lambda p: _save(p, RGB[..., 0].astype(np.uint16) * 257), ['more than 8 bits']),
+    'gray16.png': (lambda p: _save(p, RGB[..., 0].astype(np.uint16) * 257), ['more than 8 bits']),
     'rgb16.png': (_deep_rgb, ['more than 8 bits', '8-bit RGB']),
     'text.jpg': (lambda p: p.write_text('no image'), ['not an image', '8 bytes']),
     'empty.jpg': (lambda p: p.write_bytes(b''), ['not an image', '0 bytes']),
@@ -83,15 +84,22 @@ def test_truncated_files_are_refused(tmp_path, suffix, share):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(buffer, 'jpeg' if suffix == 'jpg' else 'png')
     path = tmp_path / f'cut.{suffix}'
-    path.write_bytes(buffer.getvalue()[:int(len(buffer.getvalue()) * share)])
+    path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
     with pytest.raises(InputError, match='truncated or damaged') as error:
         LoadImageFromFile()(dict(img_path=str(path)))
     assert str(path) in str(error.value) and 'fetch it again' in str(error.value)
 
 
-@pytest.mark.parametrize('kind, name', [('grey', 'grey.png'), ('palette', 'palette.png'),
-                                        ('cmyk', 'cmyk.jpg'), ('alpha', 'rgba.png'),
-                                        ('alpha', 'transparent.png')])
+@pytest.mark.parametrize(
+    'kind, name',
+    [
+        ('gray', 'gray.png'),
+        ('palette', 'palette.png'),
+        ('cmyk', 'cmyk.jpg'),
+        ('alpha', 'rgba.png'),
+        ('alpha', 'transparent.png'),
+    ],
+)
 def test_allowed_kinds_become_rgb(tmp_path, kind, name):
     BAD[name][0](tmp_path / name)
     image = LoadImageFromFile(allow=[kind])(dict(img_path=str(tmp_path / name)))['img']
@@ -99,9 +107,13 @@ def test_allowed_kinds_become_rgb(tmp_path, kind, name):
     np.testing.assert_array_equal(image[..., ::-1], np.asarray(expected))
 
 
+def test_the_british_word_of_older_configs_is_read_too():
+    assert LoadImageFromFile(allow='grey').allow == ('gray',)
+
+
 def test_unknown_kind_lists_the_choices():
-    with pytest.raises(InputError, match="16-bit.*'grey', 'palette', 'cmyk', 'alpha'"):
-        LoadImageFromFile(allow=('16-bit', ))
+    with pytest.raises(InputError, match="16-bit.*'gray', 'palette', 'cmyk', 'alpha'"):
+        LoadImageFromFile(allow=('16-bit',))
 
 
 def test_given_array_is_checked():
@@ -112,32 +124,40 @@ def test_given_array_is_checked():
 
 
 @pytest.mark.parametrize('host', ['mmseg', 'mmpretrain'])
-@pytest.mark.parametrize('spelling', [
-    dict(type='mmvars.LoadImageFromFile'),
-    dict(type='LoadImageFromFile', _scope_='mmvars'),
-])
+@pytest.mark.parametrize(
+    'spelling',
+    [
+        dict(type='mmvars.LoadImageFromFile'),
+        dict(type='LoadImageFromFile', _scope_='mmvars'),
+    ],
+)
 def test_builds_from_both_hosts(host, spelling):
     pytest.importorskip(f'{host}.datasets')  # what its registry imports on the first look-up
     registry = pytest.importorskip(f'{host}.registry').TRANSFORMS
-    transform = registry.build(dict(spelling, allow=['grey']))
-    assert type(transform) is LoadImageFromFile and transform.allow == ('grey', )
+    transform = registry.build(dict(spelling, allow=['gray']))
+    assert type(transform) is LoadImageFromFile and transform.allow == ('gray',)
 
 
 def test_mmseg_inferencer_finds_it(tmp_path):
     """MMSegInferencer looks for the bare name, and renames it; hence the `_scope_` spelling."""
     apis = pytest.importorskip('mmseg.apis')
     from mmengine.config import Config
+
     pipeline = [
-        dict(type='LoadImageFromFile', _scope_='mmvars'), dict(type='LoadAnnotations'),
-        dict(type='mmvars.CheckLabels', num_classes=3), dict(type='PackSegInputs')
+        dict(type='LoadImageFromFile', _scope_='mmvars'),
+        dict(type='LoadAnnotations'),
+        dict(type='mmvars.CheckLabels', num_classes=3),
+        dict(type='PackSegInputs'),
     ]
     from mmengine.registry import DefaultScope
+
     with DefaultScope.overwrite_default_scope('mmseg'):
         run = apis.MMSegInferencer.__new__(apis.MMSegInferencer)._init_pipeline(
-            Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline)))))
+            Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+        )
     for single in (RGB, _save(tmp_path / 'a.png', RGB)):
         packed = run(single)
         assert tuple(packed['inputs'].shape) == (3, 40, 56)
         assert packed['data_samples'].ori_shape == (40, 56)
-    with pytest.raises(InputError, match='grey'):
-        run(_save(tmp_path / 'grey.png', RGB, 'L'))
+    with pytest.raises(InputError, match='gray'):
+        run(_save(tmp_path / 'gray.png', RGB, 'L'))

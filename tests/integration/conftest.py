@@ -39,7 +39,9 @@ default_hooks = dict(logger=dict(type='LoggerHook', interval=1),
 
 # Group norm and no random transform, dropout or stochastic depth: what a run computes is then the
 # same whether it is resumed or not, and does not depend on how images are spread over processes.
-SEGMENTATION = HEAD + """
+SEGMENTATION = (
+    HEAD
+    + """
 pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
             dict(type='PackSegInputs')]
 train_dataloader = _loader(
@@ -73,8 +75,11 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss')),
     train_cfg=dict(), test_cfg=dict(mode='whole'))
 """
+)
 
-CLASSIFICATION = HEAD + """
+CLASSIFICATION = (
+    HEAD
+    + """
 pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 train_dataloader = _loader(2, 'InfiniteSampler', type='ImageNet', data_root=data_root,
                            split='train', pipeline=pipeline, metainfo=dict(classes=['a', 'b']))
@@ -93,6 +98,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=2, in_channels=48,
               loss=dict(type='CrossEntropyLoss')))
 """
+)
 
 
 @pytest.fixture(scope='session')
@@ -105,15 +111,19 @@ def toy(tmp_path_factory) -> Path:
             labels = np.full((64, 64), 3, np.uint8)
             labels[:, :8] = 0  # ignored
             row, column = draw.integers(8, 44, 2)
-            labels[row:row + 20, column:column + 20] = 7
+            labels[row : row + 20, column : column + 20] = 7
             noise = draw.integers(0, 40, (64, 64, 3))
             image = (labels[..., None] * 30 + noise).astype(np.uint8)
             _save(root / 'ade' / 'images' / split / f'{index}.jpg', image)
             _save(root / 'ade' / 'annotations' / split / f'{index}.png', labels)
-            _save(root / 'in' / short / 'ab'[index % 2] / f'{index}.jpg',
-                  image if index % 2 else 255 - image)
-    for name, text, scope, data in (('seg', SEGMENTATION, 'mmseg', 'ade'),
-                                    ('cls', CLASSIFICATION, 'mmpretrain', 'in')):
+            _save(
+                root / 'in' / short / 'ab'[index % 2] / f'{index}.jpg',
+                image if index % 2 else 255 - image,
+            )
+    for name, text, scope, data in (
+        ('seg', SEGMENTATION, 'mmseg', 'ade'),
+        ('cls', CLASSIFICATION, 'mmpretrain', 'in'),
+    ):
         header = HEAD.format(scope=scope, root=str(root / data))
         (root / f'{name}.py').write_text(text.replace(HEAD, header))
     return root
@@ -129,8 +139,11 @@ def losses():
     """Reader of a work dir's log: iteration -> loss, over all runs in it, later ones winning."""
 
     def read(work_dir: Path) -> dict[int, float]:
-        rows = [json.loads(line) for log in sorted(work_dir.glob('*/vis_data/scalars.json'))
-                for line in log.read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for log in sorted(work_dir.glob('*/vis_data/scalars.json'))
+            for line in log.read_text().splitlines()
+        ]
         return {row['step']: row['loss'] for row in rows if 'loss' in row}
 
     return read

@@ -14,8 +14,9 @@ train_cfg['max_iters'] = 1
 """
 
 
-def test_a_checkpoint_made_with_other_constants_is_refused(toy, tmp_path, forget_runs, capsys,
-                                                           monkeypatch) -> None:
+def test_a_checkpoint_made_with_other_constants_is_refused(
+    toy, tmp_path, forget_runs, capsys, monkeypatch
+) -> None:
     pytest.importorskip('mmseg.models', exc_type=ImportError)
     monkeypatch.delenv('MMVARS_DEBUG', raising=False)
     config, checkpoint = tmp_path / 'seg.py', tmp_path / 'iter_1.pth'
@@ -30,8 +31,11 @@ def test_a_checkpoint_made_with_other_constants_is_refused(toy, tmp_path, forget
     assert run('train', *place, '--no-validate')[0] == 0
     assert read_checkpoint(checkpoint)['meta']['mixer'] == 'vars_d'
     other = ('--cfg-options', 'model.backbone.mixer_cfg.num_steps=4')
-    for tool, arguments in (('test', (str(checkpoint), *place)), ('train', ('--resume', *place)),
-                            ('train', (*place, '--cfg-options', f'load_from={checkpoint}'))):
+    for tool, arguments in (
+        ('test', (str(checkpoint), *place)),
+        ('train', ('--resume', *place)),
+        ('train', (*place, '--cfg-options', f'load_from={checkpoint}')),
+    ):
         more = other[1:] if '--cfg-options' in arguments else other
         status, message = run(tool, *arguments, *more)
         assert status == 2, tool

@@ -1,4 +1,4 @@
-"""Every mixer in every trunk that takes it trains through the real Runner, in both hosts.
+"""Every mixer in every trunk that takes it trains through the real Runner, in both frameworks.
 
 On the embedded mini sets, at sides that are no squares for segmentation: the grid is 4 x 6, and
 2 x 3 in the second stage of RVT.
@@ -27,8 +27,11 @@ ARCHS = {
 # With the release's 3.5 every code is zero in nets as small and fresh as these: nothing to train.
 OPTIONS = {'vars_s': dict(sparsity=0.1)}
 EVERYWHERE = ('performer', 'vars_d', 'vars_sd', 'vars_s')
-OWN = {'rvt': ('self_attention', 'masked_attention'), 'deit_convstem': ('self_attention', ),
-       'gfnet': ('global_filter', )}
+OWN = {
+    'rvt': ('self_attention', 'masked_attention'),
+    'deit_convstem': ('self_attention',),
+    'gfnet': ('global_filter',),
+}
 VALID = [(trunk, mixer) for trunk in ARCHS for mixer in (*OWN[trunk], *EVERYWHERE)]
 INVALID = [(trunk, mixer) for trunk in ARCHS for mixer in MIXERS if (trunk, mixer) not in VALID]
 
@@ -49,13 +52,15 @@ default_hooks = dict(logger=dict(type='LoggerHook', interval=1), checkpoint=None
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
 custom_hooks = [dict(type='Witness')]
 """
-SEGMENTATION = COMMON + """
+SEGMENTATION = (
+    COMMON
+    + """
 train_pipeline = [*_base_.train_pipeline[:3],
                   dict(type='RandomResize', scale=(96, 96), ratio_range=(1., 1.), keep_ratio=False),
                   dict(type='mmseg.RandomCrop', crop_size=(64, 96)),
                   dict(type='mmseg.PackSegInputs')]
 train_dataloader['dataset']['pipeline'] = train_pipeline
-head = dict(channels=8, num_classes=150, norm_cfg=dict(type='BN'), dropout_ratio=0.1,
+head = dict(channels=8, num_classes=19, norm_cfg=dict(type='BN'), dropout_ratio=0.1,
             loss_decode=dict(type='CrossEntropyLoss'))
 model = dict(
     type='mmvars.EncoderDecoder',
@@ -71,7 +76,10 @@ model = dict(
     train_cfg=dict(), test_cfg=dict(mode='whole'))
 del head
 """
-CLASSIFICATION = COMMON + """
+)
+CLASSIFICATION = (
+    COMMON
+    + """
 model = dict(
     type='mmvars.ImageClassifier',
     data_preprocessor=dict(type='ClsDataPreprocessor', mean=[123.675, 116.28, 103.53],
@@ -81,8 +89,11 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=1000, in_channels={widths}[-1],
               loss=dict(type='CrossEntropyLoss')))
 """
-HOSTS = {'seg': (SEGMENTATION, 'mini_ade20k', 'mmseg'),
-         'cls': (CLASSIFICATION, 'mini_imagenet', 'mmpretrain')}
+)
+FRAMEWORKS = {
+    'seg': (SEGMENTATION, 'mini_cityscapes', 'mmseg'),
+    'cls': (CLASSIFICATION, 'mini_imagenet', 'mmpretrain'),
+}
 
 
 @HOOKS.register_module()
@@ -99,7 +110,8 @@ class Witness(Hook):
         for name, parameter in parameters:
             self.missed[name] = 'no gradient'
             parameter.register_post_accumulate_grad_hook(
-                lambda p, name=name: self._reached(name, p.grad))
+                lambda p, name=name: self._reached(name, p.grad)
+            )
 
     def _reached(self, name: str, gradient: Tensor) -> None:
         if not gradient.isfinite().all():
@@ -114,16 +126,23 @@ class Witness(Hook):
         self.losses.append(outputs['loss'].item())
 
 
-def write_config(host: str, trunk: str, mixer: str, repo: Path, folder: Path) -> Path:
-    package = {'seg': 'mmseg', 'cls': 'mmpretrain'}[host]
+def write_config(framework: str, trunk: str, mixer: str, repo: Path, folder: Path) -> Path:
+    package = {'seg': 'mmseg', 'cls': 'mmpretrain'}[framework]
     pytest.importorskip(f'{package}.models', exc_type=ImportError)
-    text, data, scope = HOSTS[host]
+    text, data, scope = FRAMEWORKS[framework]
     arch = ARCHS[trunk]
     widths = arch['embed_dims'] if trunk == 'rvt' else [arch['embed_dims']] * 2
-    path = folder / f'{host}.py'
-    path.write_text(text.format(base=str(repo / f'configs/_base_/datasets/{data}.py'),
-                                scope=scope, arch=arch, mixer=mixer, widths=widths,
-                                options=OPTIONS.get(mixer, {})))
+    path = folder / f'{framework}.py'
+    path.write_text(
+        text.format(
+            base=str(repo / f'configs/_base_/datasets/{data}.py'),
+            scope=scope,
+            arch=arch,
+            mixer=mixer,
+            widths=widths,
+            options=OPTIONS.get(mixer, {}),
+        )
+    )
     return path
 
 
@@ -133,10 +152,10 @@ def _plain_dumps(monkeypatch) -> None:
     monkeypatch.setattr(Config, 'pretty_text', property(lambda self: repr(self._cfg_dict)))
 
 
-@pytest.mark.parametrize('host', HOSTS)
+@pytest.mark.parametrize('framework', FRAMEWORKS)
 @pytest.mark.parametrize('trunk, mixer', VALID)
-def test_every_mixer_trains_in_every_trunk(host, trunk, mixer, repo, tmp_path) -> None:
-    config = write_config(host, trunk, mixer, repo, tmp_path)
+def test_every_mixer_trains_in_every_trunk(framework, trunk, mixer, repo, tmp_path) -> None:
+    config = write_config(framework, trunk, mixer, repo, tmp_path)
     assert run_train([str(config), '--work-dir', str(tmp_path)]) == 0
     assert len(Witness.last.losses) == 2
     assert all(math.isfinite(loss) for loss in Witness.last.losses)
@@ -145,8 +164,9 @@ def test_every_mixer_trains_in_every_trunk(host, trunk, mixer, repo, tmp_path) -
     assert Witness.last.count > 20
 
 
-@pytest.mark.parametrize('trunk, mixer', [('rvt', mixer) for mixer in EVERYWHERE]
-                         + [('gfnet', 'global_filter')])
+@pytest.mark.parametrize(
+    'trunk, mixer', [('rvt', mixer) for mixer in EVERYWHERE] + [('gfnet', 'global_filter')]
+)
 def test_mixers_train_in_bfloat16(trunk, mixer, repo, tmp_path) -> None:
     """Autocast around all: the tools leave --amp out where there is no accelerator."""
     config = write_config('seg', trunk, mixer, repo, tmp_path)
@@ -164,7 +184,7 @@ def test_combinations_that_make_no_sense_are_refused(trunk, mixer, repo, tmp_pat
     message = capsys.readouterr().err.split('mmvars: ', 1)[1]
     assert 'Traceback' not in message
     assert message.count('\n') == 1
-    reason = f"mixer={mixer!r} does not go into the {trunk.split('_')[0]} trunk: "
+    reason = f'mixer={mixer!r} does not go into the {trunk.split("_")[0]} trunk: '
     assert reason in message
     assert not list(work_dir.rglob('*.pth'))
 

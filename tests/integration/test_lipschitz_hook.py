@@ -1,4 +1,4 @@
-"""VARS-S's step bounds in real runs: when they move, resumed, in averages, without a hook."""
+"""VARS-S in real runs: when its Lipschitz constants move, resumed, averaged, without a hook."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS
 
 from mmvars.engine.test import main as run_test
 from mmvars.engine.train import main as run_train
-from mmvars.layers.vars_static import running_bound
+from mmvars.layers.vars_static import lipschitz_estimate
 
 BACKBONE = """
 model['backbone'] = dict(
@@ -24,7 +24,7 @@ CLS = """
 model['backbone']['out_type'] = 'avg_featmap'
 """
 REFRESH = """
-custom_hooks.append(dict(type='mmvars.StepSizeHook', interval={interval}, rate=0.5))
+custom_hooks.append(dict(type='mmvars.LipschitzUpdateHook', interval={interval}, rate=0.5))
 """
 AVERAGE = """
 custom_hooks.append(dict(type='EMAHook', momentum=0.3, update_buffers={buffers}))
@@ -38,7 +38,7 @@ param_scheduler = []
 
 @HOOKS.register_module()
 class BoundWatch(Hook):
-    """Keeps, of the last run, the iterations in which a step bound was another than before."""
+    """Keeps, of the last run, the iterations in which a Lipschitz constant changed."""
 
     moved: list[int] = []
 
@@ -54,7 +54,7 @@ class BoundWatch(Hook):
 
 
 def bounds_of(state: dict) -> dict:
-    return {key: value.clone() for key, value in state.items() if key.endswith('step_bound')}
+    return {key: value.clone() for key, value in state.items() if key.endswith('lipschitz')}
 
 
 @pytest.fixture
@@ -62,17 +62,22 @@ def train(toy, tmp_path, forget_runs):
     """Train a toy config with additions; returns the work dir."""
     counter = iter(range(10))
 
-    def run(host: str, *additions: str, mixer: str = 'vars_s', arguments: tuple = ()) -> Path:
-        package = {'seg': 'mmseg', 'cls': 'mmpretrain'}[host]
+    def run(framework: str, *additions: str, mixer: str = 'vars_s', arguments: tuple = ()) -> Path:
+        package = {'seg': 'mmseg', 'cls': 'mmpretrain'}[framework]
         pytest.importorskip(f'{package}.models', exc_type=ImportError)
         forget_runs()
         folder = tmp_path / str(next(counter))
         folder.mkdir()
-        config = folder / f'{host}.py'
-        config.write_text((toy / f'{host}.py').read_text() + BACKBONE.format(mixer=mixer)
-                          + {'seg': SEG, 'cls': CLS}[host] + ''.join(additions))
+        config = folder / f'{framework}.py'
+        config.write_text(
+            (toy / f'{framework}.py').read_text()
+            + BACKBONE.format(mixer=mixer)
+            + {'seg': SEG, 'cls': CLS}[framework]
+            + ''.join(additions)
+        )
         run_train([str(config), '--work-dir', str(folder), '--no-validate', *arguments])
         return folder
+
     return run
 
 
@@ -94,7 +99,7 @@ def test_bounds_move_every_interval_of_a_run_and_a_resumed_run_has_the_same_bits
     additions = REFRESH.format(interval=2), AVERAGE.format(buffers=False)
     whole = train('seg', *additions)
     assert BoundWatch.moved == [2, 4]  # at 0 the bound is that of the fresh dictionary already
-    assert 'step bounds of 2 VARS-S mixers' in log_of(whole)
+    assert '2 VARS-S mixers, updated every 2' in log_of(whole)
     resumed = train('seg', *additions, arguments=('--resume', str(whole / 'iter_3.pth')))
     assert BoundWatch.moved == [4]
     a, b = load(whole / 'iter_6.pth'), load(resumed / 'iter_6.pth')
@@ -109,33 +114,55 @@ def test_bounds_move_at_the_start_of_every_epoch(train) -> None:
 
 
 @pytest.mark.parametrize('buffers', [False, True])
-def test_averaged_weights_are_saved_with_a_bound_that_holds_for_them(buffers, train, toy,
-                                                                     tmp_path) -> None:
-    folder = train('cls', REFRESH.format(interval=1), AVERAGE.format(buffers=buffers),
-                   arguments=('--cfg-options', 'max_iters=4', 'optim_wrapper.optimizer.lr=0.05'))
+def test_averaged_weights_are_saved_with_a_bound_that_holds_for_them(
+    buffers, train, toy, tmp_path
+) -> None:
+    folder = train(
+        'cls',
+        REFRESH.format(interval=1),
+        AVERAGE.format(buffers=buffers),
+        arguments=('--cfg-options', 'max_iters=4', 'optim_wrapper.optimizer.lr=0.05'),
+    )
     state = load(folder / 'iter_4.pth')
     averaged, trained = state['state_dict'], state['ema_state_dict']  # mmengine swaps the two
     for key, bound in bounds_of(averaged).items():
         assert torch.equal(bound, trained[f'module.{key}']) is not buffers
-        filters = key.replace('step_bound', 'dictionary')
+        filters = key.replace('lipschitz', 'dictionary')
         assert not torch.equal(averaged[filters], trained[f'module.{filters}'])
     for key, bound in bounds_of(averaged).items():
-        needed = running_bound(averaged[key.replace('step_bound', 'dictionary')])
+        needed = lipschitz_estimate(averaged[key.replace('lipschitz', 'dictionary')])
         assert (needed < 2 * bound).all()  # shrinkage converges for steps below 2 / L
-    assert run_test([str(folder / 'cls.py'), str(folder / 'iter_4.pth'),
-                     '--work-dir', str(tmp_path)]) == 0
+    assert (
+        run_test([str(folder / 'cls.py'), str(folder / 'iter_4.pth'), '--work-dir', str(tmp_path)])
+        == 0
+    )
 
 
 def test_a_run_without_the_hook_gets_it_and_is_told(train) -> None:
     folder = train('seg', arguments=('--cfg-options', 'max_iters=1'))
 
-    assert "added dict(type='mmvars.StepSizeHook', interval=100, rate=0.1)" in log_of(folder)
+    assert "added dict(type='mmvars.LipschitzUpdateHook', interval=100, rate=0.1)" in log_of(folder)
     # The backbone itself tells those who train it with another script.
-    assert "with another script, put dict(type='mmvars.StepSizeHook')" in log_of(folder)
+    assert "with another script, put dict(type='mmvars.LipschitzUpdateHook')" in log_of(folder)
 
 
 def test_a_hook_without_vars_s_is_told(train) -> None:
-    folder = train('seg', REFRESH.format(interval=2), mixer='vars_d',
-                   arguments=('--cfg-options', 'max_iters=1'))
-    assert "StepSizeHook has nothing to do: the model has no mixer 'vars_s'" in log_of(folder)
+    folder = train(
+        'seg',
+        REFRESH.format(interval=2),
+        mixer='vars_d',
+        arguments=('--cfg-options', 'max_iters=1'),
+    )
+    assert 'LipschitzUpdateHook has nothing to do: the model has no mixer' in log_of(folder)
     assert 'added dict' not in log_of(folder) and 'another script' not in log_of(folder)
+
+
+def test_mmengine_s_flexible_runner_trains_and_gets_the_hook(train) -> None:
+    """It builds its model only when training starts; with it come FSDP and DeepSpeed."""
+    folder = train(
+        'seg',
+        "runner_type = 'FlexibleRunner'\nenv_cfg = dict()\n",
+        arguments=('--cfg-options', 'max_iters=3', 'default_hooks.checkpoint.interval=3'),
+    )
+    assert (folder / 'iter_3.pth').is_dir() or (folder / 'iter_3.pth').is_file()
+    assert "added dict(type='mmvars.LipschitzUpdateHook'" in log_of(folder)

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config, DictAction
+from mmengine.registry import PARAM_SCHEDULERS
 
-from mmvars.engine.cfg_options import check_options
-from mmvars.engine.overrides import SHORTHANDS, apply_overrides
+from mmvars.engine.options import apply_options, check_options
 from mmvars.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -17,7 +18,26 @@ IMAGENET = CONFIGS / 'absvit' / 'absvit-base-p16_8xb128-coslr-300e_in1k.py'
 
 @pytest.fixture
 def cityscapes() -> Config:
-    return Config.fromfile(CITYSCAPES)
+    cfg = Config.fromfile(CITYSCAPES)
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+        dict(type='PolyLR', power=1.0, by_epoch=False, begin=1500, end=160000),
+    ]
+    cfg.param_scheduler[1].end = cfg.train_cfg.max_iters
+    return cfg
+
+
+def learning_rates(schedules: list, iterations: int) -> list[float]:
+    """Rates of a run as the Runner steps its schedules, for a base rate of 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    built = [PARAM_SCHEDULERS.build(dict(schedule, optimizer=optimizer)) for schedule in schedules]
+    rates = []
+    for _ in range(iterations):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for schedule in built:
+            schedule.step()
+    return rates
 
 
 @pytest.fixture
@@ -31,13 +51,13 @@ def _transforms(pipeline: list) -> dict:
 
 def test_nothing_given_changes_nothing(cityscapes):
     before = cityscapes.to_dict()
-    assert apply_overrides(cityscapes, None) == []
-    assert apply_overrides(cityscapes, {}) == []
+    assert apply_options(cityscapes, None) == []
+    assert apply_options(cityscapes, {}) == []
     assert cityscapes.to_dict() == before
 
 
 def test_plain_options_are_merged_without_a_note(cityscapes):
-    notes = apply_overrides(cityscapes, {'train_dataloader.batch_size': 2})
+    notes = apply_options(cityscapes, {'train_dataloader.batch_size': 2})
     assert cityscapes.train_dataloader.batch_size == 2
     assert notes == []
 
@@ -49,14 +69,14 @@ def test_the_switches_of_the_readme_exist(cityscapes):
     assert len(options) >= 7
     options = {key: DictAction._parse_iterable(value) for key, value in options.items()}
     check_options(cityscapes, options)
-    apply_overrides(cityscapes, options)
+    apply_options(cityscapes, options)
     assert cityscapes.model.backbone.init_cfg.type == 'Pretrained'
     assert cityscapes.custom_hooks[0].type == 'mmvars.AttentionVisualizationHook'
     assert 'draw' in cityscapes.custom_hooks[0]
 
 
 def test_data_root_reaches_every_dataset(cityscapes):
-    notes = apply_overrides(cityscapes, {'data_root': '/there'})
+    notes = apply_options(cityscapes, {'data_root': '/there'})
     for split in ('train', 'val', 'test'):
         assert cityscapes[f'{split}_dataloader'].dataset.data_root == '/there'
     assert cityscapes.data_root == '/there'
@@ -66,65 +86,118 @@ def test_data_root_reaches_every_dataset(cityscapes):
 
 def test_data_root_reaches_concatenated_sets():
     cfg = Config.fromfile(next((CONFIGS / 'resnet').glob('*voc12aug*')))
-    apply_overrides(cfg, {'data_root': '/there'})
+    apply_options(cfg, {'data_root': '/there'})
     assert [d.data_root for d in cfg.train_dataloader.dataset.datasets] == ['/there'] * 2
+
+
+def test_a_resize_of_the_size_of_the_crop_is_none(cityscapes):
+    """Images are resized to img_scale; that it equals crop_size in a config is chance."""
+    resize, crop, pad = (
+        dict(type=kind, **{key: (512, 512)})
+        for kind, key in (('Resize', 'scale'), ('RandomCrop', 'crop_size'), ('Pad', 'size'))
+    )
+    cityscapes.crop_size = cityscapes.img_scale = (512, 512)
+    cityscapes.train_dataloader.dataset.pipeline = [resize, crop, pad]
+    apply_options(cityscapes, {'crop_size': 256})
+    pipeline = cityscapes.train_dataloader.dataset.pipeline
+    assert [pipeline[0].scale, pipeline[1].crop_size, pipeline[2].size] == [
+        (512, 512),
+        (256, 256),
+        (256, 256),
+    ]
+
+
+def test_a_shorthand_needs_the_variable_that_it_changes(cityscapes):
+    cityscapes.pop('img_scale')
+    with pytest.raises(InputError, match='img_scale does not apply: the config states none'):
+        apply_options(cityscapes, {'img_scale': [192, 144]})
 
 
 def test_a_second_root_is_left_alone(cityscapes):
     cityscapes.test_dataloader.dataset.data_root = 'data/foggy'
-    apply_overrides(cityscapes, {'data_root': '/there'})
+    apply_options(cityscapes, {'data_root': '/there'})
     assert cityscapes.test_dataloader.dataset.data_root == 'data/foggy'
     assert cityscapes.val_dataloader.dataset.data_root == '/there'
 
 
+def test_shorthands_that_would_change_nothing_are_refused(cityscapes):
+    for split in ('train', 'val', 'test'):
+        cityscapes[f'{split}_dataloader'].dataset.data_root = 'data/mine'
+    with pytest.raises(InputError, match='data_root=/there would change nothing.*data/cityscapes'):
+        apply_options(cityscapes, {'data_root': '/there'})
+    assert cityscapes.train_dataloader.dataset.data_root == 'data/mine'
+
+
+@pytest.mark.parametrize(
+    'key, value, place',
+    [
+        ('norm_cfg.type', 'BN', 'model.decode_head.norm_cfg.type'),
+        ('train_pipeline', [], 'the entries that were computed from it'),
+        ('num_classes', 3, 'model.decode_head.num_classes'),
+    ],
+)
+def test_variables_of_the_config_file_are_refused(cityscapes, key, value, place):
+    cityscapes.num_classes, cityscapes.norm_cfg = 19, dict(type='SyncBN')
+    with pytest.raises(InputError, match=f'{key}.*nothing but the config file itself.*{place}'):
+        apply_options(cityscapes, {key: value})
+
+
+def test_a_plus_adds_a_key_unchecked(cityscapes):
+    apply_options(
+        cityscapes,
+        {
+            '+compile': True,
+            '+env_cfg.cudnn_benchmarks': 1,
+            '+data_root': '/there',
+            '+train_cfg.max_iters': 100,
+        },
+    )
+    assert cityscapes.compile is True and cityscapes.env_cfg.cudnn_benchmarks == 1
+    assert cityscapes.train_dataloader.dataset.data_root != '/there'  # nothing follows from it
+    assert cityscapes.train_cfg.val_interval > 100
+
+
 def test_crop_size_reaches_crop_padding_and_backbone(cityscapes):
-    apply_overrides(cityscapes, {'crop_size': [144, 192]})
+    apply_options(cityscapes, {'crop_size': [144, 192]})
     assert _transforms(cityscapes.train_dataloader.dataset.pipeline)['RandomCrop'].crop_size == (
-        144, 192)
+        144,
+        192,
+    )
     assert _transforms(cityscapes.train_pipeline)['RandomCrop'].crop_size == (144, 192)
     assert cityscapes.model.data_preprocessor.size == (144, 192)
     assert cityscapes.model.backbone.img_size == (144, 192)
 
 
 def test_an_entry_named_by_the_user_wins(cityscapes):
-    notes = apply_overrides(cityscapes, {
-        'crop_size': [144, 192], 'model.backbone.img_size': 64, 'max_iters': 100,
-        'train_cfg.val_interval': 7})
+    notes = apply_options(
+        cityscapes,
+        {
+            'crop_size': [144, 192],
+            'model.backbone.img_size': 64,
+            'max_iters': 100,
+            'train_cfg.val_interval': 7,
+        },
+    )
     assert cityscapes.model.backbone.img_size == 64
     assert cityscapes.train_cfg.val_interval == 7
     assert not any('img_size' in note or 'val_interval' in note for note in notes)
 
 
 def test_img_scale_reaches_training_and_tests_but_not_tta_factors(cityscapes):
-    apply_overrides(cityscapes, {'img_scale': [192, 144]})
+    apply_options(cityscapes, {'img_scale': [192, 144]})
     assert _transforms(cityscapes.train_dataloader.dataset.pipeline)['RandomResize'].scale == (
-        192, 144)
+        192,
+        144,
+    )
     for split in ('val', 'test'):
         pipeline = cityscapes[f'{split}_dataloader'].dataset.pipeline
         assert _transforms(pipeline)['Resize'].scale == (192, 144)
     assert 'scale' not in cityscapes.tta_pipeline[1].transforms[0][0]
 
 
-@pytest.mark.parametrize('key', ['arch', 'model.backbone.arch'])
-def test_arch_reaches_the_heads(cityscapes, key):
-    notes = apply_overrides(cityscapes, {key: 'tiny'})
-    assert cityscapes.model.backbone.arch == 'tiny'
-    assert cityscapes.model.decode_head.in_channels == [192] * 4
-    assert cityscapes.model.auxiliary_head.in_channels == 192
-    assert 'arch' not in cityscapes
-    assert any('decode_head.in_channels: [768, 768, 768, 768] -> [192, 192, 192, 192]' in note
-               for note in notes)
-
-
-def test_arch_reaches_a_classifier(imagenet):
-    apply_overrides(imagenet, {'arch': 'tiny_patch8_gap'})
-    assert imagenet.model.head.in_channels == 192
-    assert imagenet.model.backbone.out_type == 'avg_featmap'
-
-
 @pytest.mark.parametrize('key', ['max_iters', 'train_cfg.max_iters'])
 def test_max_iters_reaches_schedule_and_intervals(cityscapes, key):
-    apply_overrides(cityscapes, {key: 2000})
+    apply_options(cityscapes, {key: 2000})
     warmup, poly = cityscapes.param_scheduler
     assert cityscapes.train_cfg.max_iters == 2000
     assert (warmup.begin, warmup.end, poly.begin, poly.end) == (0, 200, 200, 2000)
@@ -135,36 +208,39 @@ def test_max_iters_reaches_schedule_and_intervals(cityscapes, key):
 
 
 def test_a_warmup_that_fits_keeps_its_length(cityscapes):
-    apply_overrides(cityscapes, {'max_iters': 20000})
+    apply_options(cityscapes, {'max_iters': 20000})
     warmup, poly = cityscapes.param_scheduler
     assert (warmup.end, poly.begin, poly.end) == (1500, 1500, 20000)
 
 
 def test_intervals_keep_their_share_of_a_long_run(cityscapes):
-    apply_overrides(cityscapes, {'max_iters': 20000})
+    apply_options(cityscapes, {'max_iters': 20000})
     assert cityscapes.train_cfg.val_interval == 2000
     assert cityscapes.default_hooks.checkpoint.interval == 1000
 
 
-@pytest.mark.parametrize('max_iters', [1, 2, 3, 9])
+@pytest.mark.parametrize('max_iters', [1, 2, 3, 9, 16, 19, 20, 25])
 def test_the_shortest_runs_have_valid_schedules(cityscapes, max_iters):
-    apply_overrides(cityscapes, {'max_iters': max_iters})
+    apply_options(cityscapes, {'max_iters': max_iters})
     assert all(0 <= s.begin < s.end <= max_iters for s in cityscapes.param_scheduler)
     assert cityscapes.param_scheduler[-1].end == max_iters
+    assert cityscapes.param_scheduler[0].begin == 0
+    rates = learning_rates(cityscapes.param_scheduler, max_iters)
+    assert max(rates) > 0.8  # relative to the optimizer's
     assert 1 <= cityscapes.train_cfg.val_interval <= max_iters
     assert 1 <= cityscapes.default_hooks.logger.interval <= max_iters
 
 
 @pytest.mark.parametrize('max_epochs', [1, 2, 31, 100])
 def test_max_epochs_reaches_every_schedule(imagenet, max_epochs):
-    apply_overrides(imagenet, {'max_epochs': max_epochs})
+    apply_options(imagenet, {'max_epochs': max_epochs})
     assert imagenet.train_cfg.max_epochs == max_epochs
     assert imagenet.param_scheduler[-1].end == max_epochs
     assert all(s.get('begin', 0) < s.end <= max_epochs for s in imagenet.param_scheduler)
 
 
 def test_classification_crop_takes_the_test_resize_along(imagenet):
-    apply_overrides(imagenet, {'crop_size': 112})
+    apply_options(imagenet, {'crop_size': 112})
     train = _transforms(imagenet.train_dataloader.dataset.pipeline)
     test = _transforms(imagenet.test_dataloader.dataset.pipeline)
     assert train['RandomResizedCrop'].scale == 112
@@ -173,7 +249,7 @@ def test_classification_crop_takes_the_test_resize_along(imagenet):
 
 
 def test_no_workers_means_no_persistent_workers(cityscapes):
-    notes = apply_overrides(cityscapes, {'train_dataloader.num_workers': 0})
+    notes = apply_options(cityscapes, {'train_dataloader.num_workers': 0})
     assert cityscapes.train_dataloader.persistent_workers is False
     assert cityscapes.val_dataloader.persistent_workers is True
     assert len(notes) == 1
@@ -181,40 +257,36 @@ def test_no_workers_means_no_persistent_workers(cityscapes):
 
 def test_the_options_are_not_changed(cityscapes):
     options = {'crop_size': [144, 192], 'arch': 'tiny', 'max_iters': 10}
-    apply_overrides(cityscapes, options)
+    apply_options(cityscapes, options)
     assert options == {'crop_size': [144, 192], 'arch': 'tiny', 'max_iters': 10}
 
 
-@pytest.mark.parametrize('options, words', [
-    ({'arch': 'huge'}, ['arch', 'huge', 'tiny_patch8_gap']),
-    ({'crop_size': 'big'}, ['crop_size', 'big', 'HEIGHT,WIDTH']),
-    ({'crop_size': [0, 10]}, ['crop_size', '[0, 10]']),
-    ({'crop_size': [1, 2, 3]}, ['crop_size', '[1, 2, 3]']),
-    ({'img_scale': 1.5}, ['img_scale', '1.5', 'WIDTH,HEIGHT']),
-    ({'max_iters': 0}, ['max_iters', '0']),
-    ({'max_iters': '10k'}, ['max_iters', '10k']),
-    ({'max_epochs': 3}, ['max_epochs', 'give max_iters']),
-    ({'data_root': ['a', 'b']}, ['data_root', "['a', 'b']"]),
-    ({'arch': 'tiny', 'model.backbone.arch': 'tiny'}, ['arch', 'model.backbone.arch']),
-])
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        ({'crop_size': 'big'}, ['crop_size', 'big', 'HEIGHT,WIDTH']),
+        ({'crop_size': [0, 10]}, ['crop_size', '[0, 10]']),
+        ({'crop_size': [1, 2, 3]}, ['crop_size', '[1, 2, 3]']),
+        ({'img_scale': 1.5}, ['img_scale', '1.5', 'WIDTH,HEIGHT']),
+        ({'max_iters': 0}, ['max_iters', '0']),
+        ({'max_iters': '10k'}, ['max_iters', '10k']),
+        ({'max_epochs': 3}, ['max_epochs', 'give max_iters']),
+        ({'data_root': ['a', 'b']}, ['data_root', "['a', 'b']"]),
+        ({'arch': 'tiny', 'model.backbone.arch': 'tiny'}, ['arch', 'model.backbone.arch']),
+    ],
+)
 def test_bad_values_are_named(cityscapes, options, words):
     with pytest.raises(InputError) as error:
-        apply_overrides(cityscapes, options)
+        apply_options(cityscapes, options)
     assert all(word in str(error.value) for word in words)
 
 
 def test_arch_of_a_foreign_backbone_is_refused():
     cfg = Config.fromfile(next((CONFIGS / 'resnet').glob('*ade20k*')))
     with pytest.raises(InputError, match='mmseg.ResNetV1c'):
-        apply_overrides(cfg, {'arch': 'tiny'})
+        apply_options(cfg, {'arch': 'tiny'})
 
 
 def test_a_classifier_takes_no_oblong_crop(imagenet):
     with pytest.raises(InputError, match='one side'):
-        apply_overrides(imagenet, {'crop_size': [112, 224]})
-
-
-def test_every_shorthand_is_described():
-    assert set(SHORTHANDS) == {
-        'data_root', 'crop_size', 'img_scale', 'arch', 'mixer', 'max_iters', 'max_epochs'}
-    assert all(SHORTHANDS.values())
+        apply_options(imagenet, {'crop_size': [112, 224]})

@@ -16,18 +16,31 @@ pytest.importorskip('mmseg.datasets')
 
 
 def _ade(root, split='training') -> dict:
-    return dict(type='ADE20KDataset', data_root=str(root), pipeline=[dict(type='NoSuchTransform')],
-                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'))
+    return dict(
+        type='ADE20KDataset',
+        data_root=str(root),
+        pipeline=[dict(type='NoSuchTransform')],
+        data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+    )
 
 
 def _voc(root, ann_file='ImageSets/Segmentation/train.txt') -> dict:
-    return dict(type='mmseg.PascalVOCDataset', data_root=str(root), ann_file=ann_file,
-                data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'))
+    return dict(
+        type='mmseg.PascalVOCDataset',
+        data_root=str(root),
+        ann_file=ann_file,
+        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+    )
 
 
 def _cfg(train, val=None, scope='mmseg') -> Config:
-    return Config(dict(default_scope=scope, train_dataloader=dict(dataset=train),
-                       val_dataloader=None if val is None else dict(dataset=val)))
+    return Config(
+        dict(
+            default_scope=scope,
+            train_dataloader=dict(dataset=train),
+            val_dataloader=None if val is None else dict(dataset=val),
+        )
+    )
 
 
 def _message(cfg) -> str:
@@ -62,11 +75,16 @@ def test_only_the_loaders_asked_for(tmp_path):
         check_data_roots(cfg, ['val_dataloader'])
 
 
-@pytest.mark.parametrize('wrap, key', [
-    (lambda d: dict(type='RepeatDataset', times=2, dataset=d), 'dataset.dataset'),
-    (lambda d: dict(type='ConcatDataset', datasets=[_ade(mini_root('ade20k')), d]),
-     'dataset.datasets.1'),
-])
+@pytest.mark.parametrize(
+    'wrap, key',
+    [
+        (lambda d: dict(type='RepeatDataset', times=2, dataset=d), 'dataset.dataset'),
+        (
+            lambda d: dict(type='ConcatDataset', datasets=[_ade(mini_root('ade20k')), d]),
+            'dataset.datasets.1',
+        ),
+    ],
+)
 def test_wrapped_data_sets_are_found(tmp_path, wrap, key):
     message = _message(_cfg(wrap(_ade(tmp_path / 'nowhere'))))
     assert f'train_dataloader.{key}' in message and f'{tmp_path / "nowhere"}' in message
@@ -100,6 +118,13 @@ def test_lost_labels_are_counted(ade):
     assert f'2 of 48 samples of ADE20KDataset lack labels, first {str(lost[0])!r}' in message
 
 
+def test_a_set_without_labels_says_so_by_an_empty_prefix(ade):
+    shutil.rmtree(ade / 'annotations')
+    cfg = _ade(ade)
+    cfg['data_prefix']['seg_map_path'] = ''
+    check_data_roots(_cfg(cfg))
+
+
 def test_lost_image_of_a_list(tmp_path):
     root = Path(shutil.copytree(mini_root('voc12'), tmp_path / 'voc'))
     (root / 'JPEGImages' / '2012_000007.jpg').unlink()
@@ -119,18 +144,23 @@ def test_classification(tmp_path):
     assert f"'{tmp_path}/train'" in _message(_cfg(split, scope='mmpretrain'))
 
 
+def test_a_set_that_downloads_itself_may_be_missing(tmp_path):
+    pytest.importorskip('mmpretrain')
+    cifar = dict(type='CIFAR10', data_root=str(tmp_path / 'none'), split='train')
+    check_data_roots(_cfg(cifar, scope='mmpretrain'))
+    assert 'does not exist' in _message(_cfg(dict(cifar, download=False), scope='mmpretrain'))
+
+
 def test_a_class_of_the_users_own_may_have_any_arguments(tmp_path):
     """Its constructor is not known, so nothing below its paths is looked at; its root is."""
 
     @DATASETS.register_module(force=True)
     class _OwnDataset(BaseDataset):
-
         def __init__(self, data_root):
             self.data_root = data_root
 
     @DATASETS.register_module(force=True)
     class _PlainDataset:
-
         def __init__(self, data_root):
             raise AssertionError('must not be built')
 
@@ -142,8 +172,9 @@ def test_a_class_of_the_users_own_may_have_any_arguments(tmp_path):
             check_data_roots(Config(dict(train_dataloader=dict(dataset=dataset))))
 
 
-@pytest.mark.parametrize('change', [dict(data_root=5), dict(data_prefix=5),
-                                    dict(data_prefix=dict(img_path=5))])
+@pytest.mark.parametrize(
+    'change', [dict(data_root=5), dict(data_prefix=5), dict(data_prefix=dict(img_path=5))]
+)
 def test_what_is_no_path_is_named(change, ade) -> None:
     assert 'must be paths, got 5' in _message(_cfg(_ade(ade) | change))
 

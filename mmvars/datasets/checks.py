@@ -1,0 +1,202 @@
+"""Checks of labels and of data roots, before they fail in the middle of a run."""
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, DefaultScope
+
+from mmvars.errors import InputError
+from mmvars.registry import TRANSFORMS
+
+__all__ = ['CheckLabels', 'check_data_roots']
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+@TRANSFORMS.register_module()
+class CheckLabels(BaseTransform):
+    """Refuse labels that are no class and not the ignored value. Place it after LoadAnnotations.
+
+    Required keys: ``gt_seg_map`` (H, W), integers, as LoadAnnotations leaves it. Samples without
+    labels (inference) pass.
+
+    Args:
+        num_classes: Number of classes; labels are 0 to ``num_classes - 1``.
+        ignore_index: The label that the loss and the metric leave out.
+
+    Raises:
+        InputError: If labels are not loaded yet, are not one value a pixel, differ in size from
+            the image, or hold other values.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        if num_classes < 1:
+            raise InputError(f'num_classes must be positive, got {num_classes}')
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def transform(self, results: dict) -> dict:
+        if 'gt_seg_map' not in results:
+            if 'seg_map_path' in results:
+                raise InputError(
+                    'CheckLabels found no labels loaded; place it after '
+                    'LoadAnnotations in the pipeline'
+                )
+            return results
+        labels, path = results['gt_seg_map'], results.get('seg_map_path', 'gt_seg_map')
+        if labels.ndim != 2:
+            raise InputError(
+                f'labels {path!r} hold {labels.shape[-1]} channels (shape {labels.shape}); save '
+                'them as a gray or palette PNG, with one class id a pixel'
+            )
+        # The test pipelines resize the image before the labels are loaded, never the labels. Some
+        # transforms of mmseg write the channels into img_shape too.
+        sizes = [tuple(results[key][:2]) for key in ('ori_shape', 'img_shape') if key in results]
+        if sizes and labels.shape not in sizes:
+            raise InputError(
+                f'labels {path!r} have {labels.shape} pixels (height, width), but their image '
+                f'{results.get("img_path")!r} has {sizes[0]}; they must be of one size'
+            )
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        wrong &= labels != self.ignore_index
+        if not wrong.any():
+            return results
+        values = np.unique(labels[wrong])
+        shown = ', '.join(map(str, values[:8])) + (', ...' if len(values) > 8 else '')
+        if results.get('reduce_zero_label'):
+            remedy = 'reduce_zero_label is on: 0 became ignored and every other id one less'
+        elif values.tolist() == [self.num_classes]:
+            remedy = (
+                'if the ids count from 1 and 0 means "other", set reduce_zero_label=True in '
+                'the data set'
+            )
+        else:
+            remedy = 'these look like other ids than those of the classes (raw or color ids?)'
+        raise InputError(
+            f'labels {path!r} hold the values {shown} in {wrong.sum()} of {wrong.size} pixels, but '
+            f'num_classes={self.num_classes} allows 0 to {self.num_classes - 1} and the ignored '
+            f'{self.ignore_index}. {remedy}; else correct num_classes, or write '
+            f'{self.ignore_index} where nothing is to be learned'
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(num_classes={self.num_classes}, '
+            f'ignore_index={self.ignore_index})'
+        )
+
+
+def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
+    """Check that every data set of a config is there and not empty.
+
+    Without it, a missing folder ends in a bare traceback after the model was built, an empty one in
+    a sampler that never returns, and a missing label file in a crash in the middle of a run.
+
+    Looks at local paths only, and reads no image: ``data_root``, each path of ``data_prefix``, and
+    ``ann_file``; for the segmentation data sets also that every image has its label file.
+
+    Raises:
+        InputError: If something is missing: one message with all paths and the options that set
+            them.
+    """
+    problems: dict[str, list[str]] = {}
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        for loader in loaders:
+            section = cfg.get(loader) or {}
+            if not isinstance(section, Mapping):
+                raise InputError(f'{loader} must be a dict with a dataset, got {section!r}')
+            for key, dataset in _datasets(section.get('dataset'), f'{loader}.dataset'):
+                if (problem := _problem(dataset)) is not None:
+                    problems.setdefault(problem, []).append(key)
+    if problems:
+        lines = [f'{problem} (set by {", ".join(keys)})' for problem, keys in problems.items()]
+        key = next(iter(problems.values()))[0]
+        lines.append(
+            'Put the data there, or say where they are with --cfg-options data_root=PATH '
+            f'(for one data set alone: {key}.data_root=PATH).'
+        )
+        raise InputError('\n'.join(lines))
+
+
+def _datasets(dataset: Any, key: str) -> Iterator[tuple[str, Mapping]]:
+    """Yield (key in the config, config) of each data set that wraps no other."""
+    if isinstance(dataset, list | tuple):
+        for index, inner in enumerate(dataset):
+            yield from _datasets(inner, f'{key}.{index}')
+    elif isinstance(dataset, Mapping):
+        name = next((name for name in ('dataset', 'datasets') if dataset.get(name)), None)
+        if name is None:
+            yield key, dataset
+        else:
+            yield from _datasets(dataset[name], f'{key}.{name}')
+
+
+def _problem(cfg: Mapping) -> str | None:
+    """What is missing of one data set, or None."""
+    root, ann_file = cfg.get('data_root') or '', cfg.get('ann_file') or ''
+    prefix = cfg.get('data_prefix') or {}
+    prefixes = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
+    paths = [root, *prefixes, ann_file]
+    for path in paths:
+        if not isinstance(path, str | os.PathLike | None):
+            return f'data_root, data_prefix and ann_file must be paths, got {path!r}'
+    if any('://' in str(path) for path in paths):
+        return None
+    cls, name = cfg['type'], getattr(cfg['type'], '__name__', cfg['type'])
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            cls = registry.get(cls)
+    if (
+        isinstance(cls, type)
+        and 'download' in inspect.signature(cls).parameters
+        and cfg.get('download', True)
+    ):
+        return None  # it fetches what is missing
+    for path in filter(None, (root, *(os.path.join(root, p) for p in (*prefixes, ann_file) if p))):
+        if not os.path.exists(path):
+            return f'The path {path!r} of {name} does not exist'
+    if not (isinstance(cls, type) and issubclass(cls, BaseDataset)):
+        return None  # a class that we know nothing of, or none: the Runner says so
+    try:  # only now, since some classes assert in their constructor that paths exist
+        dataset = DATASETS.build(dict(cfg, pipeline=[], lazy_init=True))
+    except TypeError:
+        return None  # a user's class with other arguments; what lies below its paths is its own
+    for folder in filter(None, dataset.data_prefix.values()):
+        if not any(files for _, _, files in os.walk(folder, followlinks=True)):
+            return f'The folder {folder!r} of {name} does not exist or holds no file'
+    if not hasattr(dataset, 'seg_map_suffix'):
+        return None
+    unlabeled = isinstance(prefix, Mapping) and not prefix.get('seg_map_path', True)
+    return _missing_samples(dataset, name, unlabeled)
+
+
+def _missing_samples(dataset: BaseDataset, name: str, unlabeled: bool) -> str | None:
+    """Which images or label files of a segmentation data set are not there."""
+    samples = dataset.load_data_list()
+    if not samples:
+        return (
+            f'The folder {dataset.data_prefix["img_path"]!r} of {name} holds no file '
+            f'*{dataset.img_suffix}'
+        )
+
+    @cache  # a look-up for each file is slow on network disks
+    def names_in(folder: str) -> set[str]:
+        return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+    for key, what in (('img_path', 'image'), ('seg_map_path', 'labels')):
+        paths = [sample[key] for sample in samples if sample.get(key)]
+        missing = [
+            path for path in paths if os.path.basename(path) not in names_in(os.path.dirname(path))
+        ]
+        if missing and not (unlabeled and key == 'seg_map_path'):
+            return (
+                f'{len(missing)} of {len(samples)} samples of {name} lack {what}, first '
+                f'{missing[0]!r}'
+            )
+    return None

@@ -1,0 +1,445 @@
+"""``mmvars export``: a trained model as a file that runs without mmvars: ONNX, or torch.export."""
+
+import argparse
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.nn import functional as F
+
+from mmvars import __version__
+from mmvars.checkpoints.io import check_destination, write_bytes
+from mmvars.engine.options import add_cfg_options
+from mmvars.errors import InputError, check_number
+from mmvars.layers.global_filter import GlobalFilter
+from mmvars.layers.vars_attention import VARSConvolutionalDynamic
+from mmvars.layers.vars_static import VARSStatic
+from mmvars.models.sliding_window import whole_image_metas
+from mmvars.visualization.model import Model, build_model, is_segmentor, read_config, swaps_channels
+
+__all__ = ['ExportedPart', 'main', 'open_file']
+
+SUFFIXES = ('.onnx', '.pt2')
+FIXED_SIZE_MIXERS = (VARSStatic, VARSConvolutionalDynamic, GlobalFilter)  # by Fourier transforms
+FIXED_GRID_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+EPILOG = """\
+examples:
+  mmvars export CONFIG CHECKPOINT --output model.onnx --size 512x1024
+  mmvars export CONFIG CHECKPOINT --output model.onnx --size 512 --dynamic --labels --normalize
+  mmvars export CONFIG CHECKPOINT --output backbone.pt2 --size 224 --part backbone
+
+The batch size is always free, height and width with --dynamic. Input: images (B, C, H, W) in
+float32, normalized as the config's data_preprocessor does unless --normalize is given. A segmentor
+is exported for whole images; where the config tests with sliding windows, the file is for one
+window. The file is run, in onnxruntime or torch, and compared with the model before it gets its
+name: it stands for a model whose outputs it has been seen to give."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export as the command line says, and compare the file with the model.
+
+    Raises:
+        InputError: On what cannot be used or exported; no file is left then.
+    """
+    args = _parser().parse_args(argv)
+    check_number('--tolerance', args.tolerance, 0)
+    if args.opset is not None:
+        check_number('--opset', args.opset, 18, whole=True)
+    path = check_destination(args.output, args.checkpoint, args.overwrite, SUFFIXES)
+    _check_packages(path)
+    cfg = read_config(args.config, args.cfg_options)
+    model, _ = build_model(cfg, args.checkpoint, torch.device('cpu'), heads=args.part == 'model')
+    part = ExportedPart(model, args.part, args.labels, args.normalize).eval()
+    if args.dynamic:
+        _check_any_size(part, path)
+    images = part.random_images(2, args.size)  # a batch of one would be taken for a constant
+    _check_predicts_as(part, images)
+    program = _traced(part, images, args.dynamic)
+    partial = path.with_name(f'.{path.stem}.unchecked{path.suffix}')
+    meta = dict(
+        made_by=f'mmvars {__version__}',
+        config=Path(args.config).name,
+        checkpoint=Path(args.checkpoint).name,
+        part=part.task,
+        input='pixels 0 to 255' if args.normalize else 'normalized images',
+    )
+    try:
+        if path.suffix == '.onnx':
+            content = _onnx_bytes(program, part, meta, args)
+        else:
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer, extra_files=meta)
+            content = buffer.getvalue()
+        write_bytes(partial, content, overwrite=True)
+        worst = _compared(part, partial, args)
+        check_destination(path, args.checkpoint, args.overwrite, SUFFIXES)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    test_cfg = cfg.model.get('test_cfg') or {}
+    if part.task == 'segmentor' and test_cfg.get('mode') == 'slide':
+        print(
+            f'note: the config tests with sliding windows of {test_cfg.get("crop_size")}; the '
+            'file holds what is done with one of them'
+        )
+    sizes = 'any size' if args.dynamic else f'{args.size[0]}x{args.size[1]}'
+    print(
+        f'{path}: {part.task}, images of {sizes} in batches of any size, outputs '
+        f'{", ".join(part.output_names)}; {path.stat().st_size / 2**20:.1f} MiB'
+    )
+    where = 'onnxruntime' if path.suffix == '.onnx' else 'torch.export'
+    print(f'run in {where}: at most {worst:.1e} of the greatest output from the model')
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description='Export a model of a config and a checkpoint to ONNX (.onnx) or to a program '
+        'of torch.export (.pt2), and compare the file with the model.',
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('config', help='config file, or the name of one that mmvars ships')
+    add('checkpoint', help='checkpoint of a model of this config')
+    add('--output', required=True, metavar='FILE', help='.onnx or .pt2 to write')
+    add(
+        '--size',
+        required=True,
+        type=_size,
+        metavar='N|HxW',
+        help='pixels of the images: side, or height x width',
+    )
+    add(
+        '--dynamic',
+        action='store_true',
+        help='images of any size, not of --size alone; not every model can',
+    )
+    add(
+        '--part',
+        choices=('model', 'backbone'),
+        default='model',
+        help='the whole model (default), or the features of its backbone',
+    )
+    add('--labels', action='store_true', help='class numbers in place of logits')
+    add(
+        '--normalize',
+        '--normalise',
+        action='store_true',
+        help='put mean, std and channel order into the file: it then takes pixels from 0 to 255 as '
+        'the config loads them (BGR where it turns them to RGB)',
+    )
+    add(
+        '--opset',
+        type=int,
+        metavar='N',
+        help="version of ONNX's operators, 18 or more; default: the exporter's",
+    )
+    add(
+        '--tolerance',
+        type=float,
+        default=1e-4,
+        metavar='T',
+        help='greatest difference from the model, relative to the greatest output (default 1e-4; '
+        'the threshold of the released VARS-D and -SD jumps at 0, where rounding can make 1e-3)',
+    )
+    add('--overwrite', action='store_true', help='replace FILE')
+    add_cfg_options(parser)
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split('x')]
+    if len(sides) > 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f'--size takes N or HEIGHTxWIDTH, got {text!r}')
+    return sides[0], sides[-1]
+
+
+class ExportedPart(nn.Module):
+    """A segmentor's logits at the size of the image, a classifier's logits, or feature maps.
+
+    Args:
+        model: A segmentor or classifier in eval mode.
+        part: ``'model'``, or ``'backbone'`` for the features alone.
+        labels: Give class numbers in place of logits.
+        normalize: Take pixels from 0 to 255 as the config loads them, and apply mean, standard
+            deviation and channel order of the model's data preprocessor; else images are taken as
+            the preprocessor leaves them.
+
+    Raises:
+        InputError: If the model or its preprocessor is of a kind that is not known here.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: Model, part: str = 'model', labels: bool = False, normalize: bool = False
+    ) -> None:
+        super().__init__()
+        if labels and part == 'backbone':
+            raise InputError('--labels needs the heads: leave out --part backbone')
+        if part == 'model' and is_segmentor(model) and isinstance(model.decode_head, nn.ModuleList):
+            raise InputError(
+                f'{type(model).__name__} is a cascade of decode heads, which is not '
+                'exported as a whole; --part backbone exports its backbone'
+            )
+        self.task = (
+            'backbone'
+            if part == 'backbone'
+            else 'segmentor'
+            if is_segmentor(model)
+            else 'classifier'
+        )
+        self.model: Any = model.backbone if part == 'backbone' else model
+        self.num_channels = model.backbone.trunk.patch_embed.in_chans
+        self.labels = labels
+        self.normalizes = normalize
+        self.swaps_channels = swaps_channels(model.data_preprocessor)
+        self.output_names = (
+            [f'features_{index}' for index in self.model.out_indices]
+            if part == 'backbone'
+            else ['labels' if labels else 'logits']
+        )
+        for name in ('mean', 'std') if normalize else ():
+            value = getattr(model.data_preprocessor, name, None)
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    '--normalize needs a data_preprocessor with mean and std, and '
+                    f'{type(model.data_preprocessor).__name__} of this config has '
+                    'none'
+                )
+            self.register_buffer(name, value.reshape(1, -1, 1, 1).clone())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """``images (B, C, H, W)`` to features of each output block, or a tuple of one.
+
+        That is logits ``(B, K, H, W)`` or ``(B, K)``, or labels ``(B, H, W)`` or ``(B,)``.
+        """
+        if self.task == 'backbone':
+            return tuple(self.model(self.normalized(images)))
+        logits = self.logits(images)
+        if not self.labels:
+            return (logits,)
+        if logits.shape[1] > 1:
+            return (logits.argmax(dim=1),)
+        return ((logits[:, 0].sigmoid() > self.model.decode_head.threshold).long(),)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """``(B, K, H, W)`` or ``(B, K)``, whatever :meth:`forward` gives."""
+        inputs = self.normalized(images)
+        if self.task == 'classifier':
+            return self.model(inputs, mode='tensor')
+        head = self.model.decode_head
+        return F.interpolate(
+            head(self.model.extract_feat(inputs)),
+            size=images.shape[2:],
+            mode='bilinear',
+            align_corners=head.align_corners,
+        )
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """What the backbone is given."""
+        if not self.normalizes:
+            return images
+        return ((images.flip(1) if self.swaps_channels else images) - self.mean) / self.std
+
+    def random_images(self, batch: int, size: Sequence[int]) -> Tensor:
+        """Images such as this takes: normal numbers, or pixels where it normalizes itself."""
+        images = torch.randn(
+            batch, self.num_channels, *size, generator=torch.Generator().manual_seed(batch)
+        )
+        return (images * 60 + 120).clamp(0, 255) if self.normalizes else images
+
+
+def _check_packages(path: Path) -> None:
+    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
+    if path.suffix == '.onnx' and missing:
+        raise InputError(
+            f'{", ".join(missing)} must be installed to write and check {path.suffix} '
+            'files: pip install "mmvars[export]"; a .pt2 file needs torch alone'
+        )
+
+
+def _check_any_size(part: ExportedPart, path: Path) -> None:
+    """Refuse models that are known to be bound to one size, before minutes of tracing."""
+    modules = (
+        [part.model] if part.task != 'segmentor' else [part.model.backbone, part.model.decode_head]
+    )
+    for module in (module for root in modules for module in root.modules()):
+        name = type(module).__name__
+        if isinstance(module, FIXED_SIZE_MIXERS):
+            raise InputError(
+                f'{name} transforms maps of one size, so that this model cannot be '
+                'exported for images of any size; leave out --dynamic and export one '
+                'file for each size'
+            )
+        pools = isinstance(module, FIXED_GRID_POOLS) and module.output_size not in (1, (1, 1))
+        if pools and path.suffix == '.onnx':
+            raise InputError(
+                f'{type(part.model.decode_head).__name__} pools to a fixed grid '
+                f'({name} to {module.output_size}), which ONNX cannot do for images '
+                f'of any size; write a .pt2 file ({path.stem}.pt2), or leave out '
+                '--dynamic and export one file for each size'
+            )
+
+
+@torch.no_grad()
+def _check_predicts_as(part: ExportedPart, images: Tensor) -> None:
+    """Refuse a segmentor whose head predicts in another way than by its forward alone."""
+    if part.task != 'segmentor':
+        return
+    expected = part.model.encode_decode(part.normalized(images), whole_image_metas(images))
+    logits = part.logits(images)
+    if expected.shape != logits.shape or not torch.allclose(expected, logits, rtol=1e-4, atol=1e-4):
+        raise InputError(
+            f'{type(part.model.decode_head).__name__} does more in a test than its '
+            'forward does, so that its logits cannot be exported; --part backbone '
+            'exports the backbone'
+        )
+
+
+def _traced(part: ExportedPart, images: Tensor, any_size: bool) -> ExportedProgram:
+    """The part as a graph, for any batch size and, with ``any_size``, images of any size."""
+    free_axes = (0, 2, 3) if any_size else (0,)
+    shapes = (dict.fromkeys(free_axes, torch.export.Dim.DYNAMIC),)
+    with _exporting(any_size):
+        return torch.export.export(part, (images,), dynamic_shapes=shapes, strict=False)
+
+
+def _onnx_bytes(
+    program: ExportedProgram, part: ExportedPart, meta: dict[str, str], args: argparse.Namespace
+) -> bytes:
+    with _exporting(args.dynamic):
+        onnx: Any = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=args.opset,
+            verbose=False,
+            input_names=['images'],
+            output_names=part.output_names,
+        )
+    # Speaking names for the free axes of the input, wherever they occur in inputs and outputs.
+    inputs, outputs = onnx.model.graph.inputs, onnx.model.graph.outputs
+    axes = {0: 'batch', 2: 'height', 3: 'width'}
+    names = {
+        str(inputs[0].shape[axis].value): name
+        for axis, name in axes.items()
+        if not isinstance(inputs[0].shape[axis], int)
+    }
+    for value in (*inputs, *outputs):
+        for axis, size in enumerate(value.shape):
+            if not isinstance(size, int) and size.value is not None:
+                value.shape[axis] = re.sub(r'\w+', lambda m: names.get(m[0], m[0]), str(size.value))
+    onnx.model.metadata_props.update(meta)
+    proto = onnx.model_proto
+    if proto.ByteSize() > 2**31 - 1:
+        raise InputError('the model is larger than 2 GiB, the limit of one ONNX file; write a .pt2')
+    return proto.SerializeToString()
+
+
+@contextmanager
+def _exporting(any_size: bool) -> Iterator[None]:
+    """Without the exporters' own remarks, and with one line in place of their errors."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter('ignore')
+            yield
+    except Exception as error:
+        lines = [line.strip(' -') for line in str(error).splitlines() if line.strip(' -')]
+        reason = next(
+            (line for line in lines if 'specialized' in line or 'Unsupported' in line),
+            lines[0] if lines else type(error).__name__,
+        )[:300]
+        raise InputError(
+            f'this model cannot be exported for images of any size ({reason}); leave out --dynamic '
+            'and export one file for each size'
+            if any_size
+            else f'this model cannot be exported ({reason}); MMVARS_DEBUG=1 shows the whole error'
+        ) from error
+    finally:
+        logging.disable(disabled)
+
+
+def open_file(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
+    """The written file as a function of images: in onnxruntime on the CPU, or in torch."""
+    if path.suffix == '.pt2':
+        return torch.export.load(str(path)).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    return lambda images: [
+        torch.from_numpy(array) for array in session.run(None, {name: images.numpy()})
+    ]
+
+
+def _compared(part: ExportedPart, path: Path, args: argparse.Namespace) -> float:
+    """Greatest relative difference over images of several sizes.
+
+    Raises:
+        InputError: If the file does not run, or differs by more than ``--tolerance``.
+    """
+    run, worst = open_file(path), 0.0
+    height, width = args.size
+    sizes = [(2, height, width), (1, height, width), (3, height, width)]
+    if args.dynamic:  # larger, smaller, and no multiple of anything
+        sizes += [(1, height + 32, width + 16), (2, max(height // 2, 33), max(width // 2, 37))]
+    for batch, *size in sizes:
+        images = part.random_images(batch, size)
+        words = f'{batch} images of {size[0]}x{size[1]}'
+        try:
+            outputs = list(run(images))
+        except Exception as error:  # whatever the runtime makes of the file
+            remedy = (
+                '; leave out --dynamic and export one file for each size' if args.dynamic else ''
+            )
+            raise InputError(
+                f'the exported file does not run for {words} '
+                f'({str(error).splitlines()[0][:200]}); nothing was written{remedy}'
+            ) from error
+        difference = _difference(part, images, outputs)
+        if not difference <= args.tolerance:  # NaN too
+            raise InputError(
+                f'the exported file differs from the model by {difference:.1e} of the '
+                f'greatest output (--tolerance {args.tolerance:g}) for {words}; '
+                'nothing was written'
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+@torch.no_grad()
+def _difference(part: ExportedPart, images: Tensor, outputs: list[Tensor]) -> float:
+    """Greatest difference of a file's outputs from the model's, relative to the greatest number.
+
+    Labels count by logits: how far that of the file's label lies below the greatest one.
+    """
+    expected = list(part(images))
+    shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (outputs, expected)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f'the file gives {shapes[0]} for images {tuple(images.shape)}, the model {shapes[1]}'
+        )
+    if part.labels:
+        logits = part.logits(images)
+        if logits.shape[1] == 1:
+            logits = torch.cat([-logits, logits], dim=1)
+        chosen = logits.gather(1, outputs[0].unsqueeze(1).to(torch.int64))[:, 0]
+        return ((logits.amax(dim=1) - chosen).max() / logits.abs().max().clamp_min(1e-12)).item()
+    return max(
+        ((a - b).abs().max() / a.abs().max().clamp_min(1e-12)).item()
+        for a, b in zip(expected, outputs, strict=True)
+    )
