@@ -1,5 +1,5 @@
 """Attention pictures of OpenMMLab models: the command-line tool and the validation hook."""
 
-from mmvars.visualization.hooks import AttentionVisualizationHook
+from mmvars.visualization.hook import AttentionVisualizationHook
 
 __all__ = ['AttentionVisualizationHook']

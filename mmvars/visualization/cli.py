@@ -1,60 +1,75 @@
 """``mmvars visualize``: attention, prediction, and the steps and atoms of sparse codes."""
 
 import argparse
+import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
-from mmengine.config import DictAction
-from torch import nn
 
-from mmvars.analysis import Row, draw_figure, resolve_layer, save_figure
-from mmvars.checkpoints.files import check_destination, write_text
-from mmvars.engine.launch import clear_errors
+from mmvars.checkpoints.io import check_destination, write_text
+from mmvars.engine.errors import user_errors
+from mmvars.engine.options import add_cfg_options
 from mmvars.errors import InputError
-from mmvars.visualization.host import ClassTable, Sample, network_of, num_classes_of
-from mmvars.visualization.images import (find_images, load_sample, picture_files, test_dataset,
-                                         test_pipeline)
-from mmvars.visualization.model import build_model, class_metainfo, read_config
-from mmvars.visualization.pairs import load_pair, pair_row, pair_sentence
+from mmvars.networks import PerceiverIO, Trunk
+from mmvars.visualization.draw import (
+    STEP_LIMITS,
+    ModelOutputs,
+    ViewOptions,
+    atom_rows,
+    attention_panels,
+    check_options,
+    maps_footer,
+    resolve_layer,
+    run_model,
+    step_rows,
+)
+from mmvars.visualization.figure import Row, draw_figure, save_figure
+from mmvars.visualization.model import (
+    ClassTable,
+    Model,
+    build_model,
+    class_sources,
+    dataset_of,
+    image_pipeline,
+    is_segmentor,
+    load_sample,
+    network_of,
+    num_classes_of,
+    read_config,
+)
 from mmvars.visualization.priors import HELP as PRIOR_HELP
-from mmvars.visualization.priors import NamedPrior
-from mmvars.visualization.sparse_views import atom_rows, step_rows
-from mmvars.visualization.steering import Steering, class_token_note, maps_footer, steerings
-from mmvars.visualization.views import (STEP_LIMITS, ViewOptions, check_options, observe, panels_of,
-                                        reweights_output)
+from mmvars.visualization.priors import PanelConfig, panel_configs, scale_of
 
 __all__ = ['main', 'parse_args']
 
-STEP_UNITS = {'relative': ', over its mean', 'shared': '', 'own': ', each in its own range'}
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 EPILOG = """\
 IMAGE_attention.png is written for each image: input | bottom-up attention (token norms of pass 1) |
 token mask | top-down attention (token norms of pass 2) | prediction of pass 2. Each combination of
-prior and alpha is a row, and the prediction in it is the one under that prior and alpha. A model
-without feedback (ViT, RVT, VARS, FAN, GFNet) has one pass, so neither mask nor top-down attention.
-Of the rivals of AbS, perceiver_io has one pass too: drawn are its output tokens before and after
-the mask; feedback has no mask and takes no --prior; mask_attention takes no --alpha.
+prior and alpha is a row. Models without feedback (ViT, RVT, VARS, FAN, GFNet) have one pass, so
+neither mask nor top-down attention. perceiver_io has one pass too: drawn are its output tokens
+before and after the mask; feedback has no mask and takes no --prior; mask_attention no --alpha.
 
 --pair LEFT RIGHT puts two photos side by side (Fig. 2.4, 2.5, 2.8): give the class of the left one
 and that of the right one as --prior. On every map stand the shares of its sum (of what is above
---threshold) on each half, the asked one in bold; they are printed too, and written with --json.
-The prior should be in the space of the patch tokens, as the prototypes of a model with average
-pooling are (absvit-tiny-p8-gap); those of a class-token model hardly are.
+--threshold) on each half, that of the prior's photo in bold; they are printed too, and written with
+--json. The prior should be in the space of the patch tokens, as the prototypes of a model with
+average pooling are (absvit-tiny-p8-gap); those of a class-token model hardly are.
 
-For VARS, --steps also writes IMAGE_steps.png, how attention comes about in one block (Fig. 1.5):
-the map after the start and each recurrent step is |P u|, the norm over the channels of what the
-code u of that step reconstructs at each patch. That is what the block hands on, and defined alike
-for all dictionaries. Above each map: the share of code entries of at most 1% of the largest, and
-the energy of Eq. 1.10 over that of a code of zeros.
-
---atoms also writes IMAGE_atoms.png, the atoms P_m that the final code uses most (Fig. A.2-A.4), by
-their share of the code energy sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or
-filters, used at every place, origin in the middle (vars_s). Heads, channels and atoms count from 0.
-Softmax attention and the Performer have neither; what the average token looks at
-(--average-attention) is their map in the thesis (Table 1.4).
+--steps also writes IMAGE_steps.png, how attention comes about in a block of VARS (Fig. 1.5): the
+map after the start and each recurrent step is |P u|, the norm over the channels of what the code u
+of that step reconstructs at each patch. Above each map: the share of code entries of at most 1% of
+the largest, and the energy of Eq. 1.10 over that of a code of zeros. --atoms also writes
+IMAGE_atoms.png, the atoms P_m that the last code uses most (Fig. A.2-A.4), by their share of the
+code energy sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or filters, used at every
+place, origin in the middle (vars_s). Softmax attention and the Performer have neither; what the
+average token looks at (--average-attention) is their map in the thesis (Table 1.4).
 
   mmvars visualize CONFIG CHECKPOINT photo.jpg --alpha 1 5 10
   mmvars visualize CONFIG CHECKPOINT photos/ --prior "class:golden retriever" class:281 --alpha 10
@@ -67,134 +82,203 @@ Softmax attention and the Performer have neither; what the average token looks a
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Draw what bottom-up and top-down attention look at, on images of your own.',
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config of a segmentation or classification model')
-    parser.add_argument('checkpoint', help='its checkpoint (trained here, or converted)')
-    parser.add_argument('images', nargs='*', help='image files, or folders of them')
-    parser.add_argument('--pair', nargs=2, metavar=('LEFT', 'RIGHT'),
-                        help='instead of images: two photos, drawn side by side as one')
-    parser.add_argument('--prior', nargs='+', metavar='PRIOR', help=PRIOR_HELP)
-    parser.add_argument('--alpha', nargs='+', metavar='A',
-                        help='scale of the top-down signal (default: the model\'s own, usually 1; '
-                        'the thesis uses 10 for scenes with several objects); several values make '
-                        'a row of panels each')
-    parser.add_argument('--layer', type=int, metavar='I',
-                        help='block whose output tokens (and steps and atoms) are drawn, 0-based, '
-                        'negative from the end; default: the last but three (block 8 of 0..11), '
-                        'where the authors look')
-    parser.add_argument('--steps', action='store_true',
-                        help='also draw the attention map after each recurrent step of VARS')
-    parser.add_argument('--atoms', type=int, metavar='K',
-                        help='also draw the K most used atoms of the dictionary of VARS (of the '
-                        'dynamic and of the static one, where there are two)')
-    parser.add_argument('--per-head', action='store_true',
-                        help='with --atoms: the K most used of each head, instead of all heads')
-    parser.add_argument('--step-limits', choices=STEP_LIMITS,
-                        help='colours of --steps: relative (default) draws each map over its own '
-                        'mean, all in one range, so that a sharper map has a higher peak; shared '
-                        'draws the norms themselves in one range; own each in its own range')
-    parser.add_argument('--threshold', type=float, metavar='F',
-                        help='draw only what is above min + F (max - min) of a map; the authors\' '
-                        'demonstration of controllable attention uses 0.7')
-    parser.add_argument('--class-attention', action='store_true',
-                        help='also draw what the class token attends to in the last block')
-    parser.add_argument('--average-attention', action='store_true',
-                        help='also draw what the average token attends to in the block: the mean '
-                        'of all rows of the attention matrix, over all heads')
-    parser.add_argument('--difference', action='store_true',
-                        help='also draw what the last pass added to, or took from, the norms of '
-                        'pass 1')
-    parser.add_argument('--strength', type=float, default=0.7, metavar='S',
-                        help='share of the map\'s colours in the overlay, 0 to 1 (default 0.7)')
-    parser.add_argument('--out-dir', default='attention', metavar='DIR',
-                        help='where the pictures are written (default: ./attention); older ones '
-                        'of the same names are replaced')
-    parser.add_argument('--json', metavar='FILE',
-                        help='with --pair: also write the shares of the halves, and the '
-                        'probabilities of the classes asked for, to FILE')
-    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
-    parser.add_argument('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='entries of the config to replace')
-    try:
-        # Intermixed, so that images may stand after options although there need not be any.
-        return parser.parse_intermixed_args(argv)
-    except (AssertionError, ValueError) as error:  # mmengine's DictAction
-        parser.error(f'--cfg-options: entries have the form KEY=VALUE ({error})')
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('config', help='config of a segmentation or classification model')
+    add('checkpoint', help='its checkpoint (trained here, or converted)')
+    add('images', nargs='*', help='image files, or folders of them')
+    add(
+        '--pair',
+        nargs=2,
+        metavar=('LEFT', 'RIGHT'),
+        help='instead of images: two photos, drawn side by side as one',
+    )
+    add('--prior', nargs='+', metavar='PRIOR', help=PRIOR_HELP)
+    add(
+        '--alpha',
+        nargs='+',
+        metavar='A',
+        help="scale of the top-down signal (default: the model's own, usually 1; the thesis uses "
+        '10 for scenes with several objects); several values make a row of panels each',
+    )
+    add(
+        '--layer',
+        type=int,
+        metavar='I',
+        help='block whose output tokens (and steps and atoms) are drawn, 0-based, negative from '
+        'the end; default: the last but three (block 8 of 0..11), where the authors look',
+    )
+    add(
+        '--steps',
+        action='store_true',
+        help='also draw the attention map after each recurrent step of VARS',
+    )
+    add(
+        '--atoms',
+        type=int,
+        metavar='K',
+        help='also draw the K most used atoms of the dictionary of VARS (of the dynamic and of the '
+        'static one, where there are two)',
+    )
+    add(
+        '--per-head',
+        action='store_true',
+        help='with --atoms: the K most used of each head, instead of all heads',
+    )
+    add(
+        '--step-limits',
+        choices=STEP_LIMITS,
+        help='colors of --steps: relative (default) draws each map over its own mean, all in one '
+        'range, so that a sharper map has a higher peak; shared draws the norms themselves in one '
+        'range; own each in its own range',
+    )
+    add(
+        '--threshold',
+        type=float,
+        metavar='F',
+        help="draw only what is above min + F (max - min) of a map; the authors' demonstration of "
+        'controllable attention uses 0.7',
+    )
+    add(
+        '--class-attention',
+        action='store_true',
+        help='also draw what the class token attends to in the last block',
+    )
+    add(
+        '--average-attention',
+        action='store_true',
+        help='also draw what the average token attends to in the block: the mean of all rows of '
+        'the attention matrix, over all heads',
+    )
+    add(
+        '--difference',
+        action='store_true',
+        help='also draw what the last pass added to, or took from, the norms of pass 1',
+    )
+    add(
+        '--strength',
+        type=float,
+        default=0.7,
+        metavar='S',
+        help="share of the map's colors in the overlay, 0 to 1 (default 0.7)",
+    )
+    add(
+        '--out-dir',
+        default='attention',
+        metavar='DIR',
+        help='where the pictures are written (default: ./attention); older ones of the same names '
+        'are replaced',
+    )
+    add(
+        '--json',
+        metavar='FILE',
+        help='with --pair: also write the shares of the halves, and the probabilities of the '
+        'classes of --prior, to FILE',
+    )
+    add('--overwrite', action='store_true', help='replace FILE')
+    add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
+    add_cfg_options(parser)
+    # Intermixed, so that images may stand after options although there need not be any.
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see ``--help``.
-
-    Returns:
-        0 if every image was drawn.
 
     Raises:
         InputError: On bad input. An image that cannot be drawn is named at once, does not stop the
             others, and is counted in the error at the end.
     """
     args = parse_args(argv)
-    alphas = [_number('--alpha', word) for word in args.alpha or ()]
+    alphas = list(map(_alpha, args.alpha or ()))
     _check_arguments(args)
+    args.step_limits = args.step_limits or 'relative'
     images = args.pair or find_images(args.images, args.out_dir)
-    cfg = read_config(args.config, args.cfg_options)
-    pipeline = test_pipeline(cfg)
-    model, meta = build_model(cfg, args.checkpoint, _device(args.device))
-    network = network_of(model)
-    if args.layer is not None and reweights_output(network) and not (
-            args.steps or args.atoms is not None or args.average_attention):
-        raise InputError('--layer says where top-down attention is drawn, and this model has it in '
-                         "its output alone (design='perceiver_io'): leave it out")
-    classes = ClassTable.of(num_classes_of(model), *class_metainfo(test_dataset(cfg), meta))
-    options = ViewOptions(layer=resolve_layer(args.layer, network.trunk.depth),
-                          threshold=args.threshold, class_attention=args.class_attention,
-                          average_attention=args.average_attention, difference=args.difference,
-                          strength=args.strength, steps=args.steps, atoms=args.atoms,
-                          per_head=args.per_head,
-                          step_limits=args.step_limits or STEP_LIMITS[0])
-    check_options(network, options)
-    if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
-        print('the config tests with sliding windows; here each image is one forward, so that maps '
-              'and segmentation belong together')
-    rows = steerings(args.prior, alphas, model, classes, pair=args.pair is not None)
-    if network.is_plain:
-        print('no feedback: there is one pass, so no token mask and no top-down attention to draw')
-    if note := class_token_note(model, rows):
-        print(f'{note}; the thesis takes a model with average pooling here, such as '
-              'absvit-tiny-p8-gap')
     kinds = ['attention', *['steps'] * args.steps, *['atoms'] * (args.atoms is not None)]
     targets = picture_files(images, args.out_dir, kinds, joined=args.pair is not None)
-    patch_size = network.trunk.patch_embed.patch_size
-    if args.pair:
-        with clear_errors():
-            sample = load_pair(*args.pair, pipeline, patch_size)
-            figures, numbers = _figures(model, sample, options, rows, classes,
-                                        ' + '.join(map(os.path.basename, args.pair)))
-        _save(figures, targets[0])
-        print(f'{" + ".join(args.pair)} -> {" ".join(targets[0].values())}')
-        print('\n'.join(map(pair_sentence, numbers)))
-        if args.json:
-            result = dict(left=args.pair[0], right=args.pair[1], size=sample.size,
-                          seam=sample.seam, layer=None if reweights_output(network)
-                          else options.layer, threshold=options.threshold, rows=numbers)
-            write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
-        return 0
-    failed = 0
-    for number, (image, target) in enumerate(zip(images, targets, strict=True), 1):
+    cfg = read_config(args.config, args.cfg_options)
+    pipeline = image_pipeline(cfg)
+    model, meta = build_model(cfg, args.checkpoint, _device(args.device))
+    network, trunk = network_of(model), model.backbone.trunk
+    if (
+        args.layer is not None
+        and isinstance(network, PerceiverIO)
+        and not (args.steps or args.atoms is not None or args.average_attention)
+    ):
+        raise InputError(
+            '--layer says where top-down attention is drawn, and this model has it in '
+            "its output alone (design='perceiver_io'): leave it out"
+        )
+    classes = ClassTable.of(num_classes_of(model), *class_sources(dataset_of(cfg), meta))
+    options = ViewOptions(
+        **{option.name: getattr(args, option.name) for option in fields(ViewOptions)}
+    )
+    check_options(model, options)
+    configs = panel_configs(args.prior, alphas, model, classes, pair=args.pair is not None)
+    if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
+        print(
+            'the config tests with sliding windows; here each image is one forward, so that maps '
+            'and segmentation belong together'
+        )
+    if isinstance(network, Trunk):
+        print('no feedback: there is one pass, so no token mask and no top-down attention to draw')
+    if note := _class_token_note(model, configs):
+        print(
+            f'{note}; the thesis takes a model with average pooling here, such as '
+            'absvit-tiny-p8-gap'
+        )
+
+    num_failed, sources = 0, [args.pair] if args.pair else [[image] for image in images]
+    for number, (paths, target) in enumerate(zip(sources, targets, strict=True), 1):
         try:
-            with clear_errors():
-                sample = load_sample(image, pipeline, patch_size)
-                figures, _ = _figures(model, sample, options, rows, classes,
-                                      os.path.basename(image))
+            with user_errors():
+                sample = load_sample(paths, pipeline, trunk.patch_embed.patch_size)
+                outputs = [run_model(model, sample, options, config) for config in configs]
+                name = ' + '.join(short_paths(*paths))
+                figures = [
+                    _figure(kind, name, outputs, model, options, configs, classes) for kind in kinds
+                ]
         except InputError as error:
-            failed += 1
-            print(f'[{number}/{len(images)}] not drawn: {error}', file=sys.stderr)
-        else:
-            _save(figures, target)
-            print(f'[{number}/{len(images)}] {image} -> {" ".join(target.values())}', flush=True)
-    if failed:
-        raise InputError(f'{failed} of {len(images)} images could not be drawn, for the reasons '
-                         f'given above; the pictures of the others are in {args.out_dir!r}')
+            if args.pair:
+                raise
+            num_failed += 1
+            print(f'[{number}/{len(sources)}] not drawn: {error}', file=sys.stderr)
+            continue
+        for figure, path in zip(figures, target.values(), strict=True):
+            save_figure(figure, path)
+        print(
+            f'[{number}/{len(sources)}] {" + ".join(paths)} -> {" ".join(target.values())}',
+            flush=True,
+        )
+        if args.pair:
+            rows = [
+                pair_numbers(*row, configs, model, classes)
+                for row in zip(outputs, configs, strict=True)
+            ]
+            print('\n'.join(map(pair_sentence, rows)))
+            if args.json:
+                layer = (
+                    None
+                    if isinstance(network, PerceiverIO)
+                    else resolve_layer(options.layer, trunk.depth)
+                )
+                result = dict(
+                    left=paths[0],
+                    right=paths[1],
+                    size=sample.size,
+                    seam=sample.seam,
+                    layer=layer,
+                    threshold=options.threshold,
+                    rows=rows,
+                )
+                write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
+    if num_failed:
+        raise InputError(
+            f'{num_failed} of {len(sources)} images could not be drawn, for the '
+            f'reasons given above; the pictures of the others are in {args.out_dir!r}'
+        )
     return 0
 
 
@@ -205,73 +289,32 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.per_head and args.atoms is None:
         raise InputError('--per-head tells atoms apart: give --atoms K too')
     if args.step_limits and not args.steps:
-        raise InputError('--step-limits is about the colours of --steps: give that too')
+        raise InputError('--step-limits is about the colors of --steps: give that too')
     if bool(args.images) == bool(args.pair):
-        raise InputError('give images to draw, or --pair LEFT RIGHT' if not args.pair else
-                         f'--pair draws two photos and nothing else, got {args.images} too')
+        raise InputError(
+            'give images to draw, or --pair LEFT RIGHT'
+            if not args.pair
+            else f'--pair draws two photos and nothing else, got {args.images} too'
+        )
     for path in args.pair or ():
         if not os.path.isfile(path):
             raise InputError(f'--pair takes two image files, and {path!r} is none')
-    if args.json is None:
-        return
-    if not args.pair:
+    if args.json and not args.pair:
         raise InputError('--json writes the shares of the two halves: give --pair LEFT RIGHT too')
-    for source in (args.config, args.checkpoint, *args.pair):
+    for source in (args.config, args.checkpoint, *args.pair) if args.json else ():
         check_destination(args.json, source, args.overwrite, suffixes=())
 
 
-def _save(figures: dict, target: dict[str, str]) -> None:
-    for kind, path in target.items():
-        save_figure(figures[kind], path)
-
-
-def _figures(model: nn.Module, sample: Sample, options: ViewOptions, rows: list[Steering],
-             classes: ClassTable, name: str) -> tuple[dict, list[dict]]:
-    """The figures by kind; of two photos side by side also what the rows say in numbers."""
-    network = network_of(model)
-    device = next(network.parameters()).device
-    panels: dict[str, list[Row]] = {'attention': [], 'steps': [], 'atoms': []}
-    numbers = []
-    is_pair = sample.seam is not None
-    found = [row.prior.class_index for row in rows if row.prior and is_pair]
-    others = tuple(dict.fromkeys(index for index in found if index is not None))
-    for row in rows:
-        prior = row.prior or NamedPrior('')
-        vector = None if prior.vector is None else prior.vector.to(device)
-        seen = observe(model, sample, options, prior=vector, alpha=row.alpha)
-        label = row.label(network)
-        panels['attention'].append(
-            Row(panels_of(seen, classes, options, prior.class_index, others, row.asked), label))
-        if options.steps:
-            panels['steps'] += step_rows(seen, options, label)
-        if options.atoms is not None:
-            panels['atoms'] += atom_rows(seen, options, label)
-        if is_pair:
-            numbers.append(pair_row(seen, row, rows, model, classes))
-    place = f'block {options.layer + 1} of {network.trunk.depth}'
-    texts = {'attention': maps_footer(network, options.layer),
-             'steps': f'|P u| in {place}{STEP_UNITS[options.step_limits]}',
-             'atoms': f'most used atoms of {place}'}
-    if is_pair:
-        texts['attention'] += ' · on each half its share of the sum'
-        if options.threshold is not None:
-            texts['attention'] += f' (of norms above the threshold {options.threshold:g})'
-    if note := class_token_note(model, rows):
-        texts['attention'] += f' · {note}'
-    image = f'network input {sample.size[0]}x{sample.size[1]} px (height x width)'
-    figures = {kind: draw_figure(panels[kind], sample.size, f'{name} · {texts[kind]} · {image}')
-               for kind in panels if panels[kind]}
-    return figures, numbers
-
-
-def _number(option: str, word: str) -> float:
+def _alpha(word: str) -> float:
     try:
         value = float(word)
     except ValueError:
-        raise InputError(f'{option} must be a number, got {word!r} (options go after the '
-                         'images)') from None
-    if not math.isfinite(value) or value < 0:
-        raise InputError(f'{option} must be a finite number of at least 0, got {word}')
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise InputError(
+            f'--alpha must be a finite number of at least 0, got {word!r} (options go '
+            'after the images)'
+        )
     return value
 
 
@@ -285,3 +328,175 @@ def _device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f'--device {name!r} cannot be used here ({reason}); try cpu') from error
     return device
+
+
+def find_images(paths: list[str], out_dir: str) -> list[str]:
+    """The image files that ``paths`` (files and folders, searched with all they hold) name.
+
+    ``out_dir`` is left out of the search: it holds our own pictures.
+
+    Raises:
+        InputError: If a path does not exist, or a folder holds no image.
+    """
+    images: list[str] = []
+    left_out = os.path.realpath(out_dir)
+    for path in paths:
+        if not os.path.exists(path):
+            raise InputError(f'the image {path!r} does not exist')
+        if not os.path.isdir(path):
+            images.append(path)
+            continue
+        inside = []
+        for root, folders, files in os.walk(path):
+            folders[:] = [
+                name for name in folders if os.path.realpath(os.path.join(root, name)) != left_out
+            ]
+            inside += [
+                os.path.join(root, name) for name in files if name.lower().endswith(SUFFIXES)
+            ]
+        if not inside:
+            raise InputError(f'the folder {path!r} holds no image ({" ".join(SUFFIXES)})')
+        images += sorted(inside)
+    return list(dict.fromkeys(images))
+
+
+def picture_files(
+    images: list[str], out_dir: str, kinds: list[str], joined: bool = False
+) -> list[dict[str, str]]:
+    """A file for each image and kind of picture; with ``joined`` all images are one picture.
+
+    Raises:
+        InputError: If a picture would overwrite one of the images.
+    """
+    names = [os.path.splitext(os.path.basename(image))[0] for image in images]
+    stems: list[str] = []
+    for name in ['+'.join(names)] if joined else names:
+        # Different files even where the names of the images are the same.
+        candidates = (name if i == 1 else f'{name}-{i}' for i in itertools.count(1))
+        stems.append(next(stem for stem in candidates if stem not in stems))
+    sources = set(map(os.path.realpath, images))
+    targets = [
+        {kind: os.path.join(out_dir, f'{stem}_{kind}.png') for kind in kinds} for stem in stems
+    ]
+    for target in itertools.chain.from_iterable(files.values() for files in targets):
+        if os.path.realpath(target) in sources:
+            raise InputError(
+                f'the picture {target!r} would overwrite an image of that name: '
+                'give another --out-dir'
+            )
+    return targets
+
+
+def short_paths(*paths: str) -> list[str]:
+    """The names of one or two files, with as many folders as it takes to tell them apart."""
+    names = list(map(os.path.basename, paths))
+    if len(set(names)) == len(names) or os.path.samefile(*paths):
+        return names
+    full_paths = list(map(os.path.abspath, paths))
+    return [os.path.relpath(path, os.path.commonpath(full_paths)) for path in full_paths]
+
+
+def _figure(
+    kind: str,
+    name: str,
+    outputs: list[ModelOutputs],
+    model: Model,
+    options: ViewOptions,
+    configs: list[PanelConfig],
+    classes: ClassTable,
+) -> Any:
+    """One picture of an image: a row, or several, for each of ``outputs``."""
+    labels = [config.label(network_of(model)) for config in configs]
+    size = outputs[0].image.shape[:2]
+    if kind == 'attention':
+        is_pair = outputs[0].seam is not None
+        others = _prior_classes(configs) if is_pair else ()
+        rows = [
+            Row(attention_panels(out, classes, options, config, others), label)
+            for out, config, label in zip(outputs, configs, labels, strict=True)
+        ]
+        text = maps_footer(model, options)
+        if is_pair:
+            text += ' · on each half its share of the sum'
+            if options.threshold is not None:
+                text += f' (of norms above the threshold {options.threshold:g})'
+        if note := _class_token_note(model, configs):
+            text += f' · {note}'
+    else:
+        draw_rows = step_rows if kind == 'steps' else atom_rows
+        rows = [
+            row
+            for out, label in zip(outputs, labels, strict=True)
+            for row in draw_rows(out, options, label)
+        ]
+        depth = model.backbone.trunk.depth
+        of_block = f'block {resolve_layer(options.layer, depth) + 1} of {depth}'
+        text = (
+            f'|P u| in {of_block}{STEP_LIMITS[options.step_limits]}'
+            if kind == 'steps'
+            else f'most used atoms of {of_block}'
+        )
+    return draw_figure(
+        rows, size, f'{name} · {text} · network input {size[0]}x{size[1]} px (height x width)'
+    )
+
+
+def _prior_classes(configs: Sequence[PanelConfig]) -> tuple[int, ...]:
+    indices = (config.class_index for config in configs)
+    return tuple(dict.fromkeys(index for index in indices if index is not None))
+
+
+def _class_token_note(model: Model, configs: Sequence[PanelConfig]) -> str:
+    """A warning where class prototypes steer a model that classifies by its class token."""
+    if _prior_classes(configs) and model.backbone.out_type == 'cls_token':
+        return (
+            'class prototypes of a class-token model align with that token, hardly with the patches'
+        )
+    return ''
+
+
+def pair_numbers(
+    outputs: ModelOutputs,
+    config: PanelConfig,
+    configs: Sequence[PanelConfig],
+    model: Model,
+    classes: ClassTable,
+) -> dict:
+    """One row in numbers, ready for JSON; shares and probabilities from 0 to 1."""
+    network = network_of(model)
+    result: dict[str, Any] = dict(
+        prior=config.name,
+        asked=config.half,
+        alpha=scale_of(network, config.alpha),
+        bottom_up=outputs.norm_shares[0],
+    )
+    if not isinstance(network, Trunk):
+        result |= dict(token_mask=outputs.mask_shares, top_down=outputs.norm_shares[-1])
+    if not is_segmentor(model):
+        likeliest = int(outputs.prediction.argmax())
+        result['prediction'] = classes.names[likeliest]
+        result['probabilities'] = {
+            classes.names[i]: float(outputs.prediction[i])
+            for i in sorted({*_prior_classes(configs), likeliest})
+        }
+    return result
+
+
+def pair_sentence(row: dict) -> str:
+    """:func:`pair_numbers` in a line."""
+    words = [] if row['prior'] is None else [f'prior {row["prior"]}']
+    words += [] if row['alpha'] is None else [f'alpha {row["alpha"]:g}']
+    half = row['asked'] or 'left'
+    shares = [
+        f'{name} {"no attention at all" if row[key] is None else f"{row[key][half]:.1%}"}'
+        for key, name in (('bottom_up', 'bottom-up'), ('top_down', 'top-down'))
+        if key in row
+    ]
+    if row['prior'] is not None and 'token_mask' in row and row['token_mask'] is None:
+        shares.append('no token agrees with the prior, so the mask is 0')
+    text = f'  {", ".join([*words, f"on the {half} half"])}: {", ".join(shares)}'
+    if 'probabilities' in row:
+        text += '; ' + ', '.join(
+            f'{name.split(",")[0]} {share:.1%}' for name, share in row['probabilities'].items()
+        )
+    return text

@@ -1,48 +1,70 @@
-"""A model in eval mode from a config and a checkpoint."""
+"""What is drawn or exported: a model of a config and a checkpoint, its classes, its images."""
 
-from argparse import Namespace
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mmvars.checkpoints import Account, load_pretrained, read_checkpoint
-from mmvars.checkpoints.containers import select_weights
-from mmvars.checkpoints.fit import fit_tensors
-from mmvars.checkpoints.source import Source
-from mmvars.engine.launch import clear_errors, load_config
-from mmvars.engine.runner import allowed_constants
+from mmvars.checkpoints.load import load_heads, load_pretrained
+from mmvars.engine.errors import user_errors
+from mmvars.engine.runner import allowed_constants, load_config
+from mmvars.engine.safe_load import check_checkpoint_file
 from mmvars.errors import InputError
-from mmvars.visualization.host import network_of
+from mmvars.models.sliding_window import whole_image_metas
+from mmvars.networks import PerceiverIO, TopDown, Trunk
+from mmvars.visualization.figure import default_palette
 
-__all__ = ['build_model', 'class_metainfo', 'read_config']
+__all__ = [
+    'ClassTable',
+    'Model',
+    'Network',
+    'Sample',
+    'build_model',
+    'class_sources',
+    'dataset_of',
+    'image_pipeline',
+    'is_segmentor',
+    'load_sample',
+    'network_of',
+    'num_classes_of',
+    'predict_whole',
+    'read_config',
+    'swaps_channels',
+]
+
+Network = Trunk | TopDown | PerceiverIO
+Model = Any  # a segmentor or a classifier: the two frameworks share no type
+
+LABEL_STEPS = ('CheckLabels', 'LoadAnnotations', 'LoadDepthAnnotation')
 
 
-def read_config(name: str, options: Mapping | None = None) -> Config:
+def read_config(name: str, options: dict | None = None) -> Config:
     """The config that ``name`` means (a path, or the name of a shipped config), with ``options``.
 
     Raises:
         InputError: If there is no such config, it cannot be read, or an option names nothing.
     """
-    cfg, _ = load_config(Namespace(config=name, cfg_options=options, launcher='none',
-                                   local_rank=0))
+    cfg, _ = load_config(name, options)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     return cfg
 
 
-def build_model(cfg: Config, checkpoint: str, device: torch.device,
-                heads: bool = True) -> tuple[nn.Module, Mapping]:
-    """Build the config's model and fill it, strictly, from the checkpoint.
+def build_model(
+    cfg: Config, checkpoint: str, device: torch.device, heads: bool = True
+) -> tuple[Model, Mapping]:
+    """Build the config's model, fill it, strictly, from the checkpoint, and fuse its backbone.
 
-    Args:
-        cfg: The config.
-        checkpoint: A checkpoint of the whole model; of the backbone alone will do without
-            ``heads``.
-        device: Where to put the model.
-        heads: Whether all that is not the backbone is filled too.
+    The checkpoint is of the whole model; without ``heads`` one of the backbone alone will do, and
+    all else stays as it is initialized.
 
     Returns:
         The model in eval mode, and the ``meta`` of the checkpoint (empty where it has none).
@@ -50,44 +72,225 @@ def build_model(cfg: Config, checkpoint: str, device: torch.device,
     Raises:
         InputError: If the model has no mmvars backbone, or the checkpoint does not fill it.
     """
+    check_checkpoint_file(checkpoint, 'checkpoint')  # before the model, which takes seconds
     config = dict(cfg.model)
     if 'data_preprocessor' in cfg:  # the Runner's rule for one that stands outside of the model
         config.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with clear_errors():
+    with user_errors():
         model = MODELS.build(config)
     network_of(model)
     model = revert_sync_batchnorm(model)
     load_pretrained(model.backbone, checkpoint, allow_constants=allowed_constants(cfg))
-    meta = _load_heads(model, checkpoint) if heads else {}
-    return model.to(device).eval(), meta
+    meta = load_heads(model, checkpoint) if heads else {}
+    model = model.to(device).eval()
+    model.backbone.fuse()
+    return model, meta
 
 
-def class_metainfo(dataset: Mapping, checkpoint_meta: Mapping) -> list[Mapping]:
-    """Where class names and palette stand: the data set's config, its class, the checkpoint."""
-    dataset_class = DATASETS.get(dataset['type'])
-    stored = checkpoint_meta.get('dataset_meta')
-    return [dataset.get('metainfo') or {}, getattr(dataset_class, 'METAINFO', {}),
-            stored if isinstance(stored, Mapping) else {}]
+def network_of(model: Model) -> Network:
+    """The network inside the backbone of a segmentor or classifier.
+
+    Raises:
+        InputError: If the model's backbone is none of mmvars.
+    """
+    backbone = getattr(model, 'backbone', None)
+    network = getattr(backbone, 'network', None)
+    if not isinstance(network, Network):
+        raise InputError(
+            f'the backbone {type(backbone).__name__} is none of mmvars: pictures of '
+            'attention and exported files need mmvars.AbSViT, ViT, VARS, RVT, FAN or '
+            'GFNet as model.backbone.type'
+        )
+    return network
 
 
-def _load_heads(model: nn.Module, checkpoint: str) -> Mapping:
-    """Fill all that is not the backbone, as strictly as :func:`load_pretrained` fills that.
+def is_segmentor(model: Model) -> bool:
+    return hasattr(model, 'decode_head')
+
+
+def swaps_channels(preprocessor: nn.Module) -> bool:
+    """Whether a data preprocessor turns BGR to RGB: mmseg and mmpretrain name it differently."""
+    return bool(
+        getattr(preprocessor, '_channel_conversion', False)
+        or getattr(preprocessor, 'to_rgb', False)
+    )
+
+
+def predict_whole(model: Model, images: Tensor) -> np.ndarray:
+    """One forward of the whole model, whole images even where tests use sliding windows.
+
+    Args:
+        images: ``(1, 3, H, W)``, normalized and padded.
 
     Returns:
-        The ``meta`` of the checkpoint.
+        Labels ``(H, W)`` of a segmentor, probabilities ``(K,)`` of a classifier.
     """
-    heads = nn.ModuleDict({name: part for name, part in model.named_children()
-                           if name != 'backbone'})
-    account = Account(f'{checkpoint} into the heads of {type(model).__name__}')
-    content = read_checkpoint(checkpoint)
-    tensors = select_weights(content, 'auto', account)
-    outside = {key: Source(key, value, getattr(value, 'shape', None))
-               for key, value in tensors.items() if not key.startswith('backbone.')}
-    if len(outside) == len(tensors):
-        raise InputError(f'{checkpoint} holds a backbone alone, and predictions need the heads '
-                         'too: give a checkpoint of the whole model')
-    fitted = fit_tensors(heads, outside, account)
-    account.raise_problems('The checkpoint must be one of the model that the config describes.')
-    heads.load_state_dict(fitted)
-    meta = content.get('meta')
-    return meta if isinstance(meta, Mapping) else {}
+    if not is_segmentor(model):
+        return model.predict(images)[0].pred_score.float().cpu().numpy()
+    logits = model.encode_decode(images, whole_image_metas(images))
+    return model.postprocess_result(logits, None)[0].pred_sem_seg.data[0].cpu().numpy()
+
+
+def num_classes_of(model: Model) -> int:
+    """Number K of classes the model tells apart.
+
+    Raises:
+        InputError: If it predicts nothing.
+    """
+    head = model.decode_head if is_segmentor(model) else getattr(model, 'head', None)
+    num_classes = getattr(head, 'num_classes', None)
+    if num_classes is None:
+        raise InputError(
+            f'{type(model).__name__} has neither a decode_head nor a head with '
+            'num_classes, so it predicts nothing that could be drawn'
+        )
+    return num_classes
+
+
+@dataclass
+class ClassTable:
+    """Names and colors of K classes; numbers and computed colors where none are known."""
+
+    names: tuple[str, ...]
+    palette: list
+    named: bool = True
+
+    @classmethod
+    def of(cls, num_classes: int, *sources: Mapping | None) -> 'ClassTable':
+        """From the first of ``sources`` (data set ``metainfo``) whose classes are K in number."""
+        for source in filter(None, sources):
+            names, palette = source.get('classes'), source.get('palette')
+            if isinstance(names, Sequence) and len(names) == num_classes:
+                if not isinstance(palette, Sequence) or len(palette) != num_classes:
+                    palette = default_palette(num_classes)
+                return cls(tuple(map(str, names)), list(palette))
+        return cls(
+            tuple(f'class {i}' for i in range(num_classes)),
+            default_palette(num_classes),
+            named=False,
+        )
+
+
+def dataset_of(cfg: Config) -> dict:
+    """The data set of ``test_dataloader`` (or ``val_dataloader``), unwrapped.
+
+    Raises:
+        InputError: If the config has none with a pipeline.
+    """
+    for name in ('test_dataloader', 'val_dataloader'):
+        dataset = (cfg.get(name) or {}).get('dataset')
+        while dataset and 'pipeline' not in dataset:  # ConcatDataset, RepeatDataset, ...
+            dataset = dataset.get('datasets', [dataset.get('dataset')])[0]
+        if dataset:
+            return dataset
+    raise InputError(
+        'the config has no test_dataloader (or val_dataloader) with a pipeline, so it '
+        'does not say how images are prepared'
+    )
+
+
+def class_sources(dataset: Mapping, checkpoint_meta: Mapping) -> list[Mapping | None]:
+    """Where class names and palette stand: the data set's config, its class, the checkpoint."""
+    kind = dataset['type']  # a class itself in configs that are plain Python
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    stored = checkpoint_meta.get('dataset_meta')
+    return [
+        dataset.get('metainfo'),
+        getattr(kind, 'METAINFO', None),
+        stored if isinstance(stored, Mapping) else None,
+    ]
+
+
+def image_pipeline(cfg: Config) -> Compose:
+    """The config's own test pipeline, for images without labels.
+
+    Steps that load or check labels are left out, and images are read by the strict
+    ``mmvars.LoadImageFromFile``.
+
+    Raises:
+        InputError: If the pipeline loads no image.
+    """
+    steps, loads_image = [], False
+    for step in dataset_of(cfg)['pipeline']:
+        name = step['type'] if isinstance(step['type'], str) else step['type'].__name__
+        name = name.rpartition('.')[2]
+        if name == 'LoadImageFromFile':
+            loads_image = True
+            step = dict(type='mmvars.LoadImageFromFile') | {
+                key: step[key] for key in ('allow', 'backend_args', 'to_float32') if key in step
+            }
+        if name not in LABEL_STEPS:
+            steps.append(step)
+    if not loads_image:
+        raise InputError(
+            'the test pipeline of the config has no LoadImageFromFile, so it cannot '
+            'read image files'
+        )
+    return Compose(steps)
+
+
+@dataclass
+class Sample:
+    """One image as the data pipeline packs it."""
+
+    inputs: Tensor  # (3, H, W) pixels, 0 to 255, before normalization and padding
+    data_sample: Any  # for the data preprocessor
+    seam: int | None = None  # where it is two photos side by side: first column of the right one
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` in pixels."""
+        return self.inputs.shape[-2], self.inputs.shape[-1]
+
+    def preprocessed(self, model: Model) -> Tensor:
+        """Normalized and padded for ``model``: ``(1, 3, H', W')`` with ``H' >= H``, ``W' >= W``."""
+        # A sample of its own: preprocessing and prediction write into it.
+        blank = type(self.data_sample)(metainfo=dict(self.data_sample.metainfo))
+        data = {'inputs': [self.inputs], 'data_samples': [blank]}
+        return model.data_preprocessor(data, False)['inputs']
+
+    def picture(self, model: Model) -> np.ndarray:
+        """The pixels as ``(H, W, 3)`` uint8, RGB."""
+        pixels = self.inputs.flip(0) if swaps_channels(model.data_preprocessor) else self.inputs
+        pixels = pixels.float().clamp(0, 255).round().byte()
+        return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def load_sample(paths: Sequence[str], pipeline: Compose, patch_size: int) -> Sample:
+    """Read and prepare one image; or two, which become one image with a ``seam``.
+
+    Each is prepared as the model's own pipeline does. Where that leaves two at different heights,
+    the higher one is scaled down to the height of the other.
+
+    Raises:
+        InputError: If a file is no readable 8-bit color image (see ``mmvars.LoadImageFromFile``),
+            or is smaller than a patch.
+    """
+    packed = [pipeline(dict(img_path=path)) for path in paths]
+    for path, entry in zip(paths, packed, strict=True):
+        original = entry['data_samples'].metainfo.get('ori_shape', entry['inputs'].shape[-2:])[:2]
+        if min(original) < patch_size:
+            raise InputError(
+                f'{path!r} is {original[0]}x{original[1]} pixels (height x width), '
+                f'smaller than one patch of {patch_size}x{patch_size}: there is '
+                'nothing to tell apart in it'
+            )
+    data_sample, images = packed[0]['data_samples'], [entry['inputs'] for entry in packed]
+    if len(images) == 1:
+        return Sample(images[0], data_sample)
+    height = min(image.shape[-2] for image in images)
+    for i, image in enumerate(images):
+        if image.shape[-2] != height:
+            width = max(round(image.shape[-1] * height / image.shape[-2]), 1)
+            scaled = F.interpolate(
+                image[None].float(),
+                size=(height, width),
+                mode='bilinear',
+                align_corners=False,
+                antialias=True,
+            )[0]
+            images[i] = scaled.round().clamp(0, 255).to(image.dtype)
+    inputs = torch.cat(images, dim=-1)
+    shape = tuple(inputs.shape[-2:])
+    meta = dict(img_path=' + '.join(map(os.path.basename, paths)), ori_shape=shape, img_shape=shape)
+    return Sample(inputs, type(data_sample)(metainfo=meta), images[0].shape[-1])

@@ -1,4 +1,4 @@
-"""Tiny models and configs of both hosts."""
+"""Tiny models and configs of both frameworks."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 
-from mmvars.networks import DESIGNS
-from mmvars.visualization.host import Sample
+from mmvars.networks import TOP_DOWN_DESIGNS
+from mmvars.visualization.model import Sample
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 WIDTH, NUM_SEG, NUM_CLS = 24, 19, 6
@@ -22,14 +22,18 @@ def backbone(kind: str, out_type: str = 'featmap') -> tuple[dict, int]:
     mixer in an RVT trunk (``rvt:vars_d``) or one with class token (``deit_convstem:vars_d``).
 
     ``AbSViT/WORD/...`` is an AbSViT with average pooling and any of a trunk (``rvt``, ``fan``), a
-    mixer, a design, a number of passes."""
+    mixer, a design, a number of passes, ``half`` for a first pass at half the resolution."""
     if kind.startswith('AbSViT/'):
-        return steered_backbone(kind.split('/')[1:], out_type)
+        return top_down_backbone(kind.split('/')[1:], out_type)
     trunk, _, mixer = kind.partition(':')
     if trunk in ('AbSViT', 'ViT'):
         arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2, patch_size=16)
-        return dict(type=f'mmvars.{kind}', img_size=64, arch=arch,
-                    out_type='featmap' if out_type == 'featmap' else 'cls_token'), WIDTH
+        return dict(
+            type=f'mmvars.{kind}',
+            img_size=64,
+            arch=arch,
+            out_type='featmap' if out_type == 'featmap' else 'cls_token',
+        ), WIDTH
     arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2)
     if trunk in ('RVT', 'rvt'):  # two stages: the grids of blocks 1 and 2 differ
         arch = dict(embed_dims=[WIDTH, 2 * WIDTH], num_layers=[2, 1], num_heads=[2, 4])
@@ -37,12 +41,12 @@ def backbone(kind: str, out_type: str = 'featmap') -> tuple[dict, int]:
     if mixer:
         config = dict(type='mmvars.VARS', arch=dict(trunk=trunk, **arch), mixer=mixer)
         if mixer == 'vars_s':  # the release's 3.5 leaves no code at this width
-            config['mixer_cfg'] = dict(sparsity=.1)
+            config['mixer_cfg'] = dict(sparsity=0.1)
     width = WIDTH * len(np.atleast_1d(arch['num_layers']))
     return config | dict(img_size=64, out_type=out_type), width
 
 
-def steered_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
+def top_down_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
     arch = dict(embed_dims=WIDTH, num_layers=3, num_heads=2)
     config = dict(type='mmvars.AbSViT', img_size=64, out_type=out_type)
     for word in words:
@@ -50,10 +54,12 @@ def steered_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
             arch = dict(embed_dims=[WIDTH, 2 * WIDTH], num_layers=[2, 1], num_heads=[2, 4])
         if word in ('rvt', 'fan'):
             arch['trunk'] = word
-        elif word in DESIGNS:
+        elif word in TOP_DOWN_DESIGNS:
             config['design'] = word
         elif word.isdigit():
             config['num_passes'] = int(word)
+        elif word == 'half':
+            config['first_pass_scale'] = 0.5
         else:
             config['mixer'] = word
     if 'trunk' not in arch:
@@ -63,39 +69,82 @@ def steered_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
 
 def segmentation_config(kind: str = 'AbSViT') -> Config:
     features, width = backbone(kind)
-    head = dict(type='mmseg.FCNHead', in_channels=width, in_index=0, channels=8, num_convs=1,
-                concat_input=False, num_classes=NUM_SEG, norm_cfg=dict(type='SyncBN'),
-                align_corners=False)
-    return Config(dict(
-        default_scope='mmseg',
-        model=dict(type='mmvars.EncoderDecoder',
-                   data_preprocessor=dict(type='mmseg.SegDataPreProcessor', mean=MEAN, std=STD,
-                                          bgr_to_rgb=True, size=(64, 64), pad_val=0,
-                                          seg_pad_val=255),
-                   backbone=features, decode_head=head, train_cfg=dict(),
-                   test_cfg=dict(mode='whole')),
-        test_dataloader=dict(dataset=dict(
-            type='mmseg.CityscapesDataset',
-            pipeline=[dict(type='mmvars.LoadImageFromFile'),
-                      dict(type='Resize', scale=(100, 60), keep_ratio=True),
-                      dict(type='LoadAnnotations'), dict(type='mmseg.PackSegInputs')]))))
+    head = dict(
+        type='mmseg.FCNHead',
+        in_channels=width,
+        in_index=0,
+        channels=8,
+        num_convs=1,
+        concat_input=False,
+        num_classes=NUM_SEG,
+        norm_cfg=dict(type='SyncBN'),
+        align_corners=False,
+    )
+    return Config(
+        dict(
+            default_scope='mmseg',
+            model=dict(
+                type='mmvars.EncoderDecoder',
+                data_preprocessor=dict(
+                    type='mmseg.SegDataPreProcessor',
+                    mean=MEAN,
+                    std=STD,
+                    bgr_to_rgb=True,
+                    size=(64, 64),
+                    pad_val=0,
+                    seg_pad_val=255,
+                ),
+                backbone=features,
+                decode_head=head,
+                train_cfg=dict(),
+                test_cfg=dict(mode='whole'),
+            ),
+            test_dataloader=dict(
+                dataset=dict(
+                    type='mmseg.CityscapesDataset',
+                    pipeline=[
+                        dict(type='mmvars.LoadImageFromFile'),
+                        dict(type='Resize', scale=(100, 60), keep_ratio=True),
+                        dict(type='LoadAnnotations'),
+                        dict(type='mmseg.PackSegInputs'),
+                    ],
+                )
+            ),
+        )
+    )
 
 
 def classification_config(kind: str = 'AbSViT') -> Config:
     features, width = backbone(kind, 'avg_featmap')
-    return Config(dict(
-        default_scope='mmpretrain',
-        model=dict(type='mmvars.ImageClassifier',
-                   data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor', mean=MEAN, std=STD,
-                                          num_classes=NUM_CLS, to_rgb=True),
-                   backbone=features,
-                   head=dict(type='mmpretrain.LinearClsHead', num_classes=NUM_CLS,
-                             in_channels=width)),
-        test_dataloader=dict(dataset=dict(
-            type='mmpretrain.CustomDataset', metainfo=dict(classes=CLASS_NAMES),
-            pipeline=[dict(type='mmvars.LoadImageFromFile'),
-                      dict(type='mmpretrain.ResizeEdge', scale=72, edge='short'),
-                      dict(type='CenterCrop', crop_size=64), dict(type='mmpretrain.PackInputs')]))))
+    return Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(
+                type='mmvars.ImageClassifier',
+                data_preprocessor=dict(
+                    type='mmpretrain.ClsDataPreprocessor',
+                    mean=MEAN,
+                    std=STD,
+                    num_classes=NUM_CLS,
+                    to_rgb=True,
+                ),
+                backbone=features,
+                head=dict(type='mmpretrain.LinearClsHead', num_classes=NUM_CLS, in_channels=width),
+            ),
+            test_dataloader=dict(
+                dataset=dict(
+                    type='mmpretrain.CustomDataset',
+                    metainfo=dict(classes=CLASS_NAMES),
+                    pipeline=[
+                        dict(type='mmvars.LoadImageFromFile'),
+                        dict(type='mmpretrain.ResizeEdge', scale=72, edge='short'),
+                        dict(type='CenterCrop', crop_size=64),
+                        dict(type='mmpretrain.PackInputs'),
+                    ],
+                )
+            ),
+        )
+    )
 
 
 CONFIGS = {'segmentation': segmentation_config, 'classification': classification_config}
@@ -115,7 +164,7 @@ def build(cfg: Config) -> torch.nn.Module:
 
 @pytest.fixture(params=sorted(CONFIGS))
 def task(request) -> str:
-    """Both hosts."""
+    """Both frameworks."""
     return request.param
 
 
@@ -133,14 +182,15 @@ def make_model():
 
 @pytest.fixture
 def make_sample():
-    """``make_sample(task, (H, W))``: random pixels as the host packs them."""
+    """``make_sample(task, (H, W))``: random pixels as the framework packs them."""
 
     def make(task: str, size: tuple[int, int]) -> Sample:
         init_default_scope(CONFIGS[task]().default_scope)
         kind = 'mmseg.PackSegInputs' if task == 'segmentation' else 'mmpretrain.PackInputs'
         pixels = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-        packed = TRANSFORMS.build(dict(type=kind))(dict(img=pixels, img_path='a.png',
-                                                        ori_shape=size, img_shape=size))
+        packed = TRANSFORMS.build(dict(type=kind))(
+            dict(img=pixels, img_path='a.png', ori_shape=size, img_shape=size)
+        )
         return Sample(packed['inputs'], packed['data_samples'])
 
     return make
@@ -155,8 +205,10 @@ def write_config(tmp_path):
         stem = f'{task}_{kind}'.replace('/', '-')
         config, checkpoint = tmp_path / f'{stem}.py', tmp_path / f'{stem}.pth'
         cfg.dump(config)
-        torch.save({'meta': {'epoch': 1}, 'state_dict': build(cfg).state_dict(),
-                    'message_hub': {}}, checkpoint)
+        torch.save(
+            {'meta': {'epoch': 1}, 'state_dict': build(cfg).state_dict(), 'message_hub': {}},
+            checkpoint,
+        )
         return config, checkpoint
 
     return write

@@ -1,4 +1,4 @@
-"""The hook draws a few images during validation, in both hosts, and otherwise does nothing."""
+"""The hook draws a few images during validation, in both frameworks, and otherwise does nothing."""
 
 from itertools import count
 from pathlib import Path
@@ -25,24 +25,43 @@ def make_runner(make_config, tmp_path):
     def make(task: str, kind: str = 'AbSViT', **hook) -> Runner:
         cfg = make_config(task, kind)
         dataset = cfg.test_dataloader.dataset
-        dataset.update(_segmentation_files(tmp_path) if task == 'segmentation' else
-                       _classification_files(tmp_path))
+        dataset.update(
+            _segmentation_files(tmp_path)
+            if task == 'segmentation'
+            else _classification_files(tmp_path)
+        )
         dataset.pipeline[0] = dict(type='LoadImageFromFile')
-        evaluator = dict(type='mmseg.IoUMetric') if task == 'segmentation' else \
-            dict(type='mmpretrain.Accuracy', topk=1)
-        loader = dict(batch_size=1 if task == 'segmentation' else 2, num_workers=0,
-                      dataset=dataset, sampler=dict(type='DefaultSampler', shuffle=False))
+        evaluator = (
+            dict(type='mmseg.IoUMetric')
+            if task == 'segmentation'
+            else dict(type='mmpretrain.Accuracy', topk=1)
+        )
+        loader = dict(
+            batch_size=1 if task == 'segmentation' else 2,
+            num_workers=0,
+            dataset=dataset,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        )
         if task == 'classification':  # stacked inputs, as in our configs
             loader['collate_fn'] = dict(type='default_collate')
         number = next(NUMBERS)
-        return Runner(cfg.model, work_dir=str(tmp_path / f'work{number}'), val_dataloader=loader,
-                      val_cfg=dict(), val_evaluator=evaluator, test_dataloader=loader,
-                      test_cfg=dict(), test_evaluator=evaluator, default_scope=cfg.default_scope,
-                      experiment_name=f'attention_hook_{number}',
-                      visualizer=dict(type='mmengine.Visualizer',
-                                      vis_backends=[dict(type='LocalVisBackend')]),
-                      custom_hooks=[dict(type='mmvars.AttentionVisualizationHook', **hook)],
-                      log_level='WARNING')
+        return Runner(
+            cfg.model,
+            work_dir=str(tmp_path / f'work{number}'),
+            val_dataloader=loader,
+            val_cfg=dict(),
+            val_evaluator=evaluator,
+            test_dataloader=loader,
+            test_cfg=dict(),
+            test_evaluator=evaluator,
+            default_scope=cfg.default_scope,
+            experiment_name=f'attention_hook_{number}',
+            visualizer=dict(
+                type='mmengine.Visualizer', vis_backends=[dict(type='LocalVisBackend')]
+            ),
+            custom_hooks=[dict(type='mmvars.AttentionVisualizationHook', **hook)],
+            log_level='WARNING',
+        )
 
     return make
 
@@ -78,7 +97,7 @@ def count_forwards(runner):
     return calls
 
 
-def test_it_builds_from_any_host_by_its_name():
+def test_it_builds_from_any_framework_by_its_name():
     hook = HOOKS.build(dict(type='mmvars.AttentionVisualizationHook', draw=False, interval=3))
     assert isinstance(hook, AttentionVisualizationHook)
 
@@ -138,20 +157,29 @@ def test_a_test_run_is_drawn_too(make_runner):
     assert pictures(runner) == ['attention_1_photo_0.png']
 
 
-@pytest.mark.parametrize('arguments,message', [
-    (dict(interval=0), 'interval must be a whole number of at least 1, got 0'),
-    (dict(num_images=1.5), 'num_images must be .* got 1.5')])
+@pytest.mark.parametrize(
+    'arguments,message',
+    [
+        (dict(interval=0), 'interval must be a whole number of at least 1, got 0'),
+        (dict(num_images=1.5), 'num_images must be .* got 1.5'),
+    ],
+)
 def test_bad_numbers_are_refused_at_construction(arguments, message):
     with pytest.raises(InputError, match=message):
         AttentionVisualizationHook(**arguments)
 
 
-@pytest.mark.parametrize('kind,arguments,message', [
-    ('AbSViT', dict(layer=7), 'layer must be a block index from 0 to 2'),
-    ('rvt:vars_d', dict(class_attention=True), 'this RVT has no class token'),
-    ('ViT', dict(alpha=2.), 'this model has no feedback')])
-def test_what_cannot_be_drawn_is_refused_before_training_starts(make_runner, kind, arguments,
-                                                                message):
+@pytest.mark.parametrize(
+    'kind,arguments,message',
+    [
+        ('AbSViT', dict(layer=7), 'layer must be a block index from 0 to 2'),
+        ('rvt:vars_d', dict(class_attention=True), 'this RVT has no class token'),
+        ('ViT', dict(alpha=2.0), 'this model has no feedback'),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_before_training_starts(
+    make_runner, kind, arguments, message
+):
     runner = make_runner('segmentation', kind, **arguments)
     with pytest.raises(InputError, match=message):
         runner.call_hook('before_run')

@@ -1,0 +1,477 @@
+"""From a model and an image to rows of panels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmvars.errors import InputError, check_number
+from mmvars.layers import TokenGrid
+from mmvars.networks import PerceiverIO, Trunk
+from mmvars.visualization.figure import (
+    HeatMap,
+    LabelMap,
+    Panel,
+    Picture,
+    Row,
+    SideBySide,
+    TopClasses,
+)
+from mmvars.visualization.maps import (
+    atom_counts,
+    atom_sets,
+    attention_map,
+    energy_shares,
+    half_shares,
+    map_at_grid,
+    most_used_atoms,
+    near_zero_share,
+    sparsity_weight,
+    suppress_below,
+    token_norm_map,
+    upsample_map,
+)
+from mmvars.visualization.model import (
+    ClassTable,
+    Model,
+    Sample,
+    is_segmentor,
+    network_of,
+    predict_whole,
+)
+from mmvars.visualization.priors import PanelConfig
+from mmvars.visualization.recorder import recording
+
+__all__ = [
+    'STEP_LIMITS',
+    'ModelOutputs',
+    'ViewOptions',
+    'atom_rows',
+    'attention_panels',
+    'check_options',
+    'maps_footer',
+    'resolve_layer',
+    'run_model',
+    'step_rows',
+]
+
+STEP_LIMITS = {'relative': ', over its mean', 'shared': '', 'own': ', each in its own range'}
+MAX_COLUMNS = 8  # of atoms
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What to draw: the flags of ``mmvars visualize`` that have these names, see its help."""
+
+    layer: int | None = None
+    threshold: float | None = None
+    class_attention: bool = False
+    average_attention: bool = False
+    difference: bool = False
+    strength: float = 0.7
+    steps: bool = False
+    atoms: int | None = None
+    per_head: bool = False
+    step_limits: str = 'relative'
+
+    def cut(self, values: np.ndarray) -> np.ndarray:
+        """The part of a map ``(H, W)``, without padding, above the threshold."""
+        return values if self.threshold is None else suppress_below(values, self.threshold)
+
+
+def resolve_layer(layer: int | None, depth: int) -> int:
+    """The block index that ``layer`` means; negative counts from the end.
+
+    ``None`` is the last of the first ``depth - 3``, where the authors' demonstration looks (block 9
+    of 12); in networks of up to three blocks the first block.
+
+    Raises:
+        InputError: If there is no such block.
+    """
+    if layer is None:
+        return max(depth - 4, 0)
+    if not -depth <= layer < depth:
+        raise InputError(
+            f'layer must be a block index from 0 to {depth - 1} (or {-depth} to -1 '
+            f'from the end), got {layer}'
+        )
+    return layer % depth
+
+
+def check_options(model: Model, options: ViewOptions) -> None:
+    """Refuse what this model cannot show by an ``InputError``, before an image is read."""
+    network_of(model)
+    trunk = model.backbone.trunk
+    layer = resolve_layer(options.layer, trunk.depth)
+    mixer, last = trunk.blocks[layer].attn, _last_attention(trunk)
+    has_matrix, has_code = hasattr(mixer, 'attention_probabilities'), hasattr(mixer, 'trace')
+    mixes = f'block {layer} mixes tokens with {type(mixer).__name__}, which'
+    if options.class_attention:
+        if getattr(trunk, 'cls_token', None) is None:
+            raise InputError(
+                f'class attention cannot be drawn: this {type(trunk).__name__} has no '
+                'class token that could look at anything. The attention of the '
+                'average token can take its place for softmax attention and the '
+                'Performer, the steps for VARS'
+            )
+        if not hasattr(last, 'attention_probabilities'):
+            raise InputError(
+                'class attention cannot be drawn: the last block mixes tokens with '
+                f'{type(last).__name__}, which has no attention matrix'
+            )
+    if options.average_attention and not has_matrix:
+        raise InputError(
+            f'the attention of the average token cannot be drawn: {mixes} has no '
+            f'attention matrix{"; draw its steps instead" if has_code else ""}'
+        )
+    if (options.steps or options.atoms is not None) and not has_code:
+        reason = (
+            'is a single step without sparsity (Eq. 1.14)' if has_matrix else 'has no sparse code'
+        )
+        raise InputError(
+            f'there are no steps and no atoms to draw: {mixes} {reason}. Take a model '
+            'with the mixer vars_s, vars_d or vars_sd'
+        )
+    if options.atoms is None:
+        return
+    check_number('atoms', options.atoms, 1, whole=True)
+    counts = atom_counts(mixer)
+    if options.per_head and 'channel' in counts:
+        raise InputError(
+            'atoms cannot be told apart by head: the static atoms of this model are '
+            'filters of single channels'
+        )
+    for group, (groups, each) in counts.items():
+        most = each if options.per_head else groups * each
+        if options.atoms > most:
+            raise InputError(
+                f'atoms must be at most {most}, got {options.atoms}: there are {each} '
+                f'a {group}' + ('' if options.per_head else f', {groups} {group}s')
+            )
+
+
+@dataclass
+class ModelOutputs:
+    """What one forward gave, at the size of the image: maps ``(H, W)`` float32.
+
+    Lists have an entry for each pass. A network that reweights its output has one pass, and in its
+    place the output tokens before and after.
+    """
+
+    image: np.ndarray  # (H, W, 3) uint8, RGB
+    norms: list[np.ndarray]  # of the tokens
+    stages: list[str]  # what the norms are of: 'pass 1', ...; '' where there is one pass
+    prediction: np.ndarray  # labels (H, W) of a segmentor, probabilities (K,) of a classifier
+    mixer: nn.Module  # of the block
+    grids: list[TokenGrid]  # of the block's tokens
+    enlarge: Callable[[Tensor], np.ndarray]  # maps (1, h, w) of the block to the image's size
+    traces: list  # the block's sparse codes, if recorded
+    token_mask: np.ndarray | None = None  # weights of the prior; None where there is no prior
+    class_attention: list[np.ndarray] = field(default_factory=list)  # if recorded
+    average_attention: list[np.ndarray] = field(default_factory=list)  # if recorded
+    seam: int | None = None  # of two photos; then:
+    norm_shares: list[dict | None] = field(default_factory=list)  # of norms above the threshold
+    mask_shares: dict | None = None  # of all of the token mask
+
+
+@torch.no_grad()
+def run_model(
+    model: Model, sample: Sample, options: ViewOptions, config: PanelConfig | None = None
+) -> ModelOutputs:
+    """Run the model, in eval mode, once, with a prior and a scale or its own; record all passes.
+
+    Maps and prediction come from the same forward, so a segmentation drawn beside a prior is the
+    segmentation *under* that prior.
+
+    Raises:
+        InputError: If prior or scale do not fit the backbone, or the output overflows.
+    """
+    config = config or PanelConfig()
+    network, trunk = network_of(model), model.backbone.trunk
+    layer = resolve_layer(options.layer, trunk.depth)
+    block, size = trunk.blocks[layer], sample.size
+    images = sample.preprocessed(model)
+    watched: dict[str, tuple[nn.Module, Callable]] = {
+        'tokens': (block, lambda block, args, tokens: (tokens, args[1]))
+    }
+    # A matrix has heads * N * N numbers, 200 MB in ViT-B at 512x1024: only a row is recorded.
+    if options.class_attention:
+        watched['class'] = (
+            _last_attention(trunk),
+            lambda mixer, args, output: mixer.attention_probabilities(*args[:3])[:, :, :1].clone(),
+        )
+    if options.average_attention:
+        watched['average'] = (
+            block.attn,
+            lambda mixer, args, output: mixer.attention_probabilities(*args[:3]).mean(
+                dim=2, keepdim=True
+            ),
+        )
+    if options.steps or options.atoms is not None:
+        watched['traces'] = block.attn, lambda mixer, args, output: mixer.trace(*args[:3])
+    prior = None if config.prior is None else config.prior.to(images.device)
+    with recording(network, watched, prior, config.alpha) as records:
+        prediction = predict_whole(model, images)
+    output, tokens = records['output'][0], records['tokens']
+    grids = [grid for _, grid in tokens]
+    # Maps of a first pass at a lower resolution are brought to the grids of the last pass.
+    grid, stride, last_stride = grids[-1], trunk.strides[layer], trunk.strides[-1]
+    first, last = (output, output) if isinstance(network, Trunk) else (output.first, output.second)
+
+    def at_image_size(maps: Tensor, pixels: int) -> np.ndarray:
+        return upsample_map(maps, pixels, size)[0].cpu().numpy()
+
+    def enlarge(maps: Tensor) -> np.ndarray:
+        return at_image_size(map_at_grid(maps, grid), stride)
+
+    norm_stride, stages = stride, [f'pass {i + 1}' for i in range(len(tokens))]
+    norm_maps = [map_at_grid(token_norm_map(*record), grid) for record in tokens]
+    if isinstance(network, PerceiverIO):  # one pass, whose output tokens are reweighted
+        norm_stride, stages = last_stride, ['output tokens', 'reweighted output tokens']
+        norm_maps = [token_norm_map(out.tokens, out.grid) for out in (first, last)]
+    if not all(torch.isfinite(norm_map).all() for norm_map in norm_maps):
+        raise InputError(
+            'the output tokens are not finite'
+            + (
+                '; the checkpoint is of a training that diverged'
+                if config.alpha is None
+                else f' with alpha {config.alpha:g}: take a smaller one'
+            )
+        )
+    outputs = ModelOutputs(
+        sample.picture(model),
+        [at_image_size(m, norm_stride) for m in norm_maps],
+        stages if len(stages) > 1 else [''],
+        prediction[: size[0], : size[1]] if is_segmentor(model) else prediction,
+        block.attn,
+        grids,
+        enlarge,
+        records.get('traces', []),
+        seam=sample.seam,
+    )
+    for row, row_grid in zip(records.get('average', ()), grids, strict=False):
+        outputs.average_attention.append(enlarge(attention_map(row, row_grid)))
+    for index, row in enumerate(records.get('class', ())):
+        class_map = attention_map(row, (last if index else first).grid)
+        outputs.class_attention.append(
+            at_image_size(map_at_grid(class_map, last.grid), last_stride)
+        )
+    if sample.seam is not None:
+        outputs.norm_shares = [
+            half_shares(norm_map[0], norm_stride, size, sample.seam, options.threshold)
+            for norm_map in norm_maps
+        ]
+    if getattr(network, 'prior', None) is not None:
+        # FAN's class token is in the output, but not among the tokens that go back.
+        weights = output.token_weights[:, -last.grid.num_patches :].float()
+        mask = last.grid._replace(num_prefix=0).to_map(weights)[:, 0]
+        outputs.token_mask = at_image_size(mask, last_stride)
+        if sample.seam is not None:
+            outputs.mask_shares = half_shares(mask[0], last_stride, size, sample.seam)
+    return outputs
+
+
+def _last_attention(trunk: Trunk) -> nn.Module:
+    """What mixes the class token last: a FAN has blocks of its own for it."""
+    return getattr(trunk, 'cls_attn_blocks', trunk.blocks)[-1].attn
+
+
+def attention_panels(
+    outputs: ModelOutputs,
+    classes: ClassTable,
+    options: ViewOptions,
+    config: PanelConfig | None = None,
+    others: tuple[int, ...] = (),
+) -> list[Panel]:
+    """Input, bottom-up attention, token mask, top-down attention, prediction, in this order.
+
+    A plain network has neither mask nor top-down panel, feedback without a prior has no mask. With
+    several rounds of feedback there is a panel for each, and the mask stands before the last. The
+    attention of the class token or of the average token comes after the attention maps of its pass,
+    the difference after all of these. Where two photos lie side by side, the shares of the halves
+    stand on the maps.
+
+    Args:
+        config: Of the row: the class that its prior stands for is marked among the likeliest
+            classes.
+        others: More classes to show in any case.
+    """
+    config, image, last = config or PanelConfig(), outputs.image, len(outputs.norms) - 1
+    reweighted = outputs.stages[0] == 'output tokens'
+
+    def halves(shares: dict | None = None) -> SideBySide | None:
+        texts = tuple(f'{share:.1%}' for share in (shares or {}).values())
+        return (
+            None
+            if outputs.seam is None
+            else SideBySide(outputs.seam / image.shape[1], texts, config.half)
+        )
+
+    def heat_map(
+        values: np.ndarray,
+        title: str,
+        note: str,
+        shares: dict | None = None,
+        limits: tuple[float, float] | None = None,
+        color_map: str = 'inferno',
+    ) -> None:
+        panels.append(
+            HeatMap(
+                values,
+                image,
+                limits,
+                options.strength,
+                color_map,
+                title=title,
+                note=note,
+                halves=halves(shares),
+            )
+        )
+
+    panels: list[Panel] = [Picture(image, halves=halves())]
+    for index, (norms, stage) in enumerate(zip(outputs.norms, outputs.stages, strict=True)):
+        of_pass = f', {stage}' if stage and not reweighted else ''
+        if index == last and outputs.token_mask is not None:
+            # Zero means "not fed back", so the scale starts there whatever the smallest weight.
+            heat_map(
+                outputs.token_mask,
+                'Token mask',
+                f'cosine of {"output" if reweighted else f"pass-{last}"} tokens with the prior',
+                outputs.mask_shares,
+                (0.0, max(float(outputs.token_mask.max()), 1e-6)),
+            )
+        heat_map(
+            options.cut(norms),
+            f'{"Top-down" if index else "Bottom-up"} attention',
+            f'norms of {stage}' if reweighted else f'token norms{of_pass}',
+            outputs.norm_shares[index] if outputs.norm_shares else None,
+        )
+        for maps, title, note in (
+            (outputs.class_attention, 'Class token looks at', 'last block, mean of heads'),
+            (outputs.average_attention, 'Average token looks at', 'mean of queries and heads'),
+        ):
+            if index < len(maps):  # there are none of reweighted output tokens
+                heat_map(options.cut(maps[index]), title, note + of_pass)
+    if options.difference and last:
+        change = outputs.norms[-1] - outputs.norms[0]
+        reach = max(float(np.abs(change).max()), 1e-6)  # white is "no change"
+        heat_map(
+            change,
+            'Top-down − bottom-up',
+            'output tokens, after − before'
+            if reweighted
+            else f'token norms, pass {last + 1} − pass 1',
+            None,
+            (-reach, reach),
+            'bwr',
+        )
+    note = outputs.stages[-1]
+    if outputs.prediction.ndim == 2:
+        return [
+            *panels,
+            LabelMap(outputs.prediction, image, classes.names, classes.palette, note=note),
+        ]
+    return [
+        *panels,
+        TopClasses(
+            outputs.prediction,
+            classes.names,
+            highlight=config.class_index,
+            others=others,
+            note=note,
+        ),
+    ]
+
+
+def maps_footer(model: Model, options: ViewOptions) -> str:
+    """Where the maps of a model come from, for the small print."""
+    network, depth = network_of(model), model.backbone.trunk.depth
+    if isinstance(network, PerceiverIO):
+        return 'norms of the output tokens · one pass, reweighted by the token mask'
+    text = f'token norms after block {resolve_layer(options.layer, depth) + 1} of {depth}'
+    if isinstance(network, Trunk):
+        text += ' · no feedback: one pass, no token mask, no top-down attention'
+    elif network.prior is None:
+        text += ' · feedback without a prior, so no token mask'
+    return text
+
+
+def step_rows(outputs: ModelOutputs, options: ViewOptions, label: str = '') -> list[Row]:
+    """Input, start, step 1, ... of the block's code: one row for each pass.
+
+    The map of a step is ``||P u||`` at each patch, over the channels of all heads (Figures 1.5 and
+    A.1): how much of the input the code of that step reconstructs there. The thesis does not say
+    how its maps were drawn. This one is chosen because P u is all that VARS hands on (Eq. 1.11),
+    because it is defined alike for all dictionaries and steps, and because the norm of a token is
+    what the thesis draws elsewhere (Figures 2.4 to 2.8).
+    """
+    rows = []
+    for number, (trace, grid) in enumerate(zip(outputs.traces, outputs.grids, strict=True), 1):
+        maps = [outputs.enlarge(token_norm_map(tokens, grid)) for tokens in trace.reconstructions]
+        if options.step_limits == 'relative':
+            maps = [m / max(float(m.mean()), 1e-12) for m in maps]
+        maps = [options.cut(m) for m in maps]
+        limits = (
+            None
+            if options.step_limits == 'own'
+            else (float(min(m.min() for m in maps)), float(max(m.max() for m in maps)))
+        )
+        energies = energy_shares(trace, sparsity_weight(outputs.mixer, grid))[:, 0].tolist()
+        panels: list[Panel] = [Picture(outputs.image)]
+        for step, (values, code, energy) in enumerate(
+            zip(maps, trace.codes, energies, strict=True)
+        ):
+            note = f'near zero {float(near_zero_share(code)[0]):.0%}, energy {energy:.3g}'
+            panels.append(
+                HeatMap(
+                    values,
+                    outputs.image,
+                    limits,
+                    options.strength,
+                    title=f'Step {step}' if step else 'Start',
+                    note=note,
+                )
+            )
+        lines = [label, f'pass {number}' if len(outputs.traces) > 1 else '']
+        rows.append(Row(panels, '\n'.join(filter(None, lines))))
+    return rows
+
+
+def atom_rows(outputs: ModelOutputs, options: ViewOptions, label: str = '') -> list[Row]:
+    """The input and the atoms that the last code uses most: dynamic ones, then static ones."""
+    rows = []
+    for atoms in atom_sets(outputs.traces[-1], outputs.mixer, outputs.grids[-1]):
+        name, image = ('head', outputs.image) if atoms.on_image else ('channel', None)
+        text = f'{label}\n{atoms.kind} {"atoms" if atoms.on_image else "filters"}'.strip()
+        for group in range(len(atoms.shares)) if options.per_head else [None]:
+            panels: list[Panel] = []
+            for place, atom, share in most_used_atoms(atoms.shares, options.atoms or 1, group):
+                atom_map = atoms.maps[place, atom]
+                values = outputs.enlarge(atom_map[None]) if atoms.on_image else atom_map.numpy()
+                reach = max(float(np.abs(values).max()), 1e-12)
+                # Zero is "no part in the atom": black, or white between the two signs.
+                low, color_map = (-reach, 'bwr') if values.min() < 0 else (0.0, 'inferno')
+                note = f'{share:.1%} of the code' if share >= 0.001 else '<0.1% of the code'
+                panels.append(
+                    HeatMap(
+                        values,
+                        image,
+                        (low, reach),
+                        options.strength,
+                        color_map,
+                        title=f'{name} {place}, atom {atom}',
+                        note=note,
+                    )
+                )
+            # Rows of equal length, as few as possible; the input stands before the first.
+            columns = -(-len(panels) // -(-len(panels) // MAX_COLUMNS))
+            for start in range(0, len(panels), columns):
+                part = [
+                    Panel() if start else Picture(outputs.image),
+                    *panels[start : start + columns],
+                ]
+                part += [Panel()] * (columns + 1 - len(part))
+                rows.append(Row(part, '' if start else text))
+    return rows
