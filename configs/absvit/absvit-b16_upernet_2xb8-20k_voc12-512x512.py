@@ -1,11 +1,13 @@
 # 81.3 mIoU reported by the authors (Table 2.4).
 _base_ = [
-    '../_base_/models/upernet_vit-b16.py', '../_base_/datasets/voc12.py',
-    '../_base_/schedules/adamw.py', '../_base_/schedules/warmup_poly_20k.py',
-    '../_base_/runtime/segmentation.py'
+    '../_base_/models/upernet_vit-b16.py',
+    '../_base_/datasets/voc12.py',
+    '../_base_/schedules/adamw_20k.py',
+    '../_base_/runtime/segmentation.py',
 ]
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
-    backbone=dict(type='mmvars.AbSViT', reconstruction_loss_weight=0.),
+    backbone=dict(type='mmvars.AbSViT'),
     decode_head=dict(num_classes=_base_.num_classes),
-    auxiliary_head=dict(num_classes=_base_.num_classes))
+    auxiliary_head=dict(num_classes=_base_.num_classes),
+)

@@ -1,6 +1,8 @@
 # 81.0 % top-1 reported by the authors (Table 2.2).
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(backbone=dict(type='mmvars.AbSViT', reconstruction_loss_weight=0.1))
+model = dict(backbone=dict(type='mmvars.AbSViT', arch='base', reconstruction_loss_weight=0.1))

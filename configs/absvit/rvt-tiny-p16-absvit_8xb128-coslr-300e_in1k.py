@@ -1,7 +1,8 @@
 # 78.6 % top-1 reported by the authors (Table 2.2). Table 2.3 has 79.5 % for it.
 _base_ = [
-    '../_base_/models/vars_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e_flat.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vars_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(type='mmvars.AbSViT', arch='rvt_tiny', reconstruction_loss_weight=0.1))
+model = dict(backbone=dict(type='mmvars.AbSViT', arch='rvt_tiny', reconstruction_loss_weight=0.1))

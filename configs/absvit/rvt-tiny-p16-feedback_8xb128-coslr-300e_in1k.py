@@ -1,7 +1,8 @@
 # 79.1 % top-1 reported by the authors (Table 2.3). Without reconstruction loss.
 _base_ = [
-    '../_base_/models/vars_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e_flat.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vars_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(type='mmvars.AbSViT', arch='rvt_tiny', design='feedback'))
+model = dict(backbone=dict(type='mmvars.AbSViT', arch='rvt_tiny', design='feedback'))

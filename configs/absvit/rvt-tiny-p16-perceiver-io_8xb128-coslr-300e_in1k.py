@@ -1,7 +1,8 @@
 # 78.3 % top-1 reported by the authors (Table 2.3).
 _base_ = [
-    '../_base_/models/vars_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e_flat.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vars_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(type='mmvars.AbSViT', arch='rvt_tiny', design='perceiver_io'))
+model = dict(backbone=dict(type='mmvars.AbSViT', arch='rvt_tiny', design='perceiver_io'))

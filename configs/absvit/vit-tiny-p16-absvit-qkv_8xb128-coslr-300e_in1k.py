@@ -1,10 +1,12 @@
 # 73.3 % top-1 reported by the authors (Table 2.5). AbSViT, but for where the signal enters.
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
 model = dict(
     backbone=dict(
-        type='mmvars.AbSViT', arch='tiny', design='absvit_qkv',
-        reconstruction_loss_weight=0.1),
-    head=dict(in_channels=192))
+        type='mmvars.AbSViT', arch='tiny', design='absvit_qkv', reconstruction_loss_weight=0.1
+    )
+)

@@ -1,8 +1,8 @@
 # 73.4 % top-1 reported by the authors (Table 2.3). Without reconstruction loss.
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(type='mmvars.AbSViT', arch='tiny', design='feedback'),
-    head=dict(in_channels=192))
+model = dict(backbone=dict(type='mmvars.AbSViT', arch='tiny', design='feedback'))

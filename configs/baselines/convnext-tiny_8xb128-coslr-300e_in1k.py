@@ -1,10 +1,12 @@
 # 82.1 % top-1 reported by the authors (Table 2.2).
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e_flat.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
 model = dict(
     type='mmpretrain.ImageClassifier',
-    backbone=dict(
-        _delete_=True, type='mmpretrain.ConvNeXt', arch='tiny', drop_path_rate=0.1),
-    head=dict(in_channels=768))
+    backbone=dict(_delete_=True, type='mmpretrain.ConvNeXt', arch='tiny', drop_path_rate=0.1),
+    head=dict(in_channels=768),
+)

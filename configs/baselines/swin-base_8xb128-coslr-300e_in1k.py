@@ -1,13 +1,18 @@
 # 83.4 % top-1 reported by the authors (Table 2.2).
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e_flat.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys={'.relative_position_bias_table': dict(decay_mult=0.)}))
+    paramwise_cfg=dict(custom_keys={'.relative_position_bias_table': dict(decay_mult=0.0)})
+)
 model = dict(
     type='mmpretrain.ImageClassifier',
     backbone=dict(
-        _delete_=True, type='mmpretrain.SwinTransformer', arch='base', drop_path_rate=0.5),
+        _delete_=True, type='mmpretrain.SwinTransformer', arch='base', drop_path_rate=0.5
+    ),
     neck=dict(type='mmpretrain.GlobalAveragePooling'),
-    head=dict(in_channels=1024))
+    head=dict(in_channels=1024),
+)

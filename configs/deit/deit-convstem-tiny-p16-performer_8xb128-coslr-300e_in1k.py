@@ -1,8 +1,8 @@
 # 74.7 % top-1 reported by the authors (Table 1.2).
 _base_ = [
-    '../_base_/models/vars_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vars_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(arch='deit_convstem_tiny', mixer='performer', out_type='cls_token'),
-    head=dict(in_channels=192))
+model = dict(backbone=dict(arch='deit_convstem_tiny', mixer='performer'))

@@ -1,8 +1,8 @@
 # 77.8 % top-1 reported by the authors (Table 1.2).
 _base_ = [
-    '../_base_/models/vars_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e_flat_pos.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vars_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(arch='gfnet_convstem_tiny', mixer='vars_d'),
-    head=dict(in_channels=256))
+model = dict(backbone=dict(arch='gfnet_convstem_tiny', mixer='vars_d'))

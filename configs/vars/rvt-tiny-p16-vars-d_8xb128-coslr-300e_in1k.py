@@ -1,6 +1,8 @@
 # 78.2 % top-1 reported by the authors (Table 1.2).
 _base_ = [
-    '../_base_/models/vars_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e_flat.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vars_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
 model = dict(backbone=dict(mixer='vars_d'))

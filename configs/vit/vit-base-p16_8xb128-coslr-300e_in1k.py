@@ -1,5 +1,7 @@
 # 80.8 % top-1 reported by the authors (Table 2.2).
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]

@@ -1,8 +1,8 @@
 # 80.1 % top-1 reported by the authors (Table 2.2).
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(arch='small'),
-    head=dict(in_channels=384))
+model = dict(backbone=dict(arch='small'))

@@ -1,8 +1,8 @@
 # 72.5 % top-1 reported by the authors (Table 2.2).
 _base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
+    '../_base_/models/vit_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
 ]
-model = dict(
-    backbone=dict(arch='tiny'),
-    head=dict(in_channels=192))
+model = dict(backbone=dict(arch='tiny'))

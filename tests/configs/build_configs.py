@@ -1,8 +1,8 @@
-"""Build all that configs name, and print what came of it as JSON, one line a config.
+"""Build everything that configs name, and print what came of it as JSON, one line a config.
 
 Run in a fresh process by the sweep: ``python build_configs.py CONFIG...``. Nothing of mmvars, mmseg
 or mmpretrain is imported here: the configs alone must bring in what they name. Models are built on
-torch's meta device, so that even the largest takes no memory and no time to initialise.
+torch's meta device, so that even the largest takes no memory and no time to initialize.
 """
 
 import json
@@ -15,9 +15,20 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import (DATA_SAMPLERS, DATASETS, HOOKS, LOOPS, METRICS, MODELS,
-                               OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS,
-                               PARAM_SCHEDULERS, VISUALIZERS, init_default_scope)
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    VISUALIZERS,
+    init_default_scope,
+)
 
 INPUT = (64, 96)
 """Height and width of the image that is sent through the backbones."""
@@ -27,6 +38,7 @@ SHAPES: dict[str, list[torch.Size]] = {}
 
 
 def describe(path: str) -> dict:
+    """Build the config's model, optimizer, pipelines and other parts; returns what is tested."""
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
     model = build(cfg.model)
@@ -36,24 +48,25 @@ def describe(path: str) -> dict:
     key = json.dumps(cfg.model.get('backbone', cfg.model), sort_keys=True)  # data sets share them
     if key not in SHAPES:
         SHAPES[key] = feature_shapes(backbone)
-    trunk = getattr(getattr(backbone, 'network', None), 'trunk', None)
+    trunk = getattr(backbone, 'trunk', None)
     return dict(
         config=path,
         backbone_parameters=sum(p.numel() for p in backbone.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
-        trainable=[name for name, p in model.named_parameters() if p.requires_grad],
         channels=[shape[1] for shape in SHAPES[key]],
         strides=[image_size(backbone)[0] // shape[2] for shape in SHAPES[key] if len(shape) == 4],
         mixer=getattr(trunk, 'mixer', None),
-        exempt=[name for name in names if trunk is not None
-                and name.removeprefix('backbone.network.trunk.') in trunk.no_weight_decay()],
+        exempt=exempt_names(model, trunk),
         decay=decay_of(cfg, model),
         heads=heads(model),
-        unmatched_keys=[key for key in keys if not any(key in name for name in names)],
-        num_classes={split: class_count(cfg[f'{split}_dataloader'].dataset)
-                     for split in ('train', 'val', 'test')},
+        matched_keys=[key for key in keys if any(key in name for name in names)],
+        num_classes={
+            split: class_count(cfg[f'{split}_dataloader'].dataset)
+            for split in ('train', 'val', 'test')
+        },
         num_transforms=[len(Compose(pipeline).transforms) for pipeline in pipelines(cfg)],
-        resolved=resolve_types(cfg))
+        resolved=resolve_types(cfg),
+    )
 
 
 def build(config: dict) -> torch.nn.Module:
@@ -61,6 +74,19 @@ def build(config: dict) -> torch.nn.Module:
     others = ('mmpretrain.ImageClassifier', 'mmpretrain.TimmClassifier')
     with torch.device('cpu' if config.type in others else 'meta'):
         return MODELS.build(config).to('meta')
+
+
+def exempt_names(model: torch.nn.Module, trunk: torch.nn.Module | None) -> list[str]:
+    """Parameters with more than one dimension that the trunk exempts from weight decay."""
+    if trunk is None:
+        return []
+    prefix = next(name for name, module in model.named_modules() if module is trunk)
+    exempt = trunk.no_weight_decay()
+    return [
+        name
+        for name, p in model.named_parameters()
+        if p.ndim > 1 and name.removeprefix(f'{prefix}.') in exempt
+    ]
 
 
 def feature_shapes(backbone: torch.nn.Module) -> list[torch.Size]:
@@ -82,24 +108,33 @@ def heads(model: torch.nn.Module) -> dict[str, dict]:
     """What every head takes and tells apart."""
     if (timm := getattr(model, 'model', None)) is not None:
         linear = timm.get_classifier()
-        return dict(head=dict(in_channels=linear.in_features, in_index=-1,
-                              num_classes=linear.out_features))
-    return {name: dict(in_channels=head.in_channels, in_index=getattr(head, 'in_index', -1),
-                       num_classes=head.num_classes)
-            for name in ('decode_head', 'auxiliary_head', 'head')
-            if (head := getattr(model, name, None)) is not None}
+        return dict(
+            head=dict(in_channels=linear.in_features, in_index=-1, num_classes=linear.out_features)
+        )
+    return {
+        name: dict(
+            in_channels=head.in_channels,
+            in_index=getattr(head, 'in_index', -1),
+            num_classes=head.num_classes,
+        )
+        for name in ('decode_head', 'auxiliary_head', 'head')
+        if (head := getattr(model, name, None)) is not None
+    }
 
 
 def decay_of(cfg: Config, model: torch.nn.Module) -> dict[str, list[str]]:
-    """What the optimiser does against the rule that all but 1-D parameters are decayed."""
+    """What the optimizer does against the rule that all but 1-D parameters are decayed."""
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    rates = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups
-             for p in group['params']}
-    found = {'flat_decayed': [], 'others_not_decayed': []}
+    rates = {
+        id(p): group['weight_decay']
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
+    exceptions: dict[str, list[str]] = {'flat_decayed': [], 'others_not_decayed': []}
     for name, p in model.named_parameters():
         if p.requires_grad and (p.ndim == 1) == (rates[id(p)] > 0):
-            found['flat_decayed' if p.ndim == 1 else 'others_not_decayed'].append(name)
-    return found
+            exceptions['flat_decayed' if p.ndim == 1 else 'others_not_decayed'].append(name)
+    return exceptions
 
 
 def class_count(dataset: Config) -> int:
@@ -110,6 +145,7 @@ def class_count(dataset: Config) -> int:
 
 
 def pipelines(cfg: Config) -> Iterator[list]:
+    """Every pipeline of the config."""
     for split in ('train', 'val', 'test'):
         dataset = cfg[f'{split}_dataloader'].dataset
         for part in dataset.get('datasets', [dataset]):
@@ -119,7 +155,9 @@ def pipelines(cfg: Config) -> Iterator[list]:
 
 def resolve_types(cfg: Config) -> int:
     """Look up every other type that the Runner would build; returns how many."""
-    found = 0
+    constructor = cfg.optim_wrapper.get('constructor', 'DefaultOptimWrapperConstructor')
+    loops = [loop for loop in (cfg.train_cfg, cfg.val_cfg, cfg.test_cfg) if 'type' in loop]
+    count = 0
     for registry, entries in (
         (HOOKS, [*cfg.default_hooks.values(), *cfg.custom_hooks]),
         (METRICS, [cfg.val_evaluator, cfg.test_evaluator]),
@@ -127,28 +165,28 @@ def resolve_types(cfg: Config) -> int:
         (MODELS, [cfg.tta_model]),
         (OPTIMIZERS, [cfg.optim_wrapper.optimizer]),
         (OPTIM_WRAPPERS, [cfg.optim_wrapper]),
-        (OPTIM_WRAPPER_CONSTRUCTORS,
-         [dict(type=cfg.optim_wrapper.get('constructor', 'DefaultOptimWrapperConstructor'))]),
+        (OPTIM_WRAPPER_CONSTRUCTORS, [dict(type=constructor)]),
         (PARAM_SCHEDULERS, cfg.param_scheduler),
         (DATASETS, [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]),
         (DATA_SAMPLERS, [cfg.train_dataloader.sampler, cfg.val_dataloader.sampler]),
-        (LOOPS, [loop for loop in (cfg.train_cfg, cfg.val_cfg, cfg.test_cfg) if 'type' in loop]),
+        (LOOPS, loops),
     ):
         for entry in entries:
             with registry.switch_scope_and_registry(None) as scoped:
                 if scoped.get(entry['type']) is None:
                     raise KeyError(f'{entry["type"]} is in no registry of {registry.name}')
-            found += 1
-    return found
+            count += 1
+    return count
 
 
 def main(paths: list[str]) -> None:
+    """Describe every config; an error is reported like a result, so that all are seen."""
     warnings.simplefilter('ignore')
-    logging.disable(logging.WARNING)  # the optimiser logs a line for each parameter
+    logging.disable(logging.WARNING)  # the optimizer logs a line for each parameter
     for path in paths:
         try:
             facts = describe(path)
-        except Exception as error:  # all configs are reported, not only the first that fails
+        except Exception as error:
             facts = dict(config=path, error=f'{type(error).__name__}: {error}')
         print('SWEEP' + json.dumps(facts), flush=True)
 

@@ -17,7 +17,7 @@ LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
 
 
 def _process(path: Path) -> tuple[str, bool]:
-    """Configs of one folder and one host share a fresh process."""
+    """Configs of one folder and one framework share a fresh process."""
     folder = 'absvit' if path.parent == CONFIGS else path.parent.name
     return folder, 'upernet' in path.name
 
@@ -30,7 +30,7 @@ def built(tmp_path_factory) -> dict[Path, dict]:
         shared = shared.parent  # of all workers
     facts = shared / 'built_configs.json'
     with open(shared / 'built_configs.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds it done
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second reads what the first one wrote
         if not facts.exists():
             entries = _build_all(tmp_path_factory.mktemp('elsewhere'))
             facts.write_text(json.dumps(entries))
@@ -43,11 +43,17 @@ def _build_all(elsewhere: Path) -> list[dict]:
     script = str(Path(__file__).with_name('build_configs.py'))
 
     def build(paths: list[Path]) -> list[dict]:
-        run = subprocess.run([sys.executable, script, *map(str, paths)], cwd=elsewhere,
-                             env=environment, capture_output=True, text=True, timeout=900)
+        run = subprocess.run(
+            [sys.executable, script, *map(str, paths)],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         assert run.returncode == 0, run.stderr
-        return [json.loads(line.removeprefix('SWEEP')) for line in run.stdout.splitlines()
-                if line.startswith('SWEEP')]
+        lines = [line for line in run.stdout.splitlines() if line.startswith('SWEEP')]
+        return [json.loads(line.removeprefix('SWEEP')) for line in lines]
 
     groups = [list(group) for _, group in groupby(sorted(LEAVES, key=_process), key=_process)]
     with ThreadPoolExecutor(max_workers=2) as pool:

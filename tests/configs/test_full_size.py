@@ -11,7 +11,7 @@ CONFIG = Path(__file__).parents[2] / 'configs' / 'absvit_upernet_ade20k.py'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('reconstruction', [0., 0.1])
+@pytest.mark.parametrize('reconstruction', [0.0, 0.1])
 def test_forward_and_backward_at_512(reconstruction):
     pytest.importorskip('mmseg')
     from mmengine.model import revert_sync_batchnorm
@@ -27,20 +27,25 @@ def test_forward_and_backward_at_512(reconstruction):
 
     sample = SegDataSample(metainfo=dict(ori_shape=(512, 512), img_shape=(512, 512)))
     sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 512, 512)))
-    batch = dict(inputs=[torch.randint(0, 256, (3, 512, 512), dtype=torch.uint8)] * 2,
-                 data_samples=[sample, sample.clone()])  # two: BN cannot normalise one pooled pixel
+    batch = dict(
+        inputs=[torch.randint(0, 256, (3, 512, 512), dtype=torch.uint8)] * 2,
+        data_samples=[sample, sample.clone()],
+    )  # two: BN cannot normalize one pooled pixel
     data = model.data_preprocessor(batch, training=True)
     losses = model(**data, mode='loss')
     loss, log = model.parse_losses(losses)
     loss.backward()
 
-    wanted = {'decode.loss_ce', 'aux.loss_ce'}
+    expected = {'decode.loss_ce', 'aux.loss_ce'}
     if reconstruction:
-        wanted.add('backbone.loss_reconstruction')
-    assert {key for key in log if 'loss' in key} == wanted | {'loss'}
+        expected.add('backbone.loss_reconstruction')
+    assert {key for key in log if 'loss' in key} == expected | {'loss'}
     assert torch.isfinite(loss)
     # An untrained head starts near ln(150).
-    assert float(losses['decode.loss_ce'].detach()) == pytest.approx(5.01, abs=1.)
-    without = [name for name, p in model.named_parameters()
-               if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert float(losses['decode.loss_ce'].detach()) == pytest.approx(5.01, abs=1.0)
+    without = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
     assert without == []

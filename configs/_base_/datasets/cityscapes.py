@@ -12,7 +12,7 @@ train_pipeline = [
     dict(type='mmseg.RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmseg.PhotoMetricDistortion'),
-    dict(type='mmseg.PackSegInputs')
+    dict(type='mmseg.PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile', _scope_='mmvars'),
@@ -20,19 +20,22 @@ test_pipeline = [
     # After Resize: predictions are compared at the size of the label file.
     dict(type='LoadAnnotations'),
     dict(type='mmvars.CheckLabels', num_classes=num_classes),
-    dict(type='mmseg.PackSegInputs')
+    dict(type='mmseg.PackSegInputs'),
 ]
 tta_pipeline = [
     dict(type='LoadImageFromFile', _scope_='mmvars'),
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='Resize', scale_factor=r, keep_ratio=True)
-             for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)],
+            [
+                dict(type='Resize', scale_factor=r, keep_ratio=True)
+                for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
             [dict(type='LoadAnnotations')],
-            [dict(type='mmseg.PackSegInputs')]
-        ])
+            [dict(type='mmseg.PackSegInputs')],
+        ],
+    ),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -43,7 +46,9 @@ train_dataloader = dict(
         type='mmseg.CityscapesDataset',
         data_root=data_root,
         data_prefix=dict(img_path='leftImg8bit/train', seg_map_path='gtFine/train'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
@@ -53,7 +58,9 @@ val_dataloader = dict(
         type='mmseg.CityscapesDataset',
         data_root=data_root,
         data_prefix=dict(img_path='leftImg8bit/val', seg_map_path='gtFine/val'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type='mmseg.IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

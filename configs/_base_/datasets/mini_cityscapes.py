@@ -8,15 +8,13 @@ train_pipeline = [
     *_base_.train_pipeline[:3],
     dict(type='RandomResize', scale=img_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='mmseg.RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    *_base_.train_pipeline[5:]
+    *_base_.train_pipeline[5:],
 ]
 test_pipeline = [
     _base_.test_pipeline[0],
     dict(type='Resize', scale=img_scale, keep_ratio=True),
-    *_base_.test_pipeline[2:]
+    *_base_.test_pipeline[2:],
 ]
-train_dataloader = dict(
-    num_workers=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
-val_dataloader = dict(
-    num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+train_dataloader = dict(num_workers=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader

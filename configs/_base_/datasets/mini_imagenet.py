@@ -7,22 +7,32 @@ crop_size = 64
 train_pipeline = [
     _base_.train_pipeline[0],
     dict(
-        type='mmpretrain.RandomResizedCrop', scale=crop_size, crop_ratio_range=(0.5, 1.0),
-        backend='pillow', interpolation='bicubic'),
+        type='mmpretrain.RandomResizedCrop',
+        scale=crop_size,
+        crop_ratio_range=(0.5, 1.0),
+        backend='pillow',
+        interpolation='bicubic',
+    ),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='mmpretrain.PackInputs')
+    dict(type='mmpretrain.PackInputs'),
 ]
 test_pipeline = [
     _base_.test_pipeline[0],
     dict(
-        type='mmpretrain.ResizeEdge', scale=crop_size, edge='short', backend='pillow',
-        interpolation='bicubic'),
+        type='mmpretrain.ResizeEdge',
+        scale=crop_size,
+        edge='short',
+        backend='pillow',
+        interpolation='bicubic',
+    ),
     dict(type='CenterCrop', crop_size=crop_size),
-    dict(type='mmpretrain.PackInputs')
+    dict(type='mmpretrain.PackInputs'),
 ]
 tta_pipeline = [*test_pipeline[:-1], _base_.tta_pipeline[-1]]
 train_dataloader = dict(
-    batch_size=16, num_workers=2, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+    batch_size=16, num_workers=2, dataset=dict(data_root=data_root, pipeline=train_pipeline)
+)
 val_dataloader = dict(
-    batch_size=16, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
+    batch_size=16, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline)
+)
 test_dataloader = val_dataloader

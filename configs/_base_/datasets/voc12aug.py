@@ -12,5 +12,8 @@ train_dataloader = dict(
                 data_root=_base_.data_root,
                 data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug'),
                 ann_file='ImageSets/Segmentation/aug.txt',
-                pipeline=_base_.train_pipeline)
-        ]))
+                pipeline=_base_.train_pipeline,
+            ),
+        ],
+    )
+)

@@ -7,4 +7,5 @@ model = dict(
     num_classes=1000,
     data_preprocessor=_base_.model.data_preprocessor,
     loss=_base_.model.head.loss,
-    train_cfg=_base_.model.train_cfg)
+    train_cfg=_base_.model.train_cfg,
+)

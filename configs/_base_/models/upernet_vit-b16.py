@@ -1,5 +1,6 @@
 # UperNet and an auxiliary FCN on four stride-16 maps of a ViT-B; no neck and no pyramid, as in the
-# authors' segmentation code. Leaves set the backbone's type and arch, and the number of classes.
+# authors' segmentation code. Leaves set the backbone's type and arch, and the number of classes;
+# the heads take their in_channels from the backbone.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='mmvars.EncoderDecoder',
@@ -10,7 +11,8 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512)),
+        size=(512, 512),
+    ),
     backbone=dict(
         type='mmvars.ViT',
         arch='base',
@@ -18,10 +20,10 @@ model = dict(
         out_indices=(2, 5, 8, 11),
         # To fine-tune, add (after `mmvars convert`):
         # init_cfg=dict(type='Pretrained', checkpoint='absvit_base.pth')
-        drop_path_rate=0.1),
+        drop_path_rate=0.1,
+    ),
     decode_head=dict(
         type='mmseg.UPerHead',
-        in_channels=[768, 768, 768, 768],
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,
@@ -29,10 +31,10 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+        loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
     auxiliary_head=dict(
         type='mmseg.FCNHead',
-        in_channels=768,
         in_index=3,
         channels=256,
         num_convs=1,
@@ -41,6 +43,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4)),
+        loss_decode=dict(type='mmseg.CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+    test_cfg=dict(mode='whole'),
+)

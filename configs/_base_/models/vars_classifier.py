@@ -6,6 +6,9 @@ model = dict(
         type='mmvars.VARS',
         arch='rvt_tiny',
         img_size=224,
-        out_type='avg_featmap',
-        drop_path_rate=0.1),
-    head=dict(in_channels=384))
+        out_type='pooled',
+        drop_path_rate=0.1,
+    ),
+    # RVT and VARS leave their linear layers, the classifier among them, as torch initializes them.
+    head=dict(init_cfg=None),
+)

@@ -2,10 +2,12 @@ default_scope = 'mmpretrain'
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    dist_cfg=dict(backend='nccl'),
+)
 # TensorBoard: --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend
 visualizer = dict(
-    type='mmpretrain.UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+    type='mmpretrain.UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
+)
 tta_model = dict(type='mmpretrain.AverageClsScoreTTA')
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -13,14 +15,15 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='mmpretrain.VisualizationHook', enable=False))
+    visualization=dict(type='mmpretrain.VisualizationHook', enable=False),
+)
 custom_hooks = [
     # Attention pictures at every validation: --cfg-options custom_hooks.0.draw=True
     dict(type='mmvars.AttentionVisualizationHook', draw=False),
     # Validates and saves the averaged weights (momentum is 1 - decay); the authors averaged with
     # the same decay but reported the raw weights.
     dict(type='EMAHook', momentum=4e-5, priority='ABOVE_NORMAL'),
-    dict(type='mmvars.SaveOnInterruptHook')
+    dict(type='mmvars.SaveOnInterruptHook'),
 ]
 log_level = 'INFO'
 load_from = None

@@ -1,3 +1,0 @@
-# VARS-S: its step sizes follow its dictionaries, every 100 iterations.
-_base_ = './classification.py'
-custom_hooks = [*_base_.custom_hooks, dict(type='mmvars.StepSizeHook', interval=100, rate=0.1)]

@@ -1,5 +1,0 @@
-# For backbones with a class token, and no stored positions: no decay of 1-D parameters.
-_base_ = './mini_seg.py'
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        _delete_=True, flat_decay_mult=0., custom_keys={'.cls_token': dict(decay_mult=0.)}))

@@ -1,0 +1,8 @@
+# 79.8 % top-1 reported by the authors (Table 1.2).
+_base_ = [
+    '../_base_/models/timm_classifier.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/adamw_cosine_300e.py',
+    '../_base_/runtime/classification.py',
+]
+model = dict(model_name='resnext50_32x4d')

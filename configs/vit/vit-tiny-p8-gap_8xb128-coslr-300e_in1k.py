@@ -1,8 +1,0 @@
-# Patch 8 and average pooling; the authors report no number for this model.
-_base_ = [
-    '../_base_/models/vit_classifier.py', '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/adamw_cosine_300e.py', '../_base_/runtime/classification.py'
-]
-model = dict(
-    backbone=dict(arch='tiny_patch8_gap', out_type='avg_featmap'),
-    head=dict(in_channels=192))
