@@ -8,7 +8,7 @@ import pytest
 import torch
 
 REPO = Path(__file__).resolve().parents[1]
-GOLDEN_FOLDERS = (REPO / 'tests' / 'parity' / 'golden', REPO.parent / 'shared' / 'golden')
+GOLDEN = REPO / 'tests' / 'parity' / 'golden'
 
 
 @pytest.fixture(scope='session')
@@ -22,10 +22,7 @@ def golden() -> Callable[[str], dict]:
     """Loader of a recorded parity file by name, without suffix."""
 
     def load(name: str) -> dict:
-        for folder in GOLDEN_FOLDERS:
-            if (folder / f'{name}.pt').is_file():
-                return torch.load(folder / f'{name}.pt', weights_only=True)
-        pytest.skip(f'recorded outputs {name}.pt are in none of {[str(f) for f in GOLDEN_FOLDERS]}')
+        return torch.load(GOLDEN / f'{name}.pt', weights_only=True)
 
     return load
 
@@ -36,7 +33,7 @@ def _fixed_seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_default_scope() -> Iterator[None]:
+def _reset_default_scope() -> Iterator[None]:
     """A default scope of mmengine that a test sets ends with it: tests run in any order."""
     manager = getattr(sys.modules.get('mmengine.registry'), 'DefaultScope', None)
     before = dict(manager._instance_dict) if manager else {}
@@ -49,7 +46,7 @@ def _own_default_scope() -> Iterator[None]:
 
 @pytest.fixture
 def tiny_size() -> dict:
-    """Arguments of :func:`build_network` for a network that runs in milliseconds."""
+    """Arguments of :func:`mmvars.networks.create_model` for a network that runs in milliseconds."""
     return dict(embed_dim=48, depth=3, num_heads=3, patch_size=16, img_size=64)
 
 

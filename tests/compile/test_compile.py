@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from mmvars.layers import MIXERS, GridTied, TokenGrid, build_mixer
-from mmvars.models import FAN, GFNet, RVT, VARS, AbSViT, ViT
-from mmvars.models.base import TrunkBackbone
-from mmvars.networks import DESIGNS
+from mmvars.layers import MIXERS, GridResizeMixin, TokenGrid, build_mixer
+from mmvars.models import FAN, RVT, VARS, AbSViT, GFNet, ViT
+from mmvars.models.base import Backbone
+from mmvars.networks import TOP_DOWN_DESIGNS, Feedback
 from mmvars.registry import MODELS
 
 ARCH = dict(embed_dims=24, num_layers=1, num_heads=2)
@@ -31,15 +31,23 @@ def _vars(trunk: str, mixer: str, preset: str = 'release') -> Callable[[], nn.Mo
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     'vit': lambda: ViT(ARCH, **COMMON),
     'vit-prompts': lambda: ViT(TWO, transfer='prompt', prompt_cfg=dict(num_tokens=2), **COMMON),
-    **{design: lambda design=design: AbSViT(TWO, design=design, **COMMON) for design in DESIGNS},
+    **{
+        design: lambda design=design: AbSViT(TWO, design=design, **COMMON)
+        for design in TOP_DOWN_DESIGNS
+    },
     'absvit-3-passes': lambda: AbSViT(TWO, num_passes=3, **COMMON),
     'absvit-rvt': lambda: AbSViT(STAGES | dict(trunk='rvt'), **COMMON),
     'absvit-fan': lambda: AbSViT(TWO | dict(trunk='fan'), **COMMON),
     'absvit-vars_sd': lambda: AbSViT(TWO | dict(trunk='deit_convstem'), mixer='vars_sd', **COMMON),
-    **{f'{trunk}-{mixer}': _vars(trunk, mixer) for trunk in ('rvt', 'deit_convstem', 'gfnet')
-       for mixer in ('performer', 'vars_s', 'vars_d', 'vars_sd')},
-    **{f'{trunk}-{mixer}-thesis': _vars(trunk, mixer, 'thesis')
-       for trunk, mixer in (('rvt', 'vars_s'), ('deit_convstem', 'vars_d'), ('gfnet', 'vars_sd'))},
+    **{
+        f'{trunk}-{mixer}': _vars(trunk, mixer)
+        for trunk in ('rvt', 'deit_convstem', 'gfnet')
+        for mixer in ('performer', 'vars_s', 'vars_d', 'vars_sd')
+    },
+    **{
+        f'{trunk}-{mixer}-thesis': _vars(trunk, mixer, 'thesis')
+        for trunk, mixer in (('rvt', 'vars_s'), ('deit_convstem', 'vars_d'), ('gfnet', 'vars_sd'))
+    },
     'rvt': lambda: RVT(STAGES, **COMMON),
     'rvt-plus': lambda: RVT('tiny_plus', **COMMON),
     'gfnet': lambda: GFNet(ARCH, **COMMON),
@@ -58,7 +66,7 @@ def build(name: str) -> nn.Module:
     with torch.no_grad():
         for key, parameter in backbone.named_parameters():
             if 'feedback.' in key or (parameter.ndim == 1 and not parameter.any()):
-                parameter.normal_(0, .1)
+                parameter.normal_(0, 0.1)
     return backbone.eval()
 
 
@@ -95,13 +103,17 @@ SIZES = [(2, 80, 48), (3, 64, 64), (4, 97, 70)]  # a batch of one always has a g
 
 
 def cases(cheap: set[str] = CHEAP) -> list:
-    return [pytest.param(name, marks=() if name in cheap else pytest.mark.slow)
-            for name in BACKBONES]
+    return [
+        pytest.param(name, marks=() if name in cheap else pytest.mark.slow) for name in BACKBONES
+    ]
 
 
 def test_every_registered_backbone_is_here() -> None:
-    registered = {cls for cls in MODELS.module_dict.values()
-                  if isinstance(cls, type) and issubclass(cls, TrunkBackbone)}
+    registered = {
+        cls
+        for cls in MODELS.module_dict.values()
+        if isinstance(cls, type) and issubclass(cls, Backbone)
+    }
     assert len(registered) >= 6
     assert registered <= {type(make()) for make in BACKBONES.values()}
 
@@ -114,8 +126,8 @@ def test_one_graph_for_all_sizes(name, compiler) -> None:
     sizes = [size for size in SIZES if name not in OWN_GRAPH or size[1:] != (64, 64)]
     for size in sizes:
         images = images_of_any_size(*size)
-        for found, wanted in zip(run(images), backbone(images), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        for output, expected in zip(run(images), backbone(images), strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     assert compiler.num_graphs == 1
     assert not torch._dynamo.utils.counters['graph_break']
 
@@ -130,8 +142,8 @@ def test_filters_have_a_second_graph_for_their_own_grid(name, compiler) -> None:
         images = torch.randn(size[0], 3, *size[1:])
         for axis in (0, 2, 3):
             torch._dynamo.maybe_mark_dynamic(images, axis)
-        for found, wanted in zip(run(images), backbone(images), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        for output, expected in zip(run(images), backbone(images), strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     assert compiler.num_graphs == 2
 
 
@@ -139,51 +151,57 @@ def test_filters_have_a_second_graph_for_their_own_grid(name, compiler) -> None:
 def test_a_training_step_is_one_graph_too(name, compiler) -> None:
     """Losses and gradients of two sizes are those of eager; stochastic depth is left out."""
     backbone = build(name).train()
-    if isinstance(backbone, AbSViT) and backbone.network.reconstructs:
-        backbone.reconstruction_loss_weight = .1
-    run = compiler(backbone.forward_train)
+    if isinstance(getattr(backbone.network, 'feedback', None), Feedback):
+        backbone.reconstruction_loss_weight = 0.1
+    run = compiler(backbone)
     for size in ((2, 80, 48), (3, 64, 96)):
         images, losses = images_of_any_size(*size), []
-        for forward in (run, backbone.forward_train):
+        for forward in (run, backbone):
             state = {key: value.clone() for key, value in backbone.state_dict().items()}
             backbone.zero_grad()
-            output = forward(images)
+            output = forward(images, return_losses=True)
             loss = sum(part.square().mean() for part in output.feats)
             for part in output.losses.values():
                 loss = loss + part
             loss.backward()
-            losses.append([loss.detach(), *(p.grad for p in backbone.parameters()
-                                            if p.grad is not None)])
+            losses.append(
+                [loss.detach(), *(p.grad for p in backbone.parameters() if p.grad is not None)]
+            )
             backbone.load_state_dict(state)  # batch statistics
         assert len(losses[0]) == len(losses[1]) > 2
-        for found, wanted in zip(*losses, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+        for output, expected in zip(*losses, strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-5)
     assert compiler.num_graphs == 1
 
 
 @torch.no_grad()
 def test_priors_and_scales_of_a_call(compiler) -> None:
-    """Class ids are not looked at in a graph, so the forward needs nothing of the device."""
-    backbone = AbSViT(dict(embed_dims=24, num_layers=1, num_heads=2), img_size=64,
-                      prior=dict(type='class_prototype', num_classes=5)).eval()
+    """Class ids are not read in a graph, so the forward needs nothing of the device."""
+    backbone = AbSViT(
+        dict(embed_dims=24, num_layers=1, num_heads=2),
+        img_size=64,
+        prior=dict(type='class_prototype', num_classes=5),
+    ).eval()
     backbone.network.prior.prototypes.normal_()
     run = compiler(backbone)
     for batch, height, width in SIZES[:2]:
         images = images_of_any_size(batch, height, width)
-        prior, alpha = torch.randint(0, 5, (batch, )), torch.rand(batch)
+        prior, alpha = torch.randint(0, 5, (batch,)), torch.rand(batch)
         torch._dynamo.mark_dynamic(prior, 0)
         torch._dynamo.mark_dynamic(alpha, 0)
-        found, = run(images, prior=prior, alpha=alpha)
-        wanted, = backbone(images, prior=prior, alpha=alpha)
-        torch.testing.assert_close(found, wanted)
+        (output,) = run(images, prior=prior, alpha=alpha)
+        (expected,) = backbone(images, prior=prior, alpha=alpha)
+        torch.testing.assert_close(output, expected)
     assert compiler.num_graphs == 1
     for wrong in (5, -1):
         with pytest.raises((IndexError, RuntimeError), match='out of range'):
-            run(images, prior=torch.full((3, ), wrong), alpha=torch.rand(3))
+            run(images, prior=torch.full((3,), wrong), alpha=torch.rand(3))
 
 
-@pytest.mark.parametrize('name', [
-    pytest.param(name, marks=[pytest.mark.slow] * (name == 'vars_s')) for name in sorted(MIXERS)])
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == 'vars_s')) for name in sorted(MIXERS)],
+)
 @torch.no_grad()
 def test_every_mixer_is_exported_for_any_batch(name) -> None:
     """Cheap, and sees what ``torch.compile`` does not: ``len(tensor)`` is a constant here."""
@@ -194,13 +212,14 @@ def test_every_mixer_is_exported_for_any_batch(name) -> None:
             super().__init__()
             self.mixer = mixer
 
-        def forward(self, x, signal=None):
-            return self.mixer(x, TokenGrid(4, 5), signal)
+        def forward(self, x, top_down=None):
+            return self.mixer(x, TokenGrid(4, 5), top_down)
 
     inputs = [torch.randn(3, 20, 16) for _ in range(1 + mixer.takes_top_down)]
-    free = ({0: torch.export.Dim.DYNAMIC}, ) * len(inputs)
-    program = torch.export.export(AtOtherGrid(), tuple(part[:2] for part in inputs),
-                                  dynamic_shapes=free, strict=False).module()
+    free = ({0: torch.export.Dim.DYNAMIC},) * len(inputs)
+    program = torch.export.export(
+        AtOtherGrid(), tuple(part[:2] for part in inputs), dynamic_shapes=free, strict=False
+    ).module()
     torch.testing.assert_close(program(*inputs), AtOtherGrid()(*inputs), rtol=1e-4, atol=1e-5)
 
 
@@ -221,8 +240,7 @@ def test_these_tests_would_see_a_break_and_a_constant() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which('g++') is None,
-                    reason='inductor needs a C++ compiler on CPU')
+@pytest.mark.skipif(shutil.which('g++') is None, reason='inductor needs a C++ compiler on CPU')
 @pytest.mark.parametrize('name', ['vit', 'absvit', 'deit_convstem-vars_sd', 'gfnet', 'rvt', 'fan'])
 @torch.no_grad()
 def test_generated_code_gives_the_same(name) -> None:
@@ -231,8 +249,8 @@ def test_generated_code_gives_the_same(name) -> None:
     run = torch.compile(backbone, fullgraph=True)
     for size in SIZES[:2]:
         images = images_of_any_size(*size)
-        for found, wanted in zip(run(images), backbone(images), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+        for output, expected in zip(run(images), backbone(images), strict=True):
+            torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -243,25 +261,33 @@ def test_autocast_stays_near_float32(name, dtype) -> None:
     images = torch.randn(2, 3, 64, 80)
     with torch.autocast('cpu', dtype):
         halves = backbone(images)
-    for found, wanted in zip(halves, backbone(images), strict=True):
-        assert found.isfinite().all()
-        error = (found.float() - wanted).norm() / wanted.norm()
-        assert error < (.1 if dtype == torch.bfloat16 else .02)
+    for output, expected in zip(halves, backbone(images), strict=True):
+        assert output.isfinite().all()
+        error = (output.float() - expected).norm() / expected.norm()
+        assert error < (0.1 if dtype == torch.bfloat16 else 0.02)
 
 
 @pytest.mark.parametrize('name', sorted(BACKBONES))
 @torch.no_grad()
 def test_either_memory_format_gives_the_same_maps(name) -> None:
-    """Convolutions are built in channels_last; what is tied to a grid is left as it is."""
+    """All is built contiguous, and so are the maps; what belongs to a grid is left as it is."""
     backbone, images = build(name), torch.randn(2, 3, 64, 80)
-    convolutions = [m.weight for m in backbone.network.trunk.modules() if isinstance(m, nn.Conv2d)]
-    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in convolutions)
-    tied = [getattr(m, tensor) for m in backbone.modules() if isinstance(m, GridTied)
-            for tensor in m.grid_tied if getattr(m, tensor, None) is not None]
-    assert all(tensor.is_contiguous() for tensor in tied)
-    wanted = backbone(images.to(memory_format=torch.channels_last))
-    for found in (backbone(images), backbone.to(memory_format=torch.contiguous_format)(images)):
-        for a, b in zip(found, wanted, strict=True):
+    assert all(tensor.is_contiguous() for tensor in backbone.state_dict().values())
+    expected = backbone(images)
+    assert all(feature.is_contiguous() for feature in expected)
+    outputs = [backbone(images.to(memory_format=torch.channels_last))]
+    backbone.to(memory_format=torch.channels_last)
+    of_grids = [
+        getattr(m, tensor)
+        for m in backbone.modules()
+        if isinstance(m, GridResizeMixin)
+        for tensor in m.grid_tensors
+        if hasattr(m, tensor)
+    ]
+    assert all(tensor.is_contiguous() for tensor in of_grids)
+    outputs += [backbone(images), backbone(images.to(memory_format=torch.channels_last))]
+    for output in outputs:
+        for a, b in zip(output, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -280,11 +306,11 @@ def test_cuda_graphs(name) -> None:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = backbone(static)
+        recorded = backbone(static)
     images = torch.randn_like(static)
     static.copy_(images)
     graph.replay()
-    for a, b in zip(found, backbone(images), strict=True):
+    for a, b in zip(recorded, backbone(images), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
@@ -296,5 +322,6 @@ def test_cuda_graphs_of_compiled_code() -> None:
     for _ in range(3):
         images = torch.randn(2, 3, 80, 48, device='cuda')
         with torch.autocast('cuda', torch.bfloat16):
-            torch.testing.assert_close(run(images)[0].clone(), backbone(images)[0], rtol=5e-2,
-                                       atol=5e-2)
+            torch.testing.assert_close(
+                run(images)[0].clone(), backbone(images)[0], rtol=5e-2, atol=5e-2
+            )

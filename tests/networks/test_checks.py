@@ -1,34 +1,44 @@
-"""Options of build_network that a design of top-down attention has no use for."""
+"""Options of create_model that a design of top-down attention has no use for."""
 
 import pytest
 import torch
 
 from mmvars.errors import InputError
-from mmvars.networks import build_network
+from mmvars.networks import create_model
 
 SMALL = dict(embed_dim=16, depth=2, num_heads=2, img_size=32, num_classes=5)
 
 
-@pytest.mark.parametrize(('top_down', 'option', 'said'), [
-    ('mask_attention', dict(alpha=10.), 'sends the mask alone: leave it at 1, got 10.0'),
-    ('perceiver_io', dict(num_passes=3), 'has none: leave it out, got 3'),
-    ('feedback', dict(prior='given'), "leave it out, got 'given'"),
-    ('absvit', dict(prior=None), "feedback without a prior is top_down='feedback'"),
-    ('absvit', dict(alpha='1'), 'alpha must be a number'),
-    ('absvit', dict(num_passes=101), r'num_passes must be a whole number in \[2, 100\]'),
-])
-def test_no_option_is_without_effect(top_down, option, said):
-    with pytest.raises(InputError, match=said):
-        build_network('vit_tiny_patch16', top_down=top_down, **SMALL, **option)
+@pytest.mark.parametrize(
+    ('top_down', 'option', 'message'),
+    [
+        (
+            'mask_attention',
+            dict(alpha=10.0),
+            'feeds back their weights alone: leave it at 1, got 10.0',
+        ),
+        ('perceiver_io', dict(num_passes=3), 'has none: leave it out, got 3'),
+        ('feedback', dict(prior='given'), "leave it out, got 'given'"),
+        ('absvit', dict(prior=None), "feedback without a prior is design 'feedback'"),
+        ('absvit', dict(alpha='1'), 'alpha must be a number'),
+        ('absvit', dict(num_passes=101), r'num_passes must be a whole number in \[2, 100\]'),
+    ],
+)
+def test_no_option_is_without_effect(top_down, option, message):
+    with pytest.raises(InputError, match=message):
+        create_model('vit_tiny_patch16', top_down=top_down, **SMALL, **option)
 
 
-@pytest.mark.parametrize(('top_down', 'alpha', 'said'), [
-    ('mask_attention', 10., 'alpha changes nothing here'),
-    ('mask_attention', torch.ones(2), 'alpha changes nothing here'),
-    ('absvit', '1', 'alpha must be a number or a tensor'),
-    ('perceiver_io', [1., 2.], 'alpha must be a number or a tensor'),
-])
-def test_no_alpha_of_a_call_is_without_effect(top_down, alpha, said):
-    network = build_network('vit_tiny_patch16', top_down=top_down, **SMALL).eval()
-    with pytest.raises(InputError, match=said):
+@pytest.mark.parametrize(
+    ('top_down', 'alpha', 'message'),
+    [
+        ('mask_attention', 10.0, 'feeds back their weights alone: leave alpha out'),
+        ('mask_attention', torch.ones(2), 'feeds back their weights alone: leave alpha out'),
+        ('absvit', '1', 'alpha must be a number or a tensor'),
+        ('perceiver_io', [1.0, 2.0], 'alpha must be a number or a tensor'),
+    ],
+)
+def test_no_alpha_of_a_call_is_without_effect(top_down, alpha, message):
+    network = create_model('vit_tiny_patch16', top_down=top_down, **SMALL).eval()
+    with pytest.raises(InputError, match=message):
         network(torch.randn(2, 3, 32, 32), alpha=alpha)

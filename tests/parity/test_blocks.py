@@ -3,20 +3,31 @@
 import pytest
 import torch
 
-from mmvars.layers import TokenGrid, build_mixer, make_block
-from mmvars.layers.vars_static import normalised_filters, running_bound
+from mmvars.layers import TokenGrid, build_block, build_mixer
+from mmvars.layers.vars_static import lipschitz_estimate, normalized_filters
 
-MIXERS = {'selfatt': 'self_attention', 'perf': 'performer', 'vars_d': 'vars_d',
-          'vars_sd': 'vars_sd', 'vars_s': 'vars_s', 'rvtplus_mask': 'masked_attention'}
-NAMES = {'rand_matrix': 'random_features', 'learned_k': 'gram_modulation',
-         'learned_lam': 'sparsity_scale', 'learned_L': 'step_scale', 'kernel': 'static_atoms',
-         'att_mask': 'attention_mask'}
-SPECTRAL = {'kernel': 'attn.dictionary', 'kernel2': 'attn.output_filter', 'L': 'attn.step_bound'}
+MIXERS = {
+    'selfatt': 'self_attention',
+    'perf': 'performer',
+    'vars_d': 'vars_d',
+    'vars_sd': 'vars_sd',
+    'vars_s': 'vars_s',
+    'rvtplus_mask': 'masked_attention',
+}
+NAMES = {
+    'rand_matrix': 'random_features',
+    'learned_k': 'gram_modulation',
+    'learned_lam': 'sparsity_scale',
+    'learned_L': 'step_scale',
+    'kernel': 'static_atoms',
+    'att_mask': 'attention_mask',
+}
+SPECTRAL = {'kernel': 'attn.dictionary', 'kernel2': 'attn.output_filter', 'L': 'attn.lipschitz'}
 
 
-def close(found, expected, tolerance=2e-5):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+def close(result, expected, tolerance=2e-5):
+    assert result.shape == expected.shape
+    assert (result - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def our_name(key: str, mixer: str) -> str | None:
@@ -45,7 +56,7 @@ def block(request, golden):
     grid = (hyper['grid'], hyper['grid'])
     name = MIXERS[request.param.split('_', 1)[1]]
     mixer = build_mixer(name, hyper['dim'], hyper['num_heads'], grid)
-    ours = make_block(mixer, hyper['dim'], hyper['mlp_ratio'], 'conv', norm_eps=hyper['norm_eps'])
+    ours = build_block(mixer, hyper['dim'], hyper['mlp_ratio'], 'conv', norm_eps=hyper['norm_eps'])
     state = {our_name(key, name): value for key, value in record['state_dict'].items()}
     state.pop(None, None)
     for key in ('attn.dictionary', 'attn.output_filter'):
@@ -80,16 +91,16 @@ def test_parts(block):
     assert compared
 
 
-def test_step_bound_and_normalised_filters(block):
+def test_step_bound_and_normalized_filters(block):
     ours, grid, record = block
     if 'L_after_update_0.1' not in record['outputs']:
         assert 'kernel' not in record['state_dict']
         return
-    filters = normalised_filters(ours.attn.dictionary, grid[:2])
+    filters = normalized_filters(ours.attn.dictionary, grid[:2])
     close(filters, record['outputs']['kernel_normalised'].squeeze(2))
-    before = ours.attn.step_bound.clone()
-    ours.attn.update_step_bound(rate=.1)
-    close(ours.attn.step_bound, record['outputs']['L_after_update_0.1'])
-    ours.attn.update_step_bound(rate=1.)
-    torch.testing.assert_close(ours.attn.step_bound, running_bound(ours.attn.dictionary))
-    assert not torch.equal(before, ours.attn.step_bound)
+    before = ours.attn.lipschitz.clone()
+    ours.attn.update_lipschitz(rate=0.1)
+    close(ours.attn.lipschitz, record['outputs']['L_after_update_0.1'])
+    ours.attn.update_lipschitz(rate=1.0)
+    torch.testing.assert_close(ours.attn.lipschitz, lipschitz_estimate(ours.attn.dictionary))
+    assert not torch.equal(before, ours.attn.lipschitz)

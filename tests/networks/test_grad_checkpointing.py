@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmvars.networks.recomputation import run_checkpointed
+from mmvars.networks.trunk import _checkpointed
 
 
 class Block(nn.Module):
@@ -14,8 +14,13 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 4),
-                                  nn.BatchNorm1d(4, momentum=None))
+        self.body = nn.Sequential(
+            nn.Linear(4, 6),
+            nn.BatchNorm1d(6),
+            nn.GELU(),
+            nn.Linear(6, 4),
+            nn.BatchNorm1d(4, momentum=None),
+        )
 
     def forward(self, x: Tensor, grid: tuple, top_down: Tensor | None) -> Tensor:
         return x + self.body(x)
@@ -24,10 +29,11 @@ class Block(nn.Module):
 def after_two_steps(block: nn.Module, run) -> dict[str, Tensor]:
     block = copy.deepcopy(block)
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    for scale in (1., 3.):
+    for scale in (1.0, 3.0):
         run(block, scale * x, (2, 2), None).square().sum().backward()
-    gradients = {f'{name}.grad': p.grad for name, p in block.named_parameters()
-                 if p.grad is not None}
+    gradients = {
+        f'{name}.grad': p.grad for name, p in block.named_parameters() if p.grad is not None
+    }
     return dict(block.state_dict(), **gradients, x=x.grad)
 
 
@@ -42,30 +48,34 @@ def test_batches_are_counted_once() -> None:
     block = Block()
     plain = after_two_steps(block, lambda b, *inputs: b(*inputs))
     assert plain['body.1.num_batches_tracked'] == 2
-    same_bits(plain, after_two_steps(block, run_checkpointed), count=14 + 8 + 1)
+    same_bits(plain, after_two_steps(block, _checkpointed), count=14 + 8 + 1)
 
 
-@pytest.mark.parametrize('make', [
-    lambda b: b.body[1].eval(),
-    lambda b: b.body.__setitem__(1, nn.BatchNorm1d(6, track_running_stats=False)),
-    lambda b: b.body.__setitem__(1, nn.Identity()) or b.body.__setitem__(4, nn.Identity()),
-], ids=['frozen', 'no statistics', 'no batch norm'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda b: b.body[1].eval(),
+        lambda b: b.body.__setitem__(1, nn.BatchNorm1d(6, track_running_stats=False)),
+        lambda b: b.body.__setitem__(1, nn.Identity()) or b.body.__setitem__(4, nn.Identity()),
+    ],
+    ids=['frozen', 'no statistics', 'no batch norm'],
+)
 def test_other_norms(make) -> None:
     block = Block()
     make(block)
     plain = after_two_steps(block, lambda b, *inputs: b(*inputs))
-    same_bits(plain, after_two_steps(block, run_checkpointed), count=len(plain))
+    same_bits(plain, after_two_steps(block, _checkpointed), count=len(plain))
 
 
-def test_momentum_is_given_back_when_the_recomputation_fails() -> None:
+def test_momentum_is_restored_when_the_recomputation_fails() -> None:
     block = Block()
 
     def fail(*_) -> None:
-        raise RuntimeError('planted')
+        raise RuntimeError('raised on purpose')
 
-    out = run_checkpointed(block, torch.randn(8, 4, requires_grad=True), (2, 2), None)
+    out = _checkpointed(block, torch.randn(8, 4, requires_grad=True), (2, 2), None)
     block.body[2].register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match='planted'):
+    with pytest.raises(RuntimeError, match='raised on purpose'):
         out.sum().backward()
     assert [block.body[1].momentum, block.body[4].momentum] == [0.1, None]
     assert block.body[1].num_batches_tracked == 1

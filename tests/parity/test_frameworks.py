@@ -1,4 +1,4 @@
-"""The released models against ours in their hosts, through the converter: losses, gradients.
+"""The released models against ours in their frameworks, through the converter: losses, gradients.
 
 ``tests/checkpoints/test_recorded.py`` holds the passes of the bare networks to the same records.
 """
@@ -15,19 +15,21 @@ from mmpretrain.structures import DataSample  # noqa: E402
 
 ARCH = dict(embed_dims=48, num_layers=3, num_heads=3)
 SIZE = dict(embed_dim=48, depth=3, num_heads=3)
-CLASSIFIERS = {'absvit_cls': ('tiny_patch16', dict(patch_size=16), 'cls_token'),
-               'absvit_gap': ('tiny_patch8_gap', dict(patch_size=8, global_pool='avg'),
-                              'avg_featmap')}
-SEGMENTATION = {'absvit_seg': ('AbSViT', dict()),
-                'absvit_seg_prompt': ('AbSViT', dict(transfer='prompt',
-                                                     prompt_cfg=dict(num_tokens=5))),
-                'vit_bottom_up_seg': ('ViT', dict())}
-OURS = {'linear': 'chain', 'linear2': 'readout'}
+CLASSIFIERS = {
+    'absvit_cls': ('tiny_patch16', dict(patch_size=16), 'cls_token'),
+    'absvit_gap': ('tiny_patch8_gap', dict(patch_size=8, global_pool='avg'), 'avg_featmap'),
+}
+SEGMENTATION = {
+    'absvit_seg': ('AbSViT', dict()),
+    'absvit_seg_prompt': ('AbSViT', dict(transfer='prompt', prompt_cfg=dict(num_tokens=5))),
+    'vit_bottom_up_seg': ('ViT', dict()),
+}
+OURS = {'linear': 'to_below', 'linear2': 'to_value'}
 
 
-def close(found, expected, tolerance=2e-5):
-    assert found.shape == expected.shape
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+def close(result, expected, tolerance=2e-5):
+    assert result.shape == expected.shape
+    assert (result - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def converted(record, tmp_path, arch):
@@ -38,20 +40,28 @@ def converted(record, tmp_path, arch):
 
 @pytest.fixture(params=CLASSIFIERS)
 def classifier(request, golden, tmp_path):
-    """A recorded classifier in the MMPretrain host, and its record."""
+    """A recorded classifier in MMPretrain, and its record."""
     size, arch, out_type = CLASSIFIERS[request.param]
     record = golden(request.param)
-    model = MODELS.build(dict(
-        type='mmvars.ImageClassifier',
-        backbone=dict(type='mmvars.AbSViT', arch=ARCH | arch, out_type=out_type,
-                      img_size=record['meta']['hyper']['img_size'], reconstruction_loss_weight=.1),
-        head=dict(type='mmpretrain.LinearClsHead', num_classes=7, in_channels=48)))
+    model = MODELS.build(
+        dict(
+            type='mmvars.ImageClassifier',
+            backbone=dict(
+                type='mmvars.AbSViT',
+                arch=ARCH | arch,
+                out_type=out_type,
+                img_size=record['meta']['hyper']['img_size'],
+                reconstruction_loss_weight=0.1,
+            ),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=7, in_channels=48),
+        )
+    )
     load_checkpoint(model, converted(record, tmp_path, f'absvit_{size}'), strict=True)
     return model.eval(), record['inputs'], record['outputs']
 
 
 def our_name(name: str) -> str:
-    """The released name of a parameter in the host."""
+    """Our name for a parameter of the released model, in MMPretrain."""
     if name.startswith('head.'):
         return name.replace('head.', 'head.fc.')
     if name == 'prompt':
@@ -73,8 +83,11 @@ def test_losses_and_gradients(classifier):
     close(total, outputs['total_loss_hard'])
     total.backward()
     parameters = dict(model.named_parameters())
-    recorded = {name.removeprefix('grad.'): grad for name, grad in outputs.items()
-                if name.startswith('grad.')}
+    recorded = {
+        name.removeprefix('grad.'): grad
+        for name, grad in outputs.items()
+        if name.startswith('grad.')
+    }
     assert len(recorded) == 9
     for name, grad in recorded.items():
         close(parameters[our_name(name)].grad, grad, tolerance=1e-4)
@@ -93,18 +106,17 @@ def test_soft_target_loss(classifier):
 
 
 @torch.no_grad()
-def test_signals_blocks_and_layerwise_errors(classifier):
+def test_top_down_inputs_blocks_and_layerwise_errors(classifier):
     model, inputs, outputs = classifier
     network, seen = model.backbone.network, []
     for block in network.trunk.blocks:
         block.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     output = network(inputs['image'], reconstruction=True)
-    close(output.token_mask, outputs['mask'])
+    close(output.token_weights, outputs['mask'])
     close(output.reconstruction, outputs['recon_mse'])
-    signals = output.decoded_signals()
-    assert len(signals) == 3 and len(seen) == 6
+    assert len(output.top_down) == 3 and len(seen) == 6
     for i in range(3):
-        close(signals[i], outputs[f'td.{i}'])
+        close(output.top_down[i], outputs[f'td.{i}'])
         close(seen[3 + i][0], outputs[f'z_in.{i}'])
         close(seen[3 + i][1], outputs[f'z_out.{i}'])
 
@@ -113,10 +125,10 @@ def test_signals_blocks_and_layerwise_errors(classifier):
 def test_alpha_and_class_prior(classifier):
     model, inputs, outputs = classifier
     backbone, image = model.backbone, inputs['image']
-    close(model.head(backbone(image, alpha=10.)), outputs['logits_pass2_alpha10'])
+    close(model.head(backbone(image, alpha=10.0)), outputs['logits_pass2_alpha10'])
     prototype = model.head.fc.weight[1]
     close(model.head(backbone(image, prior=prototype)), outputs['logits_pass2_classprior1'])
-    close(backbone.network(image, prior=prototype).token_mask, outputs['mask_classprior1'])
+    close(backbone.network(image, prior=prototype).token_weights, outputs['mask_classprior1'])
     close(model(image), outputs['logits_pass2'])
 
 
@@ -126,9 +138,16 @@ def test_segmentation_backbones(name, golden, tmp_path):
     cls, arguments = SEGMENTATION[name]
     record = golden(name)
     path = converted(record, tmp_path, f'{cls.lower()}_base_patch16')
-    backbone = MODELS.build(dict(
-        type=f'mmvars.{cls}', arch=ARCH, img_size=64, out_indices=(0, 1, 2), **arguments,
-        init_cfg=dict(type='Pretrained', checkpoint=path)))
+    backbone = MODELS.build(
+        dict(
+            type=f'mmvars.{cls}',
+            arch=ARCH,
+            img_size=64,
+            out_indices=(0, 1, 2),
+            **arguments,
+            init_cfg=dict(type='Pretrained', checkpoint=path),
+        )
+    )
     backbone.init_weights()
     backbone.eval()
     images = {key.removeprefix('image_'): value for key, value in record['inputs'].items()}
@@ -137,4 +156,4 @@ def test_segmentation_backbones(name, golden, tmp_path):
         for index, feature in enumerate(backbone(image)):
             close(feature, record['outputs'][f'feat_{size}.{index}'])
         if cls == 'AbSViT':
-            close(backbone.network(image).token_mask, record['outputs'][f'mask_{size}'])
+            close(backbone.network(image).token_weights, record['outputs'][f'mask_{size}'])
