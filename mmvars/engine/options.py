@@ -265,7 +265,7 @@ def _spread(cfg: Config, name: str, old: Any) -> None:
     entries = [
         (node, key)
         for part in cfg
-        if part.endswith(('_dataloader', '_pipeline'))
+        if part.endswith(('_dataloader', '_pipeline')) and cfg[part]
         for node in _dicts(cfg[part])
         for key in keys
         if key in node

@@ -198,9 +198,14 @@ class StrictRunner(Runner):
         """Wait until all parts have proved usable: the file replaces that of an earlier run."""
 
     def load_or_resume(self) -> None:
-        """Load what was asked for, and then write the config into the work dir."""
+        """Load what was asked for, and then write the config of a training run into the work dir.
+
+        That of a test has lost its training parts, and may have augmentation around its model: it
+        would take the place of the config that the checkpoints beside it were trained with.
+        """
         super().load_or_resume()
-        super().dump_config()
+        if self._training:
+            super().dump_config()
 
     def load_checkpoint(
         self,

@@ -36,7 +36,8 @@ _NETWORK_NAMES = {
 """Argument in a config -> its name in a network, where that is another."""
 
 _REPLACED = {
-    'pretrained': "write init_cfg=dict(type='Pretrained', checkpoint=FILE) in the backbone",
+    'pretrained': "write init_cfg=dict(type='Pretrained', checkpoint=FILE) in the backbone, and "
+    'pretrained=None in the model where the config inherits another',
     'shortcuts': 'write first_pass_scale=0.5 for shortcuts=dict(first_pass_scale=0.5); '
     'restart_block, share_query_key and feedback_rank were removed: leave them out',
 }

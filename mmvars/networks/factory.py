@@ -140,7 +140,7 @@ def create_model(
         InputError: On an unknown name or argument, listing the choices; if the mixer does not go
             into the trunk, or an option has no use in the design.
     """
-    check_choice('network name', name, (*ARCH_ZOO, *MODELS))
+    check_choice('network name', name, dict.fromkeys([*MODELS, *ARCH_ZOO]))
     check_flag('channels_last', channels_last)
     check_flag('double_value_bias', double_value_bias)
     base, family = name.replace('absvit_', 'vit_'), name.split('_')[0]

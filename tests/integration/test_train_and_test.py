@@ -207,6 +207,17 @@ def test_tests_fuse_the_backbone_and_training_does_not(
     assert len(fused) == 1
 
 
+def test_a_test_leaves_the_config_of_the_training_run(toy, trained, tmp_path) -> None:
+    """With augmentation around its model it would make the next test an augmented one."""
+    saved = trained['seg'] / 'seg.py'
+    before = saved.read_bytes()
+    copy = tmp_path / 'seg.py'
+    copy.write_bytes(before)
+    checkpoint = str(trained['seg'] / 'iter_6.pth')
+    run_test([str(copy), checkpoint, '--work-dir', str(tmp_path), '--tta'])
+    assert copy.read_bytes() == before
+
+
 def test_windows_in_batches_and_without_logits_predict_the_same(
     toy, trained, tmp_path, forget_runs
 ) -> None:
