@@ -77,6 +77,17 @@ class ImageClassifier(_ImageClassifier):
                 losses[f'{key}_{name}'] = value / 2 if 'loss' in key else value
         return losses
 
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
+    ) -> Any:
+        """As mmpretrain's; priors of the data samples count in the mode ``'tensor'`` too."""
+        prior = stack_priors(data_samples, inputs) if mode == 'tensor' else None
+        if prior is None:
+            return super().forward(inputs, data_samples, mode)
+        feats = self.backbone(inputs, prior)
+        feats = self.neck(feats) if self.with_neck else feats
+        return self.head(feats) if self.with_head else feats
+
     def predict(self, inputs: Tensor, data_samples: list | None = None, **kwargs: Any) -> list:
         """Data samples with the predictions for ``inputs (B, C, H, W)``.
 

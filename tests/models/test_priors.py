@@ -199,6 +199,10 @@ def test_a_classifier(options, priors, way):
     for result, expected, other in zip(results, direct, others, strict=True):
         torch.testing.assert_close(result.pred_score, expected.pred_score)
         assert not torch.allclose(result.pred_score, other.pred_score, atol=1e-3)
+    logits = model(images, cls_samples(priors(), way), mode='tensor')
+    torch.testing.assert_close(logits, model.head(feats))
+    others = model(images, cls_samples(another(options), way), mode='tensor')
+    assert not torch.allclose(logits, others, atol=1e-3)
     model.train()
     samples = cls_samples(priors(), way)
     loss = model.loss(images, samples)['loss_top_down']
