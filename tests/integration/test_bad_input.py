@@ -37,8 +37,13 @@ def work_dir(tmp_path) -> Path:
 
 
 def refused(capsys, tool: str, *arguments, work_dir: Path) -> str:
-    # But for logs, which mmengine names by the second: two refusals within one share theirs.
-    before = {p: p.read_bytes() for p in work_dir.rglob('*') if p.is_file() and p.suffix != '.log'}
+    # The folder of a log is named by the second: two refusals within one share it.
+    logs = [log.parent for log in work_dir.rglob('*.log')]
+    before = {
+        path: path.read_bytes()
+        for path in work_dir.rglob('*')
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in logs)
+    }
     argv = [*map(str, arguments), '--work-dir', str(work_dir)]
     assert run_tool(tool, argv) == 2
     message = capsys.readouterr().err
