@@ -4,7 +4,6 @@ Nothing heavy is imported before a command is chosen, so ``mmvars`` and ``mmvars
 even where torch or OpenMMLab cannot be imported.
 """
 
-import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 
 from mmvars import __version__
-from mmvars.errors import InputError
+from mmvars.errors import InputError, did_you_mean
 from mmvars.resources import resource_root
 
 __all__ = ['COMMANDS', 'load_command', 'main', 'run_tool']
@@ -144,8 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f'mmvars {__version__}')
         return 0
     if argv[0] not in COMMANDS:
-        similar = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        hint = f'; did you mean {similar[0]!r}?' if similar else ''
+        hint = did_you_mean(argv[0], COMMANDS)
         return _print_error(f'{argv[0]!r} is not a command ({", ".join(COMMANDS)}){hint}', status=2)
     sys.argv[0] = f'mmvars {argv[0]}'  # what argparse prints as the program's name
     return run_tool(argv[0], argv[1:])

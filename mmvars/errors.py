@@ -1,11 +1,12 @@
 """The one exception that means "the user can fix this", and the checks that raise it most."""
 
+import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ['InputError', 'check_choice', 'check_flag', 'check_number']
+__all__ = ['InputError', 'check_choice', 'check_flag', 'check_number', 'did_you_mean']
 
 
 class InputError(ValueError):
@@ -17,14 +18,35 @@ class InputError(ValueError):
     """
 
 
+def did_you_mean(name: Any, names: Iterable[str], limit: int = 1, cutoff: float = 0.6) -> str:
+    """What was probably meant by a wrong name, as the end of a message.
+
+    Args:
+        name: What was given.
+        names: Those that are known.
+        limit: Most names to suggest.
+        cutoff: Least likeness, difflib's ratio without regard to upper and lower case.
+
+    Returns:
+        ``"; did you mean 'train'?"``, or ``''`` where nothing is like it.
+    """
+    known = {known.lower(): known for known in names}
+    similar = difflib.get_close_matches(str(name).lower(), known, limit, cutoff)
+    matches = ' or '.join(repr(known[match]) for match in similar)
+    return f'; did you mean {matches}?' if similar else ''
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Refuse a value that is none of the choices.
 
     Raises:
-        InputError: Naming them.
+        InputError: Naming them, and the one that is most like it.
     """
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f'{name} must be one of {", ".join(choices)}; got {value!r}')
+        raise InputError(
+            f'{name} must be one of {", ".join(choices)}; got {value!r}'
+            f'{did_you_mean(value, choices)}'
+        )
 
 
 def check_flag(name: str, value: Any) -> None:

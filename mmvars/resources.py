@@ -4,10 +4,9 @@ A wheel carries them in ``mmvars/.mim/``; an editable install or a plain checkou
 the package. Nothing here imports torch or OpenMMLab.
 """
 
-import difflib
 from pathlib import Path
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, did_you_mean
 
 __all__ = ['config_path', 'resource_root']
 
@@ -69,10 +68,7 @@ def config_path(name: str) -> Path:
             f'config {name!r} could be any of '
             f'{", ".join(str(p.relative_to(root)) for p in matches)}: give the folder'
         )
-    similar = difflib.get_close_matches(
-        spellings[-1].name, [p.name for p in shipped], n=3, cutoff=0.5
-    )
-    hint = f'; near it among the shipped ones: {", ".join(similar)}' if similar else ''
+    hint = did_you_mean(spellings[-1].name, [p.name for p in shipped], limit=3, cutoff=0.5)
     raise InputError(
         f'config {name!r} does not exist here, nor among the configs of mmvars in '
         f'{root / "configs"}{hint}'

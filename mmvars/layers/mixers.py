@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mmvars.errors import InputError, check_choice
+from mmvars.errors import InputError, check_choice, did_you_mean
 from mmvars.layers.attention import MaskedAttention, SelfAttention
 from mmvars.layers.embed import Grid, TokenGrid
 from mmvars.layers.global_filter import GlobalFilter
@@ -117,7 +117,7 @@ def resolve_mixer_cfg(name: str, /, preset: str = 'release', **options: Any) -> 
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters):
         raise InputError(
             f'mixer {name!r} takes no option {", ".join(unknown)}; it takes '
-            f'{", ".join(defaults) or "none"}'
+            f'{", ".join(defaults) or "none"}{did_you_mean(unknown[0], defaults)}'
         )
     resolved = defaults | {key: value for key, value in options.items() if value is not None}
     missing = [key for key, value in resolved.items() if value is inspect.Parameter.empty]

@@ -11,7 +11,7 @@ import torch
 from mmengine.model import PretrainedInit
 from torch import Tensor
 
-from mmvars.errors import InputError, check_flag, check_number
+from mmvars.errors import InputError, check_choice, check_flag, check_number, did_you_mean
 from mmvars.networks import ARCH_ZOO, PerceiverIO, TopDown, Trunk, create_model
 from mmvars.registry import MODELS
 
@@ -129,13 +129,15 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
     if isinstance(arch, str) and arch in zoo:
         return zoo[arch], {}
     if not isinstance(arch, dict):
-        raise InputError(f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}')
+        raise InputError(
+            f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}'
+            f'{did_you_mean(arch, zoo)}'
+        )
     sizes: dict[str, Any] = dict(arch)
     trunk: Any = trunks[0]
     if len(trunks) > 1:
         trunk = sizes.pop('trunk', 'vit' if 'vit' in trunks else None)
-        if trunk not in trunks:
-            raise InputError(f"arch['trunk'] must be one of {', '.join(trunks)}; got {trunk!r}")
+        check_choice("arch['trunk']", trunk, trunks)
     options = ('mlp_ratio', *(('patch_size', 'global_pool') if trunk == 'vit' else ()))
     _check_keys('arch', sizes, ('embed_dims', 'num_layers', 'num_heads'), options)
     name = 'vit_tiny_patch16' if trunk == 'vit' else f'{trunk}_tiny'

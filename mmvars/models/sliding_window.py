@@ -5,7 +5,6 @@ original: 150 classes at 2048 x 1024 pixels are 1.2 GiB each time. A resize trea
 itself, so logits can stay as small as the head makes them until a few classes are enlarged.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvars.errors import InputError, check_choice, check_flag, check_number
+from mmvars.errors import InputError, check_choice, check_flag, check_number, did_you_mean
 
 __all__ = [
     'InferenceOptions',
@@ -70,8 +69,8 @@ class InferenceOptions:
         """Read ``test_cfg``; other keys, such as a head's own, are ignored unless misspelt."""
         known, cfg = tuple(cls.__dataclass_fields__), dict(test_cfg or {})
         for key in set(cfg) - set(known):
-            for match in difflib.get_close_matches(str(key), known, 1, _TYPO_RATIO):
-                raise InputError(f'test_cfg has no {key!r}: did you mean {match!r}?')
+            if hint := did_you_mean(key, known, cutoff=_TYPO_RATIO):
+                raise InputError(f'test_cfg has no {key!r}{hint}')
         return cls(**{key: cfg[key] for key in known if key in cfg})
 
     def __post_init__(self) -> None:

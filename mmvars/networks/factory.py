@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmvars.errors import InputError, check_choice, check_flag, check_number
+from mmvars.errors import InputError, check_choice, check_flag, check_number, did_you_mean
 from mmvars.layers import MIXERS
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import PRIORS, ClassPrototype, Feedback, MaskFeedback, Prior
@@ -152,10 +152,10 @@ def create_model(
     if 'mixer_options' in overrides:
         raise InputError('mixer_options is mixer_cfg now: write create_model(..., mixer_cfg=...)')
     if unknown := sorted(set(overrides) - (set(known) - {'injection'})):
-        own = inspect.signature(create_model).parameters
+        accepted = [*known, *inspect.signature(create_model).parameters]
         raise InputError(
             f'{name} takes no argument {", ".join(unknown)}; it takes '
-            f'{", ".join(dict.fromkeys([*known, *own]))}'
+            f'{", ".join(dict.fromkeys(accepted))}{did_you_mean(unknown[0], accepted)}'
         )
     parts = _mixer_arguments(family, mixer, mixer_cfg, overrides.get('class_token', True)) | dict(
         injection=_INJECTIONS.get(top_down or '', 'value'), double_value_bias=double_value_bias

@@ -4,14 +4,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmvars.checkpoints import read_checkpoint
-from mmvars.errors import InputError
+from mmvars.errors import InputError, did_you_mean
 from mmvars.networks import ClassPrototype, LearnedQuery, MaskFeedback, TopDown, Trunk
 from mmvars.visualization.figure import Half, short_name
 from mmvars.visualization.model import ClassTable, Model, Network, is_segmentor, network_of
@@ -212,13 +211,11 @@ def find_class(word: str, num_classes: int, names: Sequence[str] | None = None) 
         raise InputError(
             f'class name {word!r} is not unique: classes {matches} have it; give the number'
         )
-    near = get_close_matches(word.strip().lower(), by_name, n=5)
     start = ', '.join(repr(short_name(name)) for name in names[:3])
-    hint = f'the {num_classes} classes start with {start}'
-    if near:
-        hint = f'did you mean {", ".join(map(repr, near))}?'
+    hint = did_you_mean(word.strip(), by_name, limit=5)
+    hint = hint or f'; the {num_classes} classes start with {start}'
     raise InputError(
-        f'no class is called {word!r}; {hint} (a number, 0 to {num_classes - 1}, works too)'
+        f'no class is called {word!r}{hint} (a number, 0 to {num_classes - 1}, works too)'
     )
 
 

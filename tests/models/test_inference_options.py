@@ -23,7 +23,7 @@ SLIDE = dict(mode='slide', crop_size=(48, 64), stride=(31, 40))
         (dict(keep_logits='no'), "keep_logits must be True or False, got 'no'"),
         (dict(logits_device='gpu'), "logits_device must be one of cpu; got 'gpu'"),
         (dict(logits_dtype='half'), 'logits_dtype must be one of float32, float16, bfloat16'),
-        (dict(window_bacth=4), "test_cfg has no 'window_bacth': did you mean 'window_batch'"),
+        (dict(window_bacth=4), "test_cfg has no 'window_bacth'; did you mean 'window_batch'"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(wrong, words):
