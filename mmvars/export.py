@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from mmvars import __version__
-from mmvars.checkpoints.io import check_destination, write_bytes
+from mmvars.checkpoints.write import check_destination, write_bytes
 from mmvars.engine.options import add_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.layers.global_filter import GlobalFilter

@@ -27,7 +27,7 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvars import __version__
-from mmvars.checkpoints.io import write_text
+from mmvars.checkpoints.write import write_text
 from mmvars.cli import run_tool
 from mmvars.datasets import check_data_roots
 from mmvars.engine.errors import user_errors

@@ -1,9 +1,10 @@
 """Reading, converting and loading checkpoints: pure torch, every tensor reported."""
 
 from mmvars.checkpoints.convert import Conversion, convert_checkpoint, convert_state_dict
-from mmvars.checkpoints.io import read_checkpoint, write_checkpoint
+from mmvars.checkpoints.io import read_checkpoint
 from mmvars.checkpoints.load import load_heads, load_pretrained
 from mmvars.checkpoints.report import CheckpointError, ConversionReport
+from mmvars.checkpoints.write import write_checkpoint
 
 __all__ = [
     'CheckpointError',

@@ -8,9 +8,9 @@ from typing import Any
 
 from mmvars.checkpoints.convert import TASKS, convert_checkpoint
 from mmvars.checkpoints.formats import TARGETS
-from mmvars.checkpoints.io import check_destination, write_text
 from mmvars.checkpoints.load import WEIGHTS
 from mmvars.checkpoints.report import CheckpointError
+from mmvars.checkpoints.write import check_destination, write_text
 from mmvars.errors import InputError
 from mmvars.layers import MIXERS
 from mmvars.networks import MODELS

@@ -19,7 +19,7 @@ from mmvars.checkpoints.formats import (
     stated,
     target_format,
 )
-from mmvars.checkpoints.io import check_destination, read_checkpoint, read_meta, write_checkpoint
+from mmvars.checkpoints.io import read_checkpoint, read_meta
 from mmvars.checkpoints.key_mapping import Shapes, mixers_seen
 from mmvars.checkpoints.load import (
     GRID_RECORD,
@@ -40,6 +40,7 @@ from mmvars.checkpoints.load import (
     with_prefix,
 )
 from mmvars.checkpoints.report import ConversionReport, Status
+from mmvars.checkpoints.write import check_destination, write_checkpoint
 from mmvars.errors import InputError, check_choice
 from mmvars.networks import ARCH_ZOO, MODELS, VisionTransformer, create_model
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmvars.checkpoints.io import check_destination, write_text
+from mmvars.checkpoints.write import check_destination, write_text
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import add_cfg_options
 from mmvars.errors import InputError

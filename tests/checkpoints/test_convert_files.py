@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mmvars.checkpoints import CheckpointError, convert_checkpoint, convert_state_dict
-from mmvars.checkpoints.io import read_checkpoint, write_checkpoint
+from mmvars.checkpoints.io import read_checkpoint
 from mmvars.checkpoints.report import Status
+from mmvars.checkpoints.write import write_checkpoint
 from mmvars.errors import InputError
 from mmvars.layers import resample_pos_embed
 

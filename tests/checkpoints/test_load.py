@@ -13,8 +13,8 @@ from mmvars.checkpoints import (
     load_pretrained,
     read_checkpoint,
 )
-from mmvars.checkpoints.io import write_checkpoint
 from mmvars.checkpoints.report import Status
+from mmvars.checkpoints.write import write_checkpoint
 from mmvars.errors import InputError
 from mmvars.layers import resample_pos_embed
 from mmvars.networks import create_model
