@@ -92,8 +92,8 @@ def exempt_names(model: torch.nn.Module, trunk: torch.nn.Module | None) -> list[
 def feature_shapes(backbone: torch.nn.Module) -> list[torch.Size]:
     """Shapes of the features, measured in a forward on the meta device."""
     backbone.eval()
-    with torch.device('meta'), torch.no_grad():
-        images = torch.zeros(1, 3, *image_size(backbone))
+    with torch.no_grad():
+        images = torch.zeros(1, 3, *image_size(backbone), device='meta')
         if (timm := getattr(backbone, 'model', None)) is not None:
             return [timm.forward_head(timm.forward_features(images), pre_logits=True).shape]
         return [feat.shape for feat in backbone(images)]
