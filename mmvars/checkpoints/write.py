@@ -2,19 +2,33 @@
 
 import contextlib
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mmvars.errors import InputError
 
-__all__ = ['check_destination', 'write_bytes', 'write_checkpoint', 'write_text']
+__all__ = [
+    'WriteError',
+    'check_destination',
+    'whole_or_nothing',
+    'write_bytes',
+    'write_checkpoint',
+    'write_text',
+]
 
 SUFFIXES = ('.pth', '.pt', '.bin', '.safetensors')
+
+
+class WriteError(InputError):
+    """The disk refuses: it is full, read-only, over a quota or not allowed."""
 
 
 def check_destination(
@@ -67,19 +81,20 @@ def write_checkpoint(
         key: tensor.detach().clone(memory_format=torch.contiguous_format)
         for key, tensor in tensors.items()
     }
-    with _whole_or_nothing(path, overwrite) as temporary:
+    with whole_or_nothing(path, overwrite) as file:
         if path.suffix == '.safetensors':
-            save_file(copies, temporary, metadata={'format': 'pt', **(meta or {})})
+            # Not save_file: it has a temporary file of its own, which a kill leaves behind.
+            file.write(save(copies, metadata={'format': 'pt', **(meta or {})}))
         elif container is None:
-            torch.save(copies, temporary)
+            torch.save(copies, file)
         else:
-            torch.save({container: copies, **({'meta': dict(meta)} if meta else {})}, temporary)
+            torch.save({container: copies, **({'meta': dict(meta)} if meta else {})}, file)
 
 
 def write_bytes(path: str | Path, content: bytes, overwrite: bool = False) -> None:
     """Write any file as :func:`write_checkpoint` does."""
-    with _whole_or_nothing(Path(path), overwrite) as temporary:
-        temporary.write_bytes(content)
+    with whole_or_nothing(path, overwrite) as file:
+        file.write(content)
 
 
 def write_text(path: str | Path, text: str, overwrite: bool = False) -> None:
@@ -88,21 +103,72 @@ def write_text(path: str | Path, text: str, overwrite: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def _whole_or_nothing(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place at the end, or is removed."""
+def whole_or_nothing(path: str | Path, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """An open file beside ``path`` that takes its place at the end, or is removed.
+
+    It is on the disk before it takes the name. Who needs a path to write to takes ``file.name``.
+    Files that killed writers left in the folder are removed first.
+
+    Raises:
+        InputError: If ``path`` exists and ``overwrite`` is false, or is a folder.
+        WriteError: If the disk refuses.
+    """
+    path = Path(path)
     _refuse_existing(path, overwrite)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}@{socket.gethostname()}.partial')
     try:
-        yield temporary
-        with open(temporary, 'rb') as file:
+        _remove_partials(path.parent)
+        with open(temporary, 'wb') as file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
         _refuse_existing(path, overwrite)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # the latter two from the writers
-        reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
-        raise InputError(f'{path} cannot be written: {reason}') from None
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides it
+        if not isinstance(cause, OSError):
+            raise
+        raise WriteError(f'{path} cannot be written: {cause.strerror or cause}') from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _remove_partials(folder: Path) -> None:
+    """Remove what writers left that were killed.
+
+    A writer is dead if its process is on this host and gone, or if it has not written for a day:
+    processes of other hosts that share the folder cannot be seen.
+    """
+    for file in folder.glob('.*.partial'):
+        match = re.fullmatch(r'\..+\.(\d+)(?:@(.+))?\.partial', file.name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):  # another process may have removed it
+            gone = match[2] == socket.gethostname() and not _is_alive(int(match[1]))
+            if gone or file.stat().st_mtime < time.time() - 24 * 3600:
+                file.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        pass
+    return True
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring new names to the disk, where the file system knows how."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

@@ -11,11 +11,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from mmvars.engine.checkpoint_hook import save_state
 from mmvars.errors import InputError, check_number
 from mmvars.layers.vars_static import VARSStatic
 from mmvars.registry import HOOKS
@@ -33,12 +34,12 @@ _ECHO_SECONDS = 1.0  # a launcher may pass on the Ctrl-C that the terminal alrea
 
 
 class TrainingInterrupted(SystemExit):
-    """Training stopped on a signal, and its state was saved.
+    """Training stopped on a signal, and its state was saved to ``checkpoint``, if the disk let it.
 
     Exit status 128 + signal number (130 for Ctrl-C, 143 for SIGTERM), as shells have it.
     """
 
-    def __init__(self, signum: int, checkpoint: str) -> None:
+    def __init__(self, signum: int, checkpoint: str | None) -> None:
         super().__init__(128 + signum)
         self.signum = signum
         self.checkpoint = checkpoint
@@ -164,13 +165,14 @@ class SaveOnInterruptHook(Hook):
         path = self._save(runner, next_iter)
         self.uninstall()
         runner.visualizer.close()
-        runner.logger.info(
-            f'Stopped on {signal.Signals(signum).name} after iteration '
-            f'{next_iter}; state saved to {path}; --resume goes on from there'
-        )
+        stopped = f'Stopped on {signal.Signals(signum).name} after iteration {next_iter}'
+        if path is None:
+            runner.logger.error(f'{stopped}; its state is NOT saved, as warned above')
+        else:
+            runner.logger.info(f'{stopped}; state saved to {path}; --resume goes on from there')
         raise TrainingInterrupted(signum, path)
 
-    def _save(self, runner: Runner, next_iter: int) -> str:
+    def _save(self, runner: Runner, next_iter: int) -> str | None:
         meta = dict(epoch=runner.epoch, iter=next_iter)
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             meta['iter'] = runner.epoch * len(runner.train_loop.dataloader)
@@ -182,17 +184,8 @@ class SaveOnInterruptHook(Hook):
             ):
                 scheduler.load_state_dict(saved)
         name = f'iter_{next_iter}.pth'
-        path = os.path.join(runner.work_dir, name)
-        # Written beside its place and moved: a kill in the middle destroys no checkpoint.
-        runner.save_checkpoint(runner.work_dir, f'{name}.part', meta=meta, by_epoch=False)
-        if is_main_process():
-            os.replace(f'{path}.part', path)
-            pointer = os.path.join(runner.work_dir, 'last_checkpoint')
-            with open(f'{pointer}.part', 'w', encoding='utf-8') as file:
-                file.write(path)
-            os.replace(f'{pointer}.part', pointer)
-        barrier()
-        return path
+        saved = save_state(runner, runner.work_dir, name, meta=meta, by_epoch=False)
+        return os.path.join(runner.work_dir, name) if saved else None
 
 
 def _exit_with_parent() -> None:

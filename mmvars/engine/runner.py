@@ -11,7 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.dist import master_only
+from mmengine.fileio import FileClient, LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 
 from mmvars.checkpoints.formats import MMVARS, mixer_meta, recorded_mixer
@@ -19,6 +22,8 @@ from mmvars.checkpoints.io import read_meta
 from mmvars.checkpoints.key_mapping import mixers_seen
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport, Status
+from mmvars.checkpoints.write import whole_or_nothing
+from mmvars.engine.checkpoint_hook import KeepingCheckpointHook
 from mmvars.engine.cpu import setup_cpu
 from mmvars.engine.errors import building
 from mmvars.engine.hooks import TrainingInterrupted
@@ -249,11 +254,57 @@ class StrictRunner(Runner):
             )
         return checkpoint
 
-    def save_checkpoint(self, *args: Any, meta: dict | None = None, **kwargs: Any) -> None:
-        """Write the constants of the token mixer into ``meta`` too."""
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        """Put :class:`KeepingCheckpointHook` in the place of a plain ``CheckpointHook``."""
+        if isinstance(hook, dict):
+            kind = hook.get('type')
+            with HOOKS.switch_scope_and_registry(hook.get('_scope_')) as registry:
+                if (registry.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
+                    hook = dict(hook, type=KeepingCheckpointHook)
+        super().register_hook(hook, priority)
+
+    @master_only
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,
+        meta: dict | None = None,
+        backend_args: dict | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        """Write a checkpoint, in its place once it is whole and on the disk.
+
+        The constants of the token mixer go into ``meta`` too. A disk that refuses costs the
+        checkpoint, not the run. Files of a remote backend are written as mmengine does.
+
+        Returns:
+            Whether the file was written; ``None`` in other processes than the main one.
+        """
         trunk = self._trunk()
-        constants = {} if trunk is None else mixer_meta(trunk)
-        super().save_checkpoint(*args, meta=constants | (meta or {}), **kwargs)
+        kwargs.update(
+            file_client_args=file_client_args,
+            meta=({} if trunk is None else mixer_meta(trunk)) | (meta or {}),
+            backend_args=backend_args,
+        )
+        if file_client_args is None:
+            backend = get_file_backend(out_dir, backend_args=backend_args)
+        else:
+            backend = FileClient.infer_client(file_client_args, out_dir).client
+        if not isinstance(backend, LocalBackend):
+            super().save_checkpoint(out_dir, filename, **kwargs)
+            return True
+        try:
+            os.makedirs(out_dir, exist_ok=True)
+            with whole_or_nothing(Path(out_dir, filename), overwrite=True) as file:
+                super().save_checkpoint(out_dir, os.path.basename(file.name), **kwargs)
+        except (InputError, OSError) as error:
+            self.logger.warning(
+                f'Checkpoint not saved: {error}. The earlier ones stay; make room in the folder '
+                f'or allow writing there: the next checkpoint is tried again'
+            )
+            return False
+        return True
 
     def _trunk(self) -> Trunk | None:
         return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)

@@ -27,7 +27,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch, e
     path.write_bytes(b'precious')
 
     def save(content, target):
-        target.write_bytes(b'half')
+        target.write(b'half')
         raise error
 
     monkeypatch.setattr(write.torch, 'save', save)
