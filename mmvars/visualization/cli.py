@@ -5,8 +5,9 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,21 +19,22 @@ from mmvars.engine.options import add_cfg_options
 from mmvars.errors import InputError
 from mmvars.networks import PerceiverIO, Trunk
 from mmvars.visualization.draw import (
-    STEP_LIMITS,
+    LIMITS,
     ModelOutputs,
     ViewOptions,
     atom_rows,
-    attention_panels,
+    attention_rows,
     check_options,
     maps_footer,
     resolve_layer,
     run_model,
     step_rows,
 )
-from mmvars.visualization.figure import Row, draw_figure, save_figure
+from mmvars.visualization.figure import Panel, Row, draw_figure, draw_panel, save_figure
 from mmvars.visualization.model import (
     ClassTable,
     Model,
+    annotated_images,
     build_model,
     class_sources,
     dataset_of,
@@ -50,11 +52,13 @@ __all__ = ['main', 'parse_args']
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 EPILOG = """\
-IMAGE_attention.png is written for each image: input | bottom-up attention (token norms of pass 1) |
-token mask | top-down attention (token norms of pass 2) | prediction of pass 2. Each combination of
-prior and alpha is a row. Models without feedback (ViT, RVT, VARS, FAN, GFNet) have one pass, so
-neither mask nor top-down attention. perceiver_io has one pass too: drawn are its output tokens
-before and after the mask; feedback has no mask and takes no --prior; mask_attention no --alpha.
+IMAGE_attention.png is written for each image: input | ground truth, where the image is one of the
+config's test data | bottom-up attention (token norms of pass 1) | token mask | top-down attention
+(token norms of pass 2) | prediction of pass 2. Each combination of prior and alpha is a row, under
+one with what depends on neither. Models without feedback (ViT, RVT, VARS, FAN, GFNet) have one
+pass, so neither mask nor top-down attention. perceiver_io has one pass too: drawn are its output
+tokens before and after the mask; feedback has no mask and takes no --prior; mask_attention no
+--alpha.
 
 --pair LEFT RIGHT puts two photos side by side (Fig. 2.4, 2.5, 2.8): give the class of the left one
 and that of the right one as --prior. On every map stand the shares of its sum (of what is above
@@ -128,11 +132,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help='with --atoms: the K most used of each head, instead of all heads',
     )
     add(
-        '--step-limits',
-        choices=STEP_LIMITS,
-        help='colors of --steps: relative (default) draws each map over its own mean, all in one '
-        'range, so that a sharper map has a higher peak; shared draws the norms themselves in one '
-        'range; own each in its own range',
+        '--limits',
+        choices=LIMITS,
+        default='relative',
+        help='ranges of the colors: relative (default) draws each map over its own mean, all of a '
+        'kind (passes, rows, steps) in one range, so that a sharper map has a higher peak; shared '
+        'draws the norms themselves in one range; own each map in its own range',
     )
     add(
         '--threshold',
@@ -172,6 +177,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         'are replaced',
     )
     add(
+        '--format',
+        choices=('png', 'pdf', 'svg'),
+        default='png',
+        help='of the pictures (default: png)',
+    )
+    add(
+        '--panels',
+        metavar='DIR',
+        help='also write every panel alone to DIR, in the pixels of the network input, without '
+        'title, color bar and legend',
+    )
+    add(
         '--json',
         metavar='FILE',
         help='with --pair: also write the shares of the halves, and the probabilities of the '
@@ -194,10 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     alphas = list(map(_alpha, args.alpha or ()))
     _check_arguments(args)
-    args.step_limits = args.step_limits or 'relative'
     images = args.pair or find_images(args.images, args.out_dir)
     kinds = ['attention', *['steps'] * args.steps, *['atoms'] * (args.atoms is not None)]
-    targets = picture_files(images, args.out_dir, kinds, joined=args.pair is not None)
+    joined = args.pair is not None
+    targets = picture_files(images, args.out_dir, kinds, joined, args.format)
     cfg = read_config(args.config, args.cfg_options)
     pipeline = image_pipeline(cfg)
     model, meta = build_model(cfg, args.checkpoint, _device(args.device))
@@ -230,15 +247,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             'absvit-tiny-p8-gap'
         )
 
+    annotations = {} if args.pair else annotated_images(cfg, images)
+    labeled_pipeline = image_pipeline(cfg, labels=True) if annotations else pipeline
+    model_name = os.path.splitext(os.path.basename(args.config))[0]
     num_failed, sources = 0, [args.pair] if args.pair else [[image] for image in images]
     for number, (paths, target) in enumerate(zip(sources, targets, strict=True), 1):
         try:
             with user_errors():
-                sample = load_sample(paths, pipeline, trunk.patch_embed.patch_size)
+                annotation = annotations.get(os.path.realpath(paths[0]))
+                sample = load_sample(
+                    paths,
+                    labeled_pipeline if annotation else pipeline,
+                    trunk.patch_embed.patch_size,
+                    annotation,
+                )
                 outputs = [run_model(model, sample, options, config) for config in configs]
-                name = ' + '.join(short_paths(*paths))
+                name = f'{" + ".join(short_paths(*paths))} · {model_name}'
+                rows = {
+                    kind: _rows(kind, outputs, model, options, configs, classes) for kind in kinds
+                }
                 figures = [
-                    _figure(kind, name, outputs, model, options, configs, classes) for kind in kinds
+                    draw_figure(
+                        rows[kind],
+                        sample.size,
+                        f'{name} · {_footer(kind, outputs[0], model, options, configs)}',
+                    )
+                    for kind in kinds
                 ]
         except InputError as error:
             if args.pair:
@@ -246,18 +280,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_failed += 1
             print(f'[{number}/{len(sources)}] not drawn: {error}', file=sys.stderr)
             continue
-        for figure, path in zip(figures, target.values(), strict=True):
+        for figure, (kind, path) in zip(figures, target.items(), strict=True):
             save_figure(figure, path)
+            if args.panels:
+                stem = os.path.splitext(os.path.basename(path))[0]
+                for name, panel in _named_panels(rows[kind]):
+                    panel_file = os.path.join(args.panels, f'{stem}_{name}.{args.format}')
+                    save_figure(draw_panel(panel, sample.size), panel_file)
         print(
             f'[{number}/{len(sources)}] {" + ".join(paths)} -> {" ".join(target.values())}',
             flush=True,
         )
         if args.pair:
-            rows = [
+            numbers = [
                 pair_numbers(*row, configs, model, classes)
                 for row in zip(outputs, configs, strict=True)
             ]
-            print('\n'.join(map(pair_sentence, rows)))
+            print('\n'.join(map(pair_sentence, numbers)))
             if args.json:
                 layer = (
                     None
@@ -271,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     seam=sample.seam,
                     layer=layer,
                     threshold=options.threshold,
-                    rows=rows,
+                    rows=numbers,
                 )
                 write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
     if num_failed:
@@ -288,8 +327,6 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f'{name} must be between 0 and 1, got {value}')
     if args.per_head and args.atoms is None:
         raise InputError('--per-head tells atoms apart: give --atoms K too')
-    if args.step_limits and not args.steps:
-        raise InputError('--step-limits is about the colors of --steps: give that too')
     if bool(args.images) == bool(args.pair):
         raise InputError(
             'give images to draw, or --pair LEFT RIGHT'
@@ -361,7 +398,7 @@ def find_images(paths: list[str], out_dir: str) -> list[str]:
 
 
 def picture_files(
-    images: list[str], out_dir: str, kinds: list[str], joined: bool = False
+    images: list[str], out_dir: str, kinds: list[str], joined: bool = False, suffix: str = 'png'
 ) -> list[dict[str, str]]:
     """A file for each image and kind of picture; with ``joined`` all images are one picture.
 
@@ -376,7 +413,7 @@ def picture_files(
         stems.append(next(stem for stem in candidates if stem not in stems))
     sources = set(map(os.path.realpath, images))
     targets = [
-        {kind: os.path.join(out_dir, f'{stem}_{kind}.png') for kind in kinds} for stem in stems
+        {kind: os.path.join(out_dir, f'{stem}_{kind}.{suffix}') for kind in kinds} for stem in stems
     ]
     for target in itertools.chain.from_iterable(files.values() for files in targets):
         if os.path.realpath(target) in sources:
@@ -396,49 +433,62 @@ def short_paths(*paths: str) -> list[str]:
     return [os.path.relpath(path, os.path.commonpath(full_paths)) for path in full_paths]
 
 
-def _figure(
+def _rows(
     kind: str,
-    name: str,
     outputs: list[ModelOutputs],
     model: Model,
     options: ViewOptions,
     configs: list[PanelConfig],
     classes: ClassTable,
-) -> Any:
-    """One picture of an image: a row, or several, for each of ``outputs``."""
+) -> list[Row]:
+    """The panels of one picture of an image: a row, or several, for each of ``outputs``."""
     labels = [config.label(network_of(model)) for config in configs]
-    size = outputs[0].image.shape[:2]
     if kind == 'attention':
-        is_pair = outputs[0].seam is not None
-        others = _prior_classes(configs) if is_pair else ()
-        rows = [
-            Row(attention_panels(out, classes, options, config, others), label)
-            for out, config, label in zip(outputs, configs, labels, strict=True)
-        ]
+        others = _prior_classes(configs) if outputs[0].seam is not None else ()
+        return attention_rows(outputs, classes, options, configs, labels, others)
+    draw_rows = step_rows if kind == 'steps' else atom_rows
+    rows = [
+        row
+        for out, label in zip(outputs, labels, strict=True)
+        for row in draw_rows(out, options, label)
+    ]
+    options.share_limits(panel for row in rows for panel in row.panels)
+    return rows
+
+
+def _footer(
+    kind: str,
+    outputs: ModelOutputs,
+    model: Model,
+    options: ViewOptions,
+    configs: list[PanelConfig],
+) -> str:
+    """What is drawn in one picture of an image, for the small print."""
+    (height, width), grid = outputs.image.shape[:2], outputs.grids[-1]
+    depth = model.backbone.trunk.depth
+    of_block = f'block {resolve_layer(options.layer, depth) + 1} of {depth}'
+    if kind == 'steps':
+        text = f'|P u| in {of_block}{LIMITS[options.limits]}'
+    elif kind == 'atoms':
+        text = f'most used atoms of {of_block}'
+    else:
         text = maps_footer(model, options)
-        if is_pair:
+        if outputs.seam is not None:
             text += ' · on each half its share of the sum'
             if options.threshold is not None:
                 text += f' (of norms above the threshold {options.threshold:g})'
         if note := _class_token_note(model, configs):
             text += f' · {note}'
-    else:
-        draw_rows = step_rows if kind == 'steps' else atom_rows
-        rows = [
-            row
-            for out, label in zip(outputs, labels, strict=True)
-            for row in draw_rows(out, options, label)
-        ]
-        depth = model.backbone.trunk.depth
-        of_block = f'block {resolve_layer(options.layer, depth) + 1} of {depth}'
-        text = (
-            f'|P u| in {of_block}{STEP_LIMITS[options.step_limits]}'
-            if kind == 'steps'
-            else f'most used atoms of {of_block}'
-        )
-    return draw_figure(
-        rows, size, f'{name} · {text} · network input {size[0]}x{size[1]} px (height x width)'
-    )
+    return f'{text} · {grid.height}x{grid.width} tokens of {height}x{width} px (height x width)'
+
+
+def _named_panels(rows: Sequence[Row]) -> Iterator[tuple[str, Panel]]:
+    """Every panel of a picture that shows something, with a name for its file."""
+    for number, row in enumerate(rows, 1):
+        for panel in row.panels:
+            if panel.title:
+                title = re.sub(r'\W+', '-', panel.title.lower()).strip('-')
+                yield (f'{number}-{title}' if len(rows) > 1 else title), panel
 
 
 def _prior_classes(configs: Sequence[PanelConfig]) -> tuple[int, ...]:

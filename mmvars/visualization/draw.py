@@ -1,7 +1,7 @@
 """From a model and an image to rows of panels."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -45,11 +45,12 @@ from mmvars.visualization.priors import PanelConfig
 from mmvars.visualization.recorder import recording
 
 __all__ = [
-    'STEP_LIMITS',
+    'LIMITS',
     'ModelOutputs',
     'ViewOptions',
     'atom_rows',
     'attention_panels',
+    'attention_rows',
     'check_options',
     'maps_footer',
     'resolve_layer',
@@ -57,7 +58,7 @@ __all__ = [
     'step_rows',
 ]
 
-STEP_LIMITS = {'relative': ', over its mean', 'shared': '', 'own': ', each in its own range'}
+LIMITS = {'relative': ', over its mean', 'shared': '', 'own': ', each in its own range'}
 MAX_COLUMNS = 8  # of atoms
 
 
@@ -74,11 +75,24 @@ class ViewOptions:
     steps: bool = False
     atoms: int | None = None
     per_head: bool = False
-    step_limits: str = 'relative'
+    limits: str = 'relative'
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """A map ``(H, W)`` of norms or shares in the unit in which it is compared with others."""
+        return values / max(float(values.mean()), 1e-12) if self.limits == 'relative' else values
 
     def cut(self, values: np.ndarray) -> np.ndarray:
         """The part of a map ``(H, W)``, without padding, above the threshold."""
         return values if self.threshold is None else suppress_below(values, self.threshold)
+
+    def share_limits(self, panels: Iterable[Panel]) -> None:
+        """Give all heat maps of one kind one range, unless each is to have its own."""
+        maps = [panel for panel in panels if isinstance(panel, HeatMap) and panel.kind]
+        for kind in {heat_map.kind for heat_map in maps} if self.limits != 'own' else ():
+            same = [heat_map for heat_map in maps if heat_map.kind == kind]
+            ranges = [m.limits or (float(m.values.min()), float(m.values.max())) for m in same]
+            for heat_map in same:
+                heat_map.limits = min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def resolve_layer(layer: int | None, depth: int) -> int:
@@ -174,6 +188,7 @@ class ModelOutputs:
     seam: int | None = None  # of two photos; then:
     norm_shares: list[dict | None] = field(default_factory=list)  # of norms above the threshold
     mask_shares: dict | None = None  # of all of the token mask
+    truth: np.ndarray | None = None  # what is annotated: labels (H, W), or class numbers
 
 
 @torch.no_grad()
@@ -250,6 +265,7 @@ def run_model(
         enlarge,
         records.get('traces', []),
         seam=sample.seam,
+        truth=sample.truth,
     )
     for row, row_grid in zip(records.get('average', ()), grids, strict=False):
         outputs.average_attention.append(enlarge(attention_map(row, row_grid)))
@@ -285,10 +301,12 @@ def attention_panels(
     config: PanelConfig | None = None,
     others: tuple[int, ...] = (),
 ) -> list[Panel]:
-    """Input, bottom-up attention, token mask, top-down attention, prediction, in this order.
+    """Input, ground truth, bottom-up attention, token mask, top-down attention, prediction.
 
-    A plain network has neither mask nor top-down panel, feedback without a prior has no mask. With
-    several rounds of feedback there is a panel for each, and the mask stands before the last. The
+    There is a ground truth where the sample has annotations; that of a classifier is marked among
+    the likeliest classes. A plain network has neither mask nor top-down panel, feedback without a
+    prior has no mask. With several rounds of feedback there is a panel for each, and the mask
+    stands before the last. The
     attention of the class token or of the average token comes after the attention maps of its pass,
     the difference after all of these. Where two photos lie side by side, the shares of the halves
     stand on the maps.
@@ -313,6 +331,7 @@ def attention_panels(
         values: np.ndarray,
         title: str,
         note: str,
+        kind: str,
         shares: dict | None = None,
         limits: tuple[float, float] | None = None,
         color_map: str = 'inferno',
@@ -324,28 +343,40 @@ def attention_panels(
                 limits,
                 options.strength,
                 color_map,
+                kind=kind,
                 title=title,
                 note=note,
                 halves=halves(shares),
+                steered=steered,
             )
         )
 
+    def label_map(labels: np.ndarray, **texts: str) -> LabelMap:
+        return LabelMap(labels, image, classes.names, classes.palette, **texts)
+
+    steered = False
     panels: list[Panel] = [Picture(image, halves=halves())]
+    if outputs.truth is not None and outputs.truth.ndim == 2:
+        panels.append(label_map(outputs.truth, title='Ground truth'))
     for index, (norms, stage) in enumerate(zip(outputs.norms, outputs.stages, strict=True)):
+        steered = index > 0
         of_pass = f', {stage}' if stage and not reweighted else ''
         if index == last and outputs.token_mask is not None:
+            steered = True
             # Zero means "not fed back", so the scale starts there whatever the smallest weight.
             heat_map(
                 outputs.token_mask,
                 'Token mask',
                 f'cosine of {"output" if reweighted else f"pass-{last}"} tokens with the prior',
+                'mask',
                 outputs.mask_shares,
                 (0.0, max(float(outputs.token_mask.max()), 1e-6)),
             )
         heat_map(
-            options.cut(norms),
+            options.cut(options.scaled(norms)),
             f'{"Top-down" if index else "Bottom-up"} attention',
             f'norms of {stage}' if reweighted else f'token norms{of_pass}',
+            'norms',
             outputs.norm_shares[index] if outputs.norm_shares else None,
         )
         for maps, title, note in (
@@ -353,9 +384,9 @@ def attention_panels(
             (outputs.average_attention, 'Average token looks at', 'mean of queries and heads'),
         ):
             if index < len(maps):  # there are none of reweighted output tokens
-                heat_map(options.cut(maps[index]), title, note + of_pass)
+                heat_map(options.cut(options.scaled(maps[index])), title, note + of_pass, title)
     if options.difference and last:
-        change = outputs.norms[-1] - outputs.norms[0]
+        change = options.scaled(outputs.norms[-1]) - options.scaled(outputs.norms[0])
         reach = max(float(np.abs(change).max()), 1e-6)  # white is "no change"
         heat_map(
             change,
@@ -363,26 +394,59 @@ def attention_panels(
             'output tokens, after − before'
             if reweighted
             else f'token norms, pass {last + 1} − pass 1',
+            'difference',
             None,
             (-reach, reach),
             'bwr',
         )
     note = outputs.stages[-1]
     if outputs.prediction.ndim == 2:
-        return [
-            *panels,
-            LabelMap(outputs.prediction, image, classes.names, classes.palette, note=note),
-        ]
-    return [
-        *panels,
-        TopClasses(
+        prediction: Panel = label_map(outputs.prediction, note=note)
+    else:
+        truth = () if outputs.truth is None else tuple(outputs.truth.tolist())
+        prediction = TopClasses(
             outputs.prediction,
             classes.names,
             highlight=config.class_index,
             others=others,
+            truth=truth,
             note=note,
-        ),
+        )
+    prediction.steered = last > 0
+    return [*panels, prediction]
+
+
+def attention_rows(
+    outputs: Sequence[ModelOutputs],
+    classes: ClassTable,
+    options: ViewOptions,
+    configs: Sequence[PanelConfig],
+    labels: Sequence[str],
+    others: tuple[int, ...] = (),
+) -> list[Row]:
+    """A row of :func:`attention_panels` for each prior and scale, in common ranges.
+
+    With several rows, what depends on neither (input, ground truth, bottom-up attention) stands
+    once, in a row of its own.
+    """
+    rows = [
+        Row(attention_panels(out, classes, options, config, others), label)
+        for out, config, label in zip(outputs, configs, labels, strict=True)
     ]
+    if len(rows) > 1:
+        first_pass = [
+            replace(panel, halves=panel.halves and replace(panel.halves, half=None))
+            for panel in rows[0].panels
+            if not panel.steered
+        ]
+        rows = [Row(first_pass)] + [
+            Row([panel for panel in row.panels if panel.steered], row.label) for row in rows
+        ]
+        columns = max(len(row.panels) for row in rows)
+        for row in rows:
+            row.panels = [*row.panels, *[Panel()] * (columns - len(row.panels))]
+    options.share_limits(panel for row in rows for panel in row.panels)
+    return rows
 
 
 def maps_footer(model: Model, options: ViewOptions) -> str:
@@ -391,6 +455,7 @@ def maps_footer(model: Model, options: ViewOptions) -> str:
     if isinstance(network, PerceiverIO):
         return 'norms of the output tokens · one pass, reweighted by the token mask'
     text = f'token norms after block {resolve_layer(options.layer, depth) + 1} of {depth}'
+    text += LIMITS[options.limits]
     if isinstance(network, Trunk):
         text += ' · no feedback: one pass, no token mask, no top-down attention'
     elif network.prior is None:
@@ -410,14 +475,7 @@ def step_rows(outputs: ModelOutputs, options: ViewOptions, label: str = '') -> l
     rows = []
     for number, (trace, grid) in enumerate(zip(outputs.traces, outputs.grids, strict=True), 1):
         maps = [outputs.enlarge(token_norm_map(tokens, grid)) for tokens in trace.reconstructions]
-        if options.step_limits == 'relative':
-            maps = [m / max(float(m.mean()), 1e-12) for m in maps]
-        maps = [options.cut(m) for m in maps]
-        limits = (
-            None
-            if options.step_limits == 'own'
-            else (float(min(m.min() for m in maps)), float(max(m.max() for m in maps)))
-        )
+        maps = [options.cut(options.scaled(m)) for m in maps]
         energies = energy_shares(trace, sparsity_weight(outputs.mixer, grid))[:, 0].tolist()
         panels: list[Panel] = [Picture(outputs.image)]
         for step, (values, code, energy) in enumerate(
@@ -428,14 +486,15 @@ def step_rows(outputs: ModelOutputs, options: ViewOptions, label: str = '') -> l
                 HeatMap(
                     values,
                     outputs.image,
-                    limits,
-                    options.strength,
+                    strength=options.strength,
+                    kind='steps',
                     title=f'Step {step}' if step else 'Start',
                     note=note,
                 )
             )
         lines = [label, f'pass {number}' if len(outputs.traces) > 1 else '']
         rows.append(Row(panels, '\n'.join(filter(None, lines))))
+    options.share_limits(panel for row in rows for panel in row.panels)
     return rows
 
 

@@ -27,6 +27,7 @@ __all__ = [
     'blend',
     'default_palette',
     'draw_figure',
+    'draw_panel',
     'figure_to_array',
     'save_figure',
     'short_name',
@@ -47,6 +48,7 @@ BAR_HEIGHT = 0.19  # of one class with its name
 DPI = 150
 MAX_NAME = 20  # letters
 GRAY = '0.35'
+ASKED, OTHER, PLAIN = '#d95f02', '#7a8f3a', '#4c78a8'  # bars of classes
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Panel:
     title: str = ''
     note: str = ''  # small print under the title
     halves: SideBySide | None = None
+    steered: bool = False  # whether it depends on the prior or its scale
 
     def draw(self, axes: 'Axes') -> None:
         """Fill ``axes``, which has the shape of the image; a strip under it is free too."""
@@ -112,6 +115,7 @@ class HeatMap(Panel):
     limits: tuple[float, float] | None = None  # of the color bar; None: the map's own
     strength: float = 0.7  # share of the colors in the overlay, 0 to 1
     color_map: str = 'inferno'
+    kind: str = field(default='', kw_only=True)  # maps of one kind can be drawn in one range
 
     def draw(self, axes: 'Axes') -> None:
         from matplotlib import colormaps
@@ -140,7 +144,10 @@ class HeatMap(Panel):
 
 @dataclass
 class LabelMap(Panel):
-    """A segmentation ``(H, W)`` in the data set's palette, with a legend of its largest classes."""
+    """A segmentation ``(H, W)`` in the data set's palette, with a legend of its largest classes.
+
+    Labels that are none of the classes (ignored pixels of a ground truth) show the gray image.
+    """
 
     labels: np.ndarray
     image: np.ndarray
@@ -152,13 +159,15 @@ class LabelMap(Panel):
         from matplotlib.patches import Patch
 
         palette = np.asarray(self.palette, np.float32) / 255
-        _show(axes, blend(palette[self.labels], self.image, 0.65))
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        is_class = self.labels < len(self.classes)
+        colors = palette[np.where(is_class, self.labels, 0)]
+        _show(axes, blend(colors, self.image, np.where(is_class, 0.65, 0)[..., None]))
+        counts = np.bincount(self.labels[is_class], minlength=len(self.classes))
         largest = [i for i in np.argsort(-counts, kind='stable') if counts[i]]
         room = max(int(axes.bbox.height / axes.figure.dpi / LEGEND_LINE), 1)
         entries = []
         for index in largest if len(largest) <= room else largest[: room - 1]:
-            share = counts[index] / counts.sum()
+            share = counts[index] / self.labels.size
             percent = f'{share:.0%}' if share >= 0.005 else '<1%'
             entries.append(
                 Patch(
@@ -188,8 +197,9 @@ class LabelMap(Panel):
 class TopClasses(Panel):
     """The likeliest classes of a classifier as bars.
 
-    ``highlight`` is a class in another color, ``others`` are in a third. Where one of them is none
-    of the likeliest, it takes a last place and its rank is written.
+    The class of the prior (``highlight``) is in another color, those of the ``others`` are in a
+    third. Where one of them, or of the ``truth``, is none of the likeliest, it takes a last place
+    and its rank is written.
     """
 
     scores: np.ndarray  # probabilities (K,)
@@ -197,6 +207,7 @@ class TopClasses(Panel):
     count: int = 5  # where there is room
     highlight: int | None = None
     others: tuple[int, ...] = ()
+    truth: tuple[int, ...] = ()  # what the image shows, if it is known
     title: str = field(default='Classes', kw_only=True)
 
     def draw(self, axes: 'Axes') -> None:
@@ -204,41 +215,36 @@ class TopClasses(Panel):
         visible = self.visible(min(self.count, int(height / BAR_HEIGHT)))
         for row, (index, rank) in enumerate(visible):
             y = len(visible) - 1 - row
-            color = (
-                '#d95f02'
-                if index == self.highlight
-                else '#7a8f3a'
-                if index in self.others
-                else '#4c78a8'
-            )
+            color = ASKED if index == self.highlight else OTHER if index in self.others else PLAIN
             axes.barh(y - 0.18, self.scores[index], height=0.3, color=color)
             name = _elided(self.classes[index])
-            axes.text(
-                0,
-                y + 0.08,
-                name if rank == row + 1 else f'{rank}. {name}',
-                va='bottom',
-                fontsize=SMALL,
-            )
-            axes.text(
-                1,
-                y + 0.08,
-                f'{self.scores[index]:.1%}',
-                va='bottom',
-                ha='right',
-                fontsize=SMALL,
-                color=GRAY,
-            )
+            rank_text = '' if rank == row + 1 else f'{rank}. '
+            truth_text = ' (true)' if index in self.truth else ''
+            text = f'{rank_text}{name}{truth_text} {self.scores[index]:.1%}'
+            axes.text(0, y + 0.08, text, va='bottom', fontsize=SMALL)
         axes.set(xlim=(0, 1), ylim=(-0.45, len(visible) - 0.35))
         axes.axis('off')
+        legend = [(ASKED, 'the prior')] if self.highlight is not None else []
+        legend += [(OTHER, 'the other prior')] if set(self.others) - {self.highlight} else []
+        for place, (color, text) in enumerate(legend):
+            axes.text(
+                place / 2,
+                -0.14 / height,
+                f'\N{BLACK SQUARE} class of {text}' if not place else f'\N{BLACK SQUARE} of {text}',
+                transform=axes.transAxes,
+                va='top',
+                fontsize=TINY,
+                color=color,
+            )
 
     def visible(self, count: int) -> list[tuple[int, int]]:
         """Index and rank (1 is likeliest) of the classes drawn, where there is room for ``count``.
 
-        ``highlight`` and ``others`` are always drawn, even in too little room.
+        ``highlight``, ``others`` and ``truth`` are always drawn, even in too little room.
         """
         order = np.argsort(-self.scores, kind='stable').tolist()
-        ranks = {order.index(c) for c in (self.highlight, *self.others) if c is not None}
+        marked = (self.highlight, *self.others, *self.truth)
+        ranks = {order.index(index) for index in marked if index is not None}
         for rank in range(len(order)):
             if len(ranks) < count:
                 ranks.add(rank)
@@ -322,6 +328,19 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
     return figure
 
 
+def draw_panel(panel: Panel, image_size: tuple[int, int]) -> 'Figure':
+    """One panel alone, without title, color bar and legend, in the pixels of the image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(image_size[1] / DPI, image_size[0] / DPI), dpi=DPI, facecolor='white')
+    axes = figure.add_axes((0, 0, 1, 1))
+    panel.draw(axes)
+    if legend := axes.get_legend():
+        legend.remove()
+    axes.axis('off')
+    return figure
+
+
 def save_figure(figure: 'Figure', path: str) -> None:
     """Write a figure as PNG (or what the suffix says); an older file stays until this one is whole.
 
@@ -347,9 +366,10 @@ def figure_to_array(figure: 'Figure') -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def blend(top: np.ndarray, image: np.ndarray, strength: float) -> np.ndarray:
+def blend(top: np.ndarray, image: np.ndarray, strength: float | np.ndarray) -> np.ndarray:
     """``strength`` parts of the colors ``top (H, W, 3)``, 0..1, on an image ``(H, W, 3)``, uint8.
 
+    ``strength`` is one number, or one a pixel ``(H, W, 1)``.
     The image goes gray first, so that its colors are not mistaken for the map's.
     """
     gray = (image.astype(np.float32) / 255) @ np.array([0.299, 0.587, 0.114], np.float32)

@@ -11,12 +11,12 @@ from mmvars.errors import check_number
 from mmvars.registry import HOOKS
 from mmvars.visualization.draw import (
     ViewOptions,
-    attention_panels,
+    attention_rows,
     check_options,
     maps_footer,
     run_model,
 )
-from mmvars.visualization.figure import Row, draw_figure, figure_to_array
+from mmvars.visualization.figure import draw_figure, figure_to_array
 from mmvars.visualization.model import ClassTable, Model, Sample, network_of, num_classes_of
 from mmvars.visualization.priors import PanelConfig, check_top_down, scale_of
 
@@ -27,11 +27,11 @@ __all__ = ['AttentionVisualizationHook']
 class AttentionVisualizationHook(Hook):
     """Draws bottom-up attention, token mask, top-down attention and prediction of a few images.
 
-    The pictures go to every backend of the visualizer (files, TensorBoard, WandB, ...) as
-    ``attention_<number>_<image>``. They show the first images of the validation (or test) set, the
-    same ones each time, so that training can be followed in them. Each costs one extra forward of
-    one image; validations in between, and all ranks but the first, do nothing. Works in
-    MMSegmentation and MMPretrain; evaluation is not touched.
+    The pictures (ground truth included) go to every backend of the visualizer (files, TensorBoard,
+    WandB, ...) as ``attention_<number>_<image>``. They show the first images of the validation (or
+    test) set, the same ones each time, so that training can be followed in them. Each costs one
+    extra forward of one image; validations in between, and all ranks but the first, do nothing.
+    Works in MMSegmentation and MMPretrain; evaluation is not touched.
 
     Args:
         draw: Off by ``--cfg-options custom_hooks.0.draw=False`` without leaving the config.
@@ -108,14 +108,14 @@ class AttentionVisualizationHook(Hook):
         samples = list(map(Sample, data_batch['inputs'], data_batch['data_samples']))
         for sample in samples[: self._num_left]:
             self._num_left -= 1
-            outputs = run_model(model, sample, self.options, PanelConfig(alpha=self.alpha))
+            config = PanelConfig(alpha=self.alpha)
+            outputs = run_model(model, sample, self.options, config)
             name = os.path.basename(str(sample.data_sample.metainfo.get('img_path', 'image')))
             footer = f'{name} · {maps_footer(model, self.options)}'
             if (alpha := scale_of(network_of(model), self.alpha)) is not None:
                 footer += f' · α = {alpha:g}'
-            figure = draw_figure(
-                [Row(attention_panels(outputs, classes, self.options))], sample.size, footer
-            )
+            rows = attention_rows([outputs], classes, self.options, [config], [''])
+            figure = draw_figure(rows, sample.size, footer)
             title = f'attention_{self.num_images - self._num_left}_{os.path.splitext(name)[0]}'
             runner.visualizer.add_image(
                 title, figure_to_array(figure), runner.epoch if by_epoch else runner.iter

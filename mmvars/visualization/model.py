@@ -28,6 +28,7 @@ __all__ = [
     'Model',
     'Network',
     'Sample',
+    'annotated_images',
     'build_model',
     'class_sources',
     'dataset_of',
@@ -201,10 +202,33 @@ def class_sources(dataset: Mapping, checkpoint_meta: Mapping) -> list[Mapping | 
     ]
 
 
-def image_pipeline(cfg: Config) -> Compose:
-    """The config's own test pipeline, for images without labels.
+def annotated_images(cfg: Config, images: Sequence[str]) -> dict[str, dict]:
+    """What the config's test data say of those of ``images`` that belong to them.
 
-    Steps that load or check labels are left out, and images are read by the strict
+    Returns:
+        Real path -> entry of the data set, for images with annotations. Empty where no image
+        stands below ``data_root``: the data set is not looked at then.
+    """
+    dataset = dataset_of(cfg)
+    if not dataset.get('data_root'):
+        return {}
+    root = os.path.join(os.path.realpath(dataset['data_root']), '')
+    if not any(os.path.realpath(image).startswith(root) for image in images):
+        return {}
+    with user_errors():
+        built = DATASETS.build(dict(dataset, pipeline=[]))
+    entries = map(built.get_data_info, range(len(built)))
+    return {
+        os.path.realpath(entry['img_path']): entry
+        for entry in entries
+        if 'gt_label' in entry or os.path.isfile(entry.get('seg_map_path') or '')
+    }
+
+
+def image_pipeline(cfg: Config, labels: bool = False) -> Compose:
+    """The config's own test pipeline, for images with or without labels.
+
+    Without, steps that load or check labels are left out. Images are read by the strict
     ``mmvars.LoadImageFromFile``.
 
     Raises:
@@ -219,7 +243,7 @@ def image_pipeline(cfg: Config) -> Compose:
             step = dict(type='mmvars.LoadImageFromFile') | {
                 key: step[key] for key in ('allow', 'backend_args', 'to_float32') if key in step
             }
-        if name not in LABEL_STEPS:
+        if labels or name not in LABEL_STEPS:
             steps.append(step)
     if not loads_image:
         raise InputError(
@@ -249,6 +273,17 @@ class Sample:
         data = {'inputs': [self.inputs], 'data_samples': [blank]}
         return model.data_preprocessor(data, False)['inputs']
 
+    @property
+    def truth(self) -> np.ndarray | None:
+        """What is annotated: labels ``(H, W)``, or class numbers; ``None`` without annotations."""
+        if self.data_sample.get('gt_sem_seg') is not None:
+            # Tests load labels at the size of the file.
+            labels = self.data_sample.gt_sem_seg.data[None].double()
+            return F.interpolate(labels, size=self.size)[0, 0].long().numpy()
+        if self.data_sample.get('gt_label') is not None:
+            return self.data_sample.gt_label.numpy()
+        return None
+
     def picture(self, model: Model) -> np.ndarray:
         """The pixels as ``(H, W, 3)`` uint8, RGB."""
         pixels = self.inputs.flip(0) if swaps_channels(model.data_preprocessor) else self.inputs
@@ -256,8 +291,12 @@ class Sample:
         return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
-def load_sample(paths: Sequence[str], pipeline: Compose, patch_size: int) -> Sample:
+def load_sample(
+    paths: Sequence[str], pipeline: Compose, patch_size: int, annotation: Mapping | None = None
+) -> Sample:
     """Read and prepare one image; or two, which become one image with a ``seam``.
+
+    ``annotation`` is what the data set says of the one image, see :func:`annotated_images`.
 
     Each is prepared as the model's own pipeline does. Where that leaves two at different heights,
     the higher one is scaled down to the height of the other.
@@ -266,7 +305,7 @@ def load_sample(paths: Sequence[str], pipeline: Compose, patch_size: int) -> Sam
         InputError: If a file is no readable 8-bit color image (see ``mmvars.LoadImageFromFile``),
             or is smaller than a patch.
     """
-    packed = [pipeline(dict(img_path=path)) for path in paths]
+    packed = [pipeline({**(annotation or {}), 'img_path': path}) for path in paths]
     for path, entry in zip(paths, packed, strict=True):
         original = entry['data_samples'].metainfo.get('ori_shape', entry['inputs'].shape[-2:])[:2]
         if min(original) < patch_size:

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmvars.visualization.draw import ViewOptions, atom_rows, attention_panels, run_model, step_rows
+from mmvars.visualization.draw import (
+    ViewOptions,
+    atom_rows,
+    attention_panels,
+    attention_rows,
+    run_model,
+    step_rows,
+)
 from mmvars.visualization.figure import HeatMap, LabelMap, Picture, TopClasses
 from mmvars.visualization.model import ClassTable, network_of, num_classes_of
 from mmvars.visualization.priors import PanelConfig
@@ -76,7 +83,7 @@ def test_with_alpha_zero_the_prior_changes_nothing(task, make_model, make_sample
 
 def test_the_threshold_leaves_the_high_part_of_the_visible_map(make_model, make_sample):
     model, sample = make_model('segmentation'), make_sample('segmentation', SIZE)
-    options = ViewOptions(threshold=0.7, difference=True)
+    options = ViewOptions(threshold=0.7, difference=True, limits='own')
     outputs = run_model(model, sample, options)
     whole, panels = outputs.norms[0], attention_panels(outputs, ClassTable.of(19), options)
     cut = panels[1].values
@@ -120,14 +127,64 @@ def test_the_panels_and_their_order(task, kind, titles, make_model, make_sample)
 
 
 def test_the_difference_is_drawn_on_a_scale_with_zero_in_the_middle(make_model, make_sample):
-    model, options = make_model('segmentation'), ViewOptions(difference=True)
-    outputs = run_model(model, make_sample('segmentation', SIZE), options)
-    panel = attention_panels(outputs, ClassTable.of(19), options)[4]
-    np.testing.assert_array_equal(panel.values, outputs.norms[1] - outputs.norms[0])
-    assert panel.limits == (-np.abs(panel.values).max(), np.abs(panel.values).max())
+    model = make_model('segmentation')
+    for limits, unit in (('shared', lambda m: 1), ('relative', np.mean)):
+        options = ViewOptions(difference=True, limits=limits)
+        outputs = run_model(model, make_sample('segmentation', SIZE), options)
+        panel = attention_panels(outputs, ClassTable.of(19), options)[4]
+        before, after = (norms / unit(norms) for norms in outputs.norms)
+        np.testing.assert_allclose(panel.values, after - before, rtol=1e-5, atol=1e-6)
+        assert panel.limits == (-np.abs(panel.values).max(), np.abs(panel.values).max())
     vit = make_model('segmentation', 'ViT')
     outputs = run_model(vit, make_sample('segmentation', SIZE), options)
     assert len(attention_panels(outputs, ClassTable.of(19), options)) == 3
+
+
+@pytest.mark.parametrize('limits', ['relative', 'shared', 'own'])
+def test_rows_share_ranges_and_what_depends_on_no_prior(limits, task, make_model, make_sample):
+    model, options = make_model(task), ViewOptions(limits=limits, difference=True)
+    sample = make_sample(task, SIZE)
+    configs = [PanelConfig('', torch.randn(24), alpha=alpha) for alpha in (1.0, 10.0)]
+    outputs = [run_model(model, sample, options, config) for config in configs]
+    classes = ClassTable.of(num_classes_of(model))
+    rows = attention_rows(outputs, classes, options, configs, ['a', 'b'])
+    last = dict(segmentation='Segmentation', classification='Classes')[task]
+    steered = ['Token mask', 'Top-down attention', 'Top-down − bottom-up', last]
+    assert [[panel.title for panel in row.panels if panel.title] for row in rows] == [
+        ['Input', 'Bottom-up attention'],
+        steered,
+        steered,
+    ]
+    assert {len(row.panels) for row in rows} == {4}
+    assert [row.label for row in rows] == ['', 'a', 'b']
+    norms = [rows[0].panels[1], rows[1].panels[1], rows[2].panels[1]]
+    if limits == 'own':
+        assert [panel.limits for panel in norms] == [None] * 3
+    else:
+        values = np.stack([panel.values for panel in norms])
+        assert {panel.limits for panel in norms} == {(values.min(), values.max())}
+        assert rows[1].panels[0].limits == rows[2].panels[0].limits
+        assert rows[1].panels[2].limits == rows[2].panels[2].limits
+    means = [panel.values.mean() for panel in norms]
+    assert (np.ptp(means) < 1e-5) == (limits == 'relative')
+
+
+def test_the_truth_is_beside_the_input_or_marked_among_the_classes(make_model, make_sample):
+    from mmengine.structures import PixelData
+
+    sample = make_sample('segmentation', SIZE)
+    labels = torch.arange(4).view(1, 2, 2).repeat_interleave(10, 1).repeat_interleave(14, 2)
+    sample.data_sample.gt_sem_seg = PixelData(data=labels)  # at half the size
+    outputs = run_model(make_model('segmentation'), sample, ViewOptions())
+    panels = attention_panels(outputs, ClassTable.of(19), ViewOptions())
+    assert [panel.title for panel in panels[:3]] == ['Input', 'Ground truth', 'Bottom-up attention']
+    expected = np.repeat(np.repeat([[0, 1], [2, 3]], 20, 0), 28, 1)
+    np.testing.assert_array_equal(panels[1].labels, expected)
+    sample = make_sample('classification', SIZE)
+    sample.data_sample.set_gt_label(4)
+    outputs = run_model(make_model('classification'), sample, ViewOptions())
+    panel = attention_panels(outputs, ClassTable.of(6), ViewOptions())[-1]
+    assert panel.truth == (4,) and 4 in [index for index, _ in panel.visible(1)]
 
 
 def test_padding_by_the_data_preprocessor_is_cut_too(make_config, make_sample):

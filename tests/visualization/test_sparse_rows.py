@@ -85,7 +85,7 @@ def test_there_is_a_panel_for_the_start_and_each_step(kind, run):
 def test_the_colors_of_the_steps(run):
     norms, limits = {}, {}
     for choice in ('relative', 'shared', 'own'):
-        outputs, options = run('rvt:vars_d', steps=True, layer=0, step_limits=choice)
+        outputs, options = run('rvt:vars_d', steps=True, layer=0, limits=choice)
         panels = step_rows(outputs, options)[0].panels[1:]
         norms[choice] = [panel.values for panel in panels]
         limits[choice] = [panel.limits for panel in panels]
