@@ -1,22 +1,37 @@
-"""The one reader of checkpoint files, which executes nothing."""
+"""Checkpoint files: one reader, which executes nothing and takes no more than a file holds.
 
-import argparse
-import contextlib
+Files are what they start as: a zip file or a plain file of ``torch.save``, or safetensors. All that
+can be known to be wrong from sizes and names is refused before a tensor is read.
+"""
+
+import hashlib
+import json
 import os
-import pickle
 import re
+import stat
 import struct
-import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, serialization
+from torch import Tensor
 
+from mmvars.checkpoints.unpickle import (
+    MAX_ENTRIES,
+    MAX_INSTRUCTIONS,
+    LoggedValues,
+    NumpyArray,
+    Storage,
+    Unusable,
+    check_key,
+    unpickle,
+)
 from mmvars.errors import InputError
 
 __all__ = [
@@ -29,151 +44,105 @@ __all__ = [
     'tensors_in',
 ]
 
-_NUMBERS = dict(
-    f8='d', f4='f', f2='e', i8='q', i4='i', i2='h', i1='b', u8='Q', u4='I', u2='H', u1='B', b1='?'
-)  # numpy's codes of number types -> those of struct
+MAX_DEPTH = 32  # of dicts in dicts
+MAX_HEADER = 2**24  # bytes of a safetensors header; 1,000 tensors need 2**17
+MAX_CLAIM = 3  # what the tensors of a file may have together, in sizes of the file
+MAX_VALUE = 200  # characters of a value in a message
 
-
-class _NumpyType:
-    """Stands in for ``numpy.dtype``."""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        if code not in _NUMBERS:
-            raise pickle.UnpicklingError(f'GLOBAL numpy.dtype.{code}')
-        self.code, self.order = _NUMBERS[code], '<'
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = '>' if state[1] == '>' else '<'
-
-    def read(self, data: bytes) -> tuple:
-        return tuple(number for (number,) in struct.iter_unpack(self.order + self.code, data))
-
-
-class NumpyArray:
-    """Stands in for ``numpy.ndarray``: numbers in the order of memory."""
-
-    shape, fortran_order, values = (), False, ()
-
-    def __setstate__(self, state: tuple) -> None:
-        _, self.shape, dtype, self.fortran_order, data = state
-        self.values = dtype.read(data)
-
-
-class LoggedValues:
-    """Stands in for mmengine's ``HistoryBuffer``, which holds one logged number over time."""
-
-    max_length, values, counts = 1_000_000, (), ()
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.max_length = state.get('_max_length', state.get('max_length', self.max_length))
-        self.values = state['_log_history'].values
-        self.counts = state['_count_history'].values
-        if len(self.values) != len(self.counts):
-            raise pickle.UnpicklingError('a log history with fewer counts than values')
-
-
-def _method_of_log(owner: Any, name: str) -> None:
-    """Stands in for ``getattr``, by which a log refers to its own methods; gives nothing."""
-    if owner is not LoggedValues or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'GLOBAL {getattr(owner, "__name__", owner)}.{name}')
-
-
-def _text_to_bytes(text: str, encoding: str) -> bytes:
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'GLOBAL codecs.{encoding}')
-    return text.encode('latin1')
-
-
-def _named(module: str, name: str, stand_in: Callable) -> Callable:
-    """``stand_in`` under the name by which torch's restricted unpickler looks a class up."""
-    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
-    return stand_in
-
-
-_ALLOWED: tuple[Any, ...] = (
-    argparse.Namespace,  # `args` of released checkpoints: attributes only
-    _named('numpy', 'dtype', _NumpyType),
-    _named('numpy', 'ndarray', NumpyArray),
-    _named('mmengine.logging.history_buffer', 'HistoryBuffer', LoggedValues),
-    _named('builtins', 'getattr', _method_of_log),
-    _named('_codecs', 'encode', _text_to_bytes),
-    *(
-        _named(f'numpy.{core}.multiarray', name, function)
-        for core in ('core', '_core')
-        for name, function in (
-            ('_reconstruct', lambda *_: NumpyArray()),
-            ('scalar', lambda dtype, data: dtype.read(data)[0]),
-        )
-    ),
+_ZIP = b'PK\3\4'
+_PLAIN = b'\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\2M\xe9\3.'  # torch's number and version
+_KINDS = (
+    (stat.S_ISDIR, 'is a folder'),
+    (stat.S_ISFIFO, 'is a FIFO'),
+    (stat.S_ISSOCK, 'is a socket'),
+    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), 'is a device'),
 )
-"""All that a file may build besides tensors and plain Python values: the options of the released
-training script, and the log of an OpenMMLab runner. Numbers of numpy become Python's, arrays and
-log entries the stand-ins above. No code of numpy or mmengine is called."""
+_DTYPES = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
+_VALUES = (str, int, float, bytes, type(None), torch.dtype, torch.device, NumpyArray, LoggedValues)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = 'cpu') -> Any:
-    """What a ``.pth``-like or safetensors file holds; the content decides, not the suffix.
+def read_checkpoint(path: str | Path) -> Any:
+    """What a ``.pth``-like or safetensors file holds, tensors on the CPU; the content decides which
+    of the two it is, not the suffix.
 
-    ``map_location`` is that of :func:`torch.load`; tensors of safetensors stay on the CPU.
+    Args:
+        path: A file, or an ``http(s)://`` address, which is downloaded once into torch's cache.
 
     Raises:
-        InputError: If the file does not exist, is truncated, is no checkpoint, holds a tensor that
-            is not a plain dense one, or builds anything beyond ``_ALLOWED``, which is then named.
+        InputError: If the file does not exist, is damaged, is no checkpoint, holds a tensor that
+            no model could take, or wants anything beyond what :mod:`~mmvars.checkpoints.unpickle`
+            builds, which is then named.
     """
-    if re.match(r'\w{2,}:/', str(path)):  # a Path has made one slash of two
-        raise InputError(f'{path} is an address, not a file; download it first and give its path')
-    path = Path(path).expanduser()
+    path = _local(path)
     check_checkpoint_file(path)
     try:
-        if _is_safetensors(path):
-            return load_file(path)
-        with _only_allowed(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # what matters ends as an error
-            content = torch.load(path, map_location=map_location, weights_only=True)
-    except SafetensorError as error:
-        raise InputError(
-            f'checkpoint {path} is a damaged or truncated safetensors file ({error}); '
-            f'download or copy it again'
-        ) from None
+        with open(path, 'rb') as file:
+            content = _reader_of(file)(file)
+        _check_values(content, path.stat().st_size)
+    except InputError as error:
+        raise InputError(f'checkpoint {path} {error}') from None
     except OSError as error:
-        raise InputError(f'checkpoint {path} cannot be read: {error}') from None
-    except Exception as error:  # noqa: BLE001  the unpickler, fed garbage, can fail in any way
-        raise InputError(f'checkpoint {path} is {_why_unreadable(path, error)}') from None
-    for key, tensor in tensors_in(content):
-        if fault := _layout_fault(tensor) or _size_fault(tensor):
-            raise InputError(f'checkpoint {path}: {key} is {fault}')
+        raise InputError(f'checkpoint {path} cannot be read: {error.strerror or error}') from None
+    except Exception as error:  # noqa: BLE001  readers, fed garbage, can fail in any way
+        raise InputError(f'checkpoint {path} {_damage(error)}') from None
     return content
 
 
 def read_meta(path: str | Path, content: Any) -> dict[str, Any]:
     """Entry ``meta`` of the ``content`` of a file, or the header of a safetensors file."""
-    if '://' not in str(path) and _is_safetensors(Path(path).expanduser()):
-        with safe_open(Path(path).expanduser(), 'pt') as file:
-            return dict(file.metadata() or {})
+    path = _local(path)
+    with open(path, 'rb') as file:
+        reader = _reader_of(file)
+    if reader is _read_safetensors:
+        with safe_open(path, 'pt') as tensors:
+            return dict(tensors.metadata() or {})
     meta = content.get('meta') if isinstance(content, Mapping) else None
     return dict(meta) if isinstance(meta, Mapping) else {}
 
 
 def check_checkpoint_file(path: str | Path, name: str = 'checkpoint') -> None:
-    """Refuse a local file that is missing, empty or cut off, without reading its tensors.
+    """Refuse a local file that is none, empty or cut off, without reading its tensors.
 
     Raises:
         InputError: Naming the file, as the user's ``name`` for it, and what is wrong with it.
     """
     if '://' in str(path):
         return
-    if not os.path.isfile(path):
-        kind = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise InputError(f'{name} {path} {kind}; give the path of a .pth or .safetensors file')
-    if os.path.getsize(path) == 0:
-        raise InputError(f'{name} {path} is empty; download or copy it again')
-    with open(path, 'rb') as file:
-        is_zip = file.read(2) == b'PK'
-    if is_zip and not zipfile.is_zipfile(path):
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        link = f'is a link to {os.readlink(path)}, which ' if os.path.islink(path) else ''
         raise InputError(
-            f'{name} {path} is truncated or damaged (its table of contents is '
-            f'missing); download or copy it again'
-        )
+            f'{name} {path} {link}does not exist; give the path of a .pth or .safetensors file'
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise InputError(f'{name} {str(path)[:MAX_VALUE]!r} cannot be read: {reason}') from None
+    for is_kind, words in _KINDS:
+        if is_kind(status.st_mode):
+            raise InputError(f'{name} {path} {words}; give the path of a .pth or .safetensors file')
+    if status.st_size == 0:
+        raise InputError(f'{name} {path} is empty; download or copy it again')
+    try:
+        with open(path, 'rb') as file:
+            _reader_of(file)
+            if file.read(4) == _ZIP:
+                _zip_directory(file)
+    except InputError as error:
+        raise InputError(f'{name} {path} {error}') from None
+    except OSError as error:
+        raise InputError(f'{name} {path} cannot be read: {error.strerror or error}') from None
 
 
 def tensor_fault(value: Any, target: Tensor | None = None) -> str:
@@ -183,7 +152,7 @@ def tensor_fault(value: Any, target: Tensor | None = None) -> str:
     """
     if not isinstance(value, Tensor):
         return f'a {type(value).__name__}, not a tensor'
-    if fault := _layout_fault(value):
+    if fault := _tensor_kind_fault(value):
         return fault
     if target is not None and value.is_floating_point() != target.is_floating_point():
         return f'{value.dtype} where {target.dtype} belongs'
@@ -200,72 +169,257 @@ def tensor_fault(value: Any, target: Tensor | None = None) -> str:
 
 def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
     """All tensors in nested dicts and lists, with their keys."""
-    pending, seen = [('', content)], set()
-    while pending:
-        key, value = pending.pop()
-        if isinstance(value, Tensor):
-            yield key or 'the file', value
-        elif isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            pending += [(f'{key}.{name}' if key else str(name), inner) for name, inner in items]
-
-
-@contextlib.contextmanager
-def _only_allowed() -> Iterator[None]:
-    """Let the safe unpickler build :data:`_ALLOWED`, and nothing that the process had allowed."""
-    before = list(serialization.get_safe_globals())
-    serialization.clear_safe_globals()
-    serialization.add_safe_globals(list(_ALLOWED))
-    try:
-        yield
-    finally:
-        serialization.clear_safe_globals()
-        serialization.add_safe_globals(before)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file starts as a safetensors file does: length of the header, then JSON."""
-    with open(path, 'rb') as file:
-        start = file.read(9)
-    return path.suffix == '.safetensors' or (
-        len(start) == 9 and start[8:] == b'{' and struct.unpack('<Q', start[:8])[0] < 2**27
+    return (
+        (_joined(key), value) for key, value in _values_in(content) if isinstance(value, Tensor)
     )
 
 
-def _layout_fault(tensor: Tensor) -> str:
-    """Why the numbers of a tensor are not simply those in its storage, or ``''``."""
-    if tensor.is_quantized or tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+def _local(path: str | Path) -> Path:
+    """The file itself, or that of an address in torch's cache."""
+    address = str(path)
+    if not re.match(r'\w{2,}:/', address):  # a Path has made one slash of two
+        return Path(path).expanduser()
+    if not address.startswith(('http://', 'https://')):
+        raise InputError(f'{path} is an address, not a file; download it first and give its path')
+    name = (
+        hashlib.sha256(address.encode()).hexdigest()[:8] + '-' + Path(urlparse(address).path).name
+    )
+    file = Path(torch.hub.get_dir(), 'checkpoints', name)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(file), progress=False)
+        except (OSError, ValueError) as error:  # whatever urllib makes of it
+            raise InputError(f'checkpoint {address} cannot be downloaded: {error}') from None
+    return file
+
+
+def _reader_of(file: IO[bytes]) -> Callable[[IO[bytes]], Any]:
+    """What reads a file that starts as this one does; its position stays at the start."""
+    start = file.read(len(_PLAIN))
+    file.seek(0)
+    if start.startswith(_ZIP):
+        return _read_zip
+    if start == _PLAIN:
+        return _read_plain
+    if start[8:9] == b'{' or str(file.name).endswith('.safetensors'):
+        return _read_safetensors
+    if start.startswith(b'\x80'):
+        raise InputError(
+            'is refused: it is a pickle that torch.save did not write, which could run any code. '
+            'Nothing was run. If you trust it, write its tensors with torch.save'
+        )
+    raise InputError(
+        f'is no checkpoint: it starts with {start[:16]!r}. A web page saved under the name of the '
+        f'file looks like that; download it again'
+    )
+
+
+def _read_zip(file: IO[bytes]) -> Any:
+    """What ``torch.save`` writes: ``NAME/data.pkl``, and a member ``NAME/data/KEY`` a storage."""
+    start, count = _zip_directory(file)
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        if archive.start_dir != start or len(members) != count:
+            raise InputError(_damage('it has two tables of contents, or two members of one name'))
+        root = next(iter(members)).partition('/')[0]
+        if f'{root}/constants.pkl' in members:
+            raise InputError(
+                'is a TorchScript archive, which holds a program; save the state dict of its '
+                'model instead'
+            )
+        for name, member in members.items():
+            if member.flag_bits & 1:
+                raise InputError(f'is refused: its member {name!r} is encrypted')
+            if member.compress_type != zipfile.ZIP_STORED or (
+                member.compress_size != member.file_size
+            ):
+                raise InputError(
+                    f'is refused: its member {name!r} is compressed, which torch.save never does'
+                )
+            if not name.startswith(f'{root}/') or '..' in name:
+                raise InputError(
+                    f'is refused: its member {name!r} lies outside of the folder {root!r}'
+                )
+        if sum(member.file_size for member in members.values()) > start:
+            raise InputError(_damage('its members overlap'))
+        if f'{root}/data.pkl' not in members:
+            raise InputError(f'is no checkpoint: the zip file has no {root}/data.pkl')
+        if f'{root}/byteorder' in members and archive.read(f'{root}/byteorder') != b'little':
+            raise InputError('is refused: it was written on a big-endian machine; convert it there')
+        storages: dict[str, Storage] = {}
+
+        def load_storage(description: tuple) -> Storage:
+            dtype, key, numel = _described(description, len_expected=5)
+            if isinstance(dtype, str):
+                return Storage(torch.empty(0), dtype)
+            if key not in storages:
+                member = members[f'{root}/data/{key}']
+                if member.file_size != numel * dtype.itemsize:
+                    raise InputError(
+                        _damage(f'{numel} numbers claimed in {member.file_size} bytes')
+                    )
+                with archive.open(member) as stored:
+                    data = torch.empty(member.file_size, dtype=torch.uint8)
+                    _fill(data, stored)
+                    storages[key] = Storage(data, dtype)
+            return Storage(storages[key].data, dtype)
+
+        with archive.open(f'{root}/data.pkl') as pickled:
+            return unpickle(pickled, load_storage)
+
+
+def _read_plain(file: IO[bytes]) -> Any:
+    """What ``torch.save`` wrote before 1.6: four pickles, then the storages one after another."""
+    file.seek(len(_PLAIN))
+    available = os.fstat(file.fileno()).st_size
+    storages: dict[str, Storage] = {}
+
+    def load_storage(description: tuple) -> Storage:
+        nonlocal available
+        dtype, key, numel = _described(description, len_expected=6)
+        if isinstance(dtype, str):
+            return Storage(torch.empty(0), dtype)
+        if key not in storages:
+            available -= numel * dtype.itemsize
+            if available < 0:
+                raise InputError(_damage('its tensors claim more bytes than it has'))
+            storages[key] = Storage(torch.empty(numel * dtype.itemsize, dtype=torch.uint8), dtype)
+        return Storage(storages[key].data, dtype)
+
+    unpickle(file, load_storage)  # sizes of C's types where it was written
+    content = unpickle(file, load_storage)
+    keys = unpickle(file, load_storage)
+    if type(keys) is not list or set(keys) != set(storages) or len(keys) != len(storages):
+        raise InputError(_damage('its list of storages is another than that of its tensors'))
+    for key in keys:
+        data, width = storages[key].data, storages[key].dtype.itemsize  # type: ignore[union-attr]
+        if struct.unpack('<q', file.read(8))[0] * width != data.numel():
+            raise InputError(_damage('a storage has another size than its tensors say'))
+        _fill(data, file)
+    return content
+
+
+def _read_safetensors(file: IO[bytes]) -> Any:
+    """A JSON header, checked here for what the library takes or is slow at; then its reader."""
+    size = os.fstat(file.fileno()).st_size
+    (length,) = struct.unpack('<Q', file.read(8))
+    if length > min(MAX_HEADER, size - 8):
+        raise InputError(_damage(f'a header of {length} bytes in a file of {size}'))
+    header = json.loads(file.read(length), object_pairs_hook=_unique)
+    if len(header) > MAX_ENTRIES:
+        raise InputError(f'has over {MAX_ENTRIES:,} entries: no checkpoint')
+    return load_file(file.name)
+
+
+def _zip_directory(file: IO[bytes]) -> tuple[int, int]:
+    """Where the table of contents of a zip file starts, and its number of members.
+
+    It must reach to the very end of the file, as in those of ``torch.save``, so that the file
+    cannot be two things at once.
+    """
+    end = file.seek(0, os.SEEK_END) - 22
+    file.seek(max(end - 76, 0))  # where torch puts the records of large files before the last one
+    records = file.read()
+    if records[-22:-18] != b'PK\5\6' or records[-2:] != b'\0\0':
+        raise InputError(_damage('its table of contents is missing, or something follows it'))
+    count, length, start = struct.unpack('<10xHII2x', records[-22:])
+    if records[:4] == b'PK\6\6' and records[56:60] == b'PK\6\7':
+        count, length, start = struct.unpack('<32xQQQ', records[:56])
+        end -= 76
+    if start + length != end or not 0 < count <= MAX_ENTRIES:
+        raise InputError(_damage('its table of contents is not where it says'))
+    return start, count
+
+
+def _described(description: Any, len_expected: int) -> tuple[torch.dtype | str, str, int]:
+    """Type, key and number of the numbers of a storage, from what a pickle says of it."""
+    word, dtype, key, _, numel, *view = description
+    if word != 'storage' or len(description) != len_expected or any(view):
+        raise InputError(_damage('a storage is described as torch.save does not'))
+    if not isinstance(dtype, (torch.dtype, str)) or type(key) is not str:
+        raise InputError(_damage('a storage is described as torch.save does not'))
+    if type(numel) is not int or numel < 0:
+        raise InputError(_damage(f'a storage of {str(numel)[:20]} numbers'))
+    return dtype, key, numel
+
+
+def _fill(data: Tensor, file: IO[bytes]) -> None:
+    if data.numel() and file.readinto(data.numpy()) != data.numel():  # type: ignore[attr-defined]
+        raise EOFError('its tensors are cut off')
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = {check_key(key): value for key, value in pairs}
+    if len(result) != len(pairs):
+        raise InputError(_damage('a key of its header occurs twice'))
+    return result
+
+
+def _values_in(content: Any) -> Iterator[tuple[tuple, Any]]:
+    """All values in nested containers, the containers too, with their keys."""
+    pending: list[tuple[tuple, Any]] = [((), content)]
+    while pending:
+        key, value = pending.pop()
+        yield key, value
+        if isinstance(value, Namespace):
+            value = vars(value)
+        if isinstance(value, (Mapping, list, tuple)):
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            pending += [((*key, name), inner) for name, inner in items]
+
+
+def _check_values(content: Any, size: int) -> None:
+    """Refuse what is not plain data, or is larger than a file of ``size`` bytes may become."""
+    claimed = 0
+    for number, (key, value) in enumerate(_values_in(content)):
+        fault = ''
+        if isinstance(value, Tensor):
+            fault = _tensor_kind_fault(value)
+            claimed += value.numel() * value.element_size()
+        elif isinstance(value, Unusable):
+            fault = value.why
+        elif isinstance(value, (Mapping, list, tuple, Namespace)):
+            if not _has_versions(getattr(value, '_metadata', None)):
+                fault = 'a dict whose _metadata are no versions of modules'
+        elif not isinstance(value, _VALUES):
+            fault = f'a {type(value).__name__}, not data'
+        if fault:
+            raise InputError(f'cannot be used: {_joined(key)} is {fault}')
+        if len(key) > MAX_DEPTH or number > MAX_INSTRUCTIONS:
+            raise InputError(
+                f'is refused: it is nested deeper than {MAX_DEPTH} levels, or holds itself'
+            )
+        if claimed > MAX_CLAIM * size + 2**20:
+            raise InputError(
+                f'is refused: its tensors claim over {claimed:,} bytes, the file has {size:,}'
+            )
+
+
+def _has_versions(metadata: Any) -> bool:
+    return metadata is None or (
+        isinstance(metadata, dict)
+        and all(
+            isinstance(each, dict) and isinstance(each.get('version'), (int, type(None)))
+            for each in metadata.values()
+        )
+    )
+
+
+def _tensor_kind_fault(tensor: Tensor) -> str:
+    """Why no model could take the numbers of a tensor, or ``''``."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         return f'not a plain dense tensor ({tensor.dtype}, {tensor.layout}, {tensor.device})'
-    return ''
+    return '' if tensor.dtype in _DTYPES else f'a tensor of {tensor.dtype}'
 
 
-def _size_fault(tensor: Tensor) -> str:
-    """Why a tensor must not be copied: a small file can claim more numbers than fit anywhere."""
-    claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    return f'a view of {claimed} bytes on {stored}' if claimed > max(stored, 2**20) else ''
+def _joined(key: tuple) -> str:
+    return '.'.join(map(str, key)) or 'the file'
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """What is wrong with a file that the safe unpickler stopped at, and the remedy."""
-    if 'TorchScript' in str(error):
-        return (
-            'a TorchScript archive, which holds a program; save the state dict of its model instead'
-        )
-    with open(path, 'rb') as file:
-        start = file.read(16)
-    if start[:2] != b'PK' and start[:1] != b'\x80':
-        return (
-            f'no checkpoint: it starts with {start!r}. A web page saved under the name of the '
-            f'file looks like that; download it again'
-        )
-    name = re.search(r"GLOBAL ([\w.]+)|class '?(\w+\.[\w.]*\w)", str(error))
-    if name or 'Unsupported operand' in str(error):
-        what = name[1] or name[2] if name else 'instructions that torch.save does not write'
-        return (
-            f'refused: besides tensors its pickle wants {what}, which could run any code. '
-            f'Nothing was run. If you trust the file, save its tensors alone (torch.save of a '
-            f'state dict) where it came from'
-        )
-    reason = str(error).split('. ')[0].strip() or type(error).__name__
-    return f'truncated or damaged ({reason}); download or copy it again'
+def _damage(error: Exception | str) -> str:
+    """What is wrong with a file that broke off the reading, and the remedy."""
+    reason = str(error).splitlines()[0][:MAX_VALUE] if str(error) else type(error).__name__
+    if isinstance(error, RecursionError):
+        reason = 'it is nested too deep'
+    return f'is truncated or damaged ({reason}); download or copy it again'

@@ -127,14 +127,15 @@ def load_pretrained(
     Args:
         module: A network of :func:`~mmvars.networks.create_model`, or a backbone that holds one.
         path: A converted file, a checkpoint of an OpenMMLab runner, or any file in the network's
-            own names, ``.pth`` or safetensors.
+            own names, ``.pth`` or safetensors; or an ``http(s)://`` address of one.
         prefix: What stands before the backbone's keys, with or without its last dot; other keys
             are then not the backbone's. ``None``: ``'backbone.'`` if there are such keys.
         allow_new: Prefixes of network names that may be missing altogether and keep the values
             that they have: ``('prior', 'feedback')`` starts an AbSViT from a plain ViT.
         allow_constants: Constants of the token mixer that may differ from those that the file was
             made with: ``('num_steps', )`` runs trained weights with more or fewer steps.
-        map_location: Where tensors are read to, as for :func:`torch.load`.
+        map_location: A key of OpenMMLab's configs, of no effect: tensors are read to the CPU and
+            copied from there to where the module is.
 
     Returns:
         The report; ``report.summary()`` is one line for a log.
@@ -152,7 +153,7 @@ def load_pretrained(
     trunk, current = trunk_of(network), named_state(network)
     new_parts = check_parts(allow_new, network)
     report = ConversionReport(f'{path} into {type(module).__name__}')
-    content = read_checkpoint(path, map_location)
+    content = read_checkpoint(path)
     state_dict = select_weights(content, 'auto', report)
     if prefix is not None:
         state_dict = with_prefix(state_dict, prefix, report)

@@ -117,12 +117,12 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
 def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Runner:
     """Build the Runner of a config: a :class:`StrictRunner`, or what ``runner_type`` names.
 
-    Local checkpoints that this process loads go through the safe reader from here on: those that a
-    config names are as untrusted as those of the command line.
+    Checkpoints that this process loads or downloads go through the safe reader from here on: those
+    that a config names are as untrusted as those of the command line.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_local, force=True)
     notes = notes + setup_cpu(cfg)
     with building('the Runner'):
         if 'runner_type' in cfg:

@@ -27,7 +27,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 
     Args:
         filename: Path of a ``.pth`` file, or of a ``.safetensors`` file of weights.
-        map_location: As for :func:`torch.load`.
+        map_location: As mmengine hands it in; tensors are read to the CPU and copied from there.
 
     Returns:
         The checkpoint. ``meta['config']`` is removed: mmengine executes it as Python on resume,
@@ -37,7 +37,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         InputError: If the file is missing, damaged, holds other objects than those allowed, or
             holds values that are not finite.
     """
-    checkpoint = read_checkpoint(filename, map_location)
+    checkpoint = read_checkpoint(filename)
     if not isinstance(checkpoint, dict):
         raise InputError(f'checkpoint {filename} holds a {type(checkpoint).__name__}, not a dict')
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,9 +69,8 @@ def test_a_hostile_pickle_is_refused_by_name_and_not_run(tmp_path, payload, way)
         path.write_bytes(pickle.dumps({'x': payload}, protocol=4 if way == 'pickle4' else 2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=way == 'zip')
-    # torch.save never writes protocol 4, and torch stops at its first instruction.
-    named = 'instructions that torch.save does not' if way == 'pickle4' else r'(posix|nt)\.system'
-    with pytest.raises(InputError, match=rf'refused.*\b{named}'):
+    named = 'torch.save did not write' if 'pickle' in way else r'(posix|nt)\.system'
+    with pytest.raises(InputError, match=rf'refused.*\b{named}.*Nothing was run'):
         read_checkpoint(path)
     assert not payload.trace.exists()
     payload.__reduce__()[0](payload.__reduce__()[1][0])  # the payload does work
@@ -83,14 +83,13 @@ def test_a_whole_module_is_refused_by_name(tmp_path):
         read_checkpoint(tmp_path / 'x.pth')
 
 
-def test_what_the_process_allowed_is_not_allowed_here(tmp_path):
+def test_what_the_process_allowed_torch_is_not_allowed_here(tmp_path):
     torch.save({'model': nn.Linear(2, 2)}, tmp_path / 'x.pth')
     before = list(serialization.get_safe_globals())
-    serialization.add_safe_globals([nn.Linear, set])
+    serialization.add_safe_globals([nn.Linear])
     try:
         with pytest.raises(InputError, match='Linear'):
             read_checkpoint(tmp_path / 'x.pth')
-        assert nn.Linear in serialization.get_safe_globals()
     finally:
         serialization.clear_safe_globals()
         serialization.add_safe_globals(before)
@@ -112,22 +111,13 @@ def test_the_log_of_a_runner_is_read_without_its_classes(tmp_path):
     assert type(found['best']) is float
 
 
-def test_numpy_numbers_are_read_where_torch_does_not_allow_their_bytes(tmp_path, monkeypatch):
-    """As torch 2.4 does not: the bytes of a number are text, encoded by ``_codecs.encode``."""
+def test_numbers_and_arrays_of_numpy(tmp_path):
     numpy = pytest.importorskip('numpy')
-    unpickler = serialization._weights_only_unpickler
-    allowed = unpickler._get_allowed_globals()
-    monkeypatch.setattr(
-        unpickler,
-        '_get_allowed_globals',
-        lambda: {name: value for name, value in allowed.items() if name != '_codecs.encode'},
-    )
     numbers = [numpy.float64(0.1), numpy.int64(-3), numpy.float32(0.5), numpy.bool_(True)]
     torch.save(
         dict(model=TENSORS, numbers=numbers, array=numpy.arange(6.0).reshape(2, 3)),
         tmp_path / 'x.pth',
     )
-    assert b'_codecs' in (tmp_path / 'x.pth').read_bytes()
     found = read_checkpoint(tmp_path / 'x.pth')
     assert found['numbers'] == [0.1, -3, 0.5, True]
     assert found['array'].values == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
@@ -158,7 +148,7 @@ def _truncated(path):
     [
         ('zip', 'truncated or damaged'),
         ('old', 'truncated or damaged'),
-        ('safetensors', 'damaged or truncated'),
+        ('safetensors', 'truncated or damaged'),
         ('empty', 'empty'),
         ('html', 'no checkpoint'),
         ('noise', 'no checkpoint'),
@@ -186,12 +176,13 @@ def test_what_is_no_checkpoint_is_said_so(tmp_path, kind, said):
     assert str(path) in str(caught.value)
 
 
-def test_an_address_is_no_file():
+@pytest.mark.parametrize('address', ['s3://bucket/x.pth', Path('https://example.org/x.pth')])
+def test_an_address_is_no_file(address):
     with pytest.raises(InputError, match='download it first'):
-        read_checkpoint('https://example.org/x.pth')
+        read_checkpoint(address)
 
 
 def test_a_safetensors_header_longer_than_the_file(tmp_path):
     (tmp_path / 'x.safetensors').write_bytes(struct.pack('<Q', 10**6) + b'{}')
-    with pytest.raises(InputError, match='damaged or truncated'):
+    with pytest.raises(InputError, match='truncated or damaged'):
         read_checkpoint(tmp_path / 'x.safetensors')

@@ -132,13 +132,12 @@ def test_truncated_files_are_found_before_anything_is_built(share, save, tmp_pat
         check_checkpoint_file(str(cut), '--resume checkpoint')
 
 
-@pytest.mark.parametrize(('protocol', 'named'), [(2, 'posix.mkdir'), (4, 'instructions that')])
-def test_a_bare_pickle_is_refused_in_words(protocol, named, tmp_path) -> None:
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_a_bare_pickle_is_refused_in_words(protocol, tmp_path) -> None:
     content = pickle.dumps(Runs(os.mkdir, str(tmp_path / 'planted')), protocol)
     (tmp_path / 'x.pth').write_bytes(content)
-    with pytest.raises(InputError, match=f'refused: .* its pickle wants {named}') as caught:
+    with pytest.raises(InputError, match='refused: it is a pickle that torch.save did not write'):
         load_from_local(str(tmp_path / 'x.pth'))
-    assert 'weights_only' not in str(caught.value)  # torch's advice to load it all the same
     assert not (tmp_path / 'planted').exists()
 
 
