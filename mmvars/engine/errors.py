@@ -69,7 +69,8 @@ def format_config_error(error: BaseException, is_first_step: bool = True) -> str
         return (
             'config: the parts of the model do not fit one another or the data: '
             f'{_summary(error)}. Compare out_type, out_indices and arch of the backbone with '
-            f'in_index, in_channels and num_classes of the heads; {_DEBUG}'
+            'in_channels of the neck (neck=None: none is needed) and with in_index, in_channels '
+            f'and num_classes of the heads; {_DEBUG}'
         )
     return None
 

@@ -57,16 +57,20 @@ def register_backbone(backbone: Class) -> Class:
 
     @functools.wraps(init)
     def checked_init(self: Any, *args: Any, **kwargs: Any) -> None:
-        for argument, remedy in _REPLACED.items():
-            if kwargs.pop(argument, None) is not None:
-                raise InputError(f'{name} takes no {argument!r}: {remedy}')
+        problems = [
+            f'{name} takes no {argument!r}: {remedy}'
+            for argument, remedy in _REPLACED.items()
+            if kwargs.pop(argument, None) is not None
+        ]
         unknown = [repr(argument) for argument in kwargs if argument not in known]
         if unknown:
-            raise InputError(
+            problems.append(
                 f'{name} takes no {", ".join(unknown)}; in a config that inherits its '
                 f'backbone write backbone=dict(_delete_=True, type={name!r}, ...). '
                 f'{name} takes {", ".join(known)}'
             )
+        if problems:
+            raise InputError('; '.join(problems))
         init(self, *args, **kwargs)
 
     backbone.__init__ = checked_init  # type: ignore[misc]
@@ -262,7 +266,7 @@ def stack_priors(samples: Sequence[Any] | None, images: Tensor) -> Tensor | None
 
 
 def _as_prior(name: str, prior: Any) -> Tensor:
-    """A vector ``(C,)`` of floating-point numbers, or a class id ``()``."""
+    """A vector ``(C,)`` of finite floating-point numbers, or a class id ``()``."""
     if prior is None:
         raise InputError(
             f'{name} is missing, but other images of the batch have a prior: give '
@@ -271,12 +275,13 @@ def _as_prior(name: str, prior: Any) -> Tensor:
     with suppress(TypeError, ValueError, RuntimeError):
         tensor = torch.as_tensor(prior)
         if tensor.is_floating_point() and tensor.ndim == 1:
-            return tensor
+            if tensor.is_cuda or tensor.isfinite().all():  # the GPU is not waited for
+                return tensor
         if tensor.numel() == 1 and not (
             tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
         ):
             return tensor.reshape(())
     raise InputError(
-        f'{name} must be a vector of floating-point numbers, or a class id, a single '
+        f'{name} must be a vector of finite floating-point numbers, or a class id, a single '
         f'integer; got {prior!r}'
     )

@@ -1,8 +1,10 @@
 """Top-down attention: a trunk, a prior and a feedback path, run in two passes (Figure 2.3 a)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
@@ -335,7 +337,11 @@ def _per_image(alpha: float | Tensor, tokens: Tensor) -> float | Tensor:
     """
     if not isinstance(alpha, Tensor | float | int):
         raise InputError(f'alpha must be a number or a tensor, got {alpha!r}')
-    if not isinstance(alpha, Tensor) or alpha.ndim == 0:
+    if not isinstance(alpha, Tensor):
+        if not torch.compiler.is_compiling() and not math.isfinite(alpha):
+            raise InputError(f'alpha must be a finite number, got {alpha!r}')
+        return alpha
+    if alpha.ndim == 0:
         return alpha
     if alpha.shape != tokens.shape[:1]:
         raise InputError(

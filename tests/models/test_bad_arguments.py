@@ -120,6 +120,8 @@ def test_arguments_of_another_backbone_are_refused_in_the_name_of_this_one(backb
         assert argument in str(error.value)
     with pytest.raises(InputError, match=f"{name} takes no 'pretrained': write init_cfg=dict"):
         backbone(pretrained='vit.pth')
+    with pytest.raises(InputError, match=f"'pretrained': .*; {name} takes no 'patch_size'; in a"):
+        backbone(pretrained='vit.pth', patch_size=16)
 
 
 def test_a_config_that_hands_down_no_file_is_fine():

@@ -265,6 +265,7 @@ def test_without_a_prior_it_is_the_models_own():
         (dict(), [torch.ones(2, WIDTH)] * 2, r'data_samples\[0\].prior must be a vector'),
         (dict(), ['dog', 'cat'], r"data_samples\[0\].prior must be a vector .*; got 'dog'"),
         (dict(), [True, True], r'data_samples\[0\].prior must be a vector'),
+        (dict(), [torch.full((WIDTH,), torch.nan)] * 2, r'prior must be a vector of finite'),
         (dict(), [1.5, 2.5], r'data_samples\[0\].prior must be a vector'),
         (dict(), [3, 3], 'LearnedQuery knows no classes'),
         (dict(prior=PROTOTYPES), [3, 5], r'prior names class \[3, 5\]; the classes are 0 to 4'),

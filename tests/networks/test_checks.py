@@ -36,6 +36,8 @@ def test_no_option_is_without_effect(top_down, option, message):
         ('mask_attention', torch.ones(2), 'feeds back their weights alone: leave alpha out'),
         ('absvit', '1', 'alpha must be a number or a tensor'),
         ('perceiver_io', [1.0, 2.0], 'alpha must be a number or a tensor'),
+        ('absvit', float('nan'), 'alpha must be a finite number, got nan'),
+        ('perceiver_io', float('inf'), 'alpha must be a finite number, got inf'),
     ],
 )
 def test_no_alpha_of_a_call_is_without_effect(top_down, alpha, message):
