@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,7 @@ class StrictRunner(Runner):
         """
         fine_tuning = self._training and not self._resume
         strict = not fine_tuning if strict is None else strict
+        before = self._versions() if fine_tuning else {}
         try:
             checkpoint = super().load_checkpoint(filename, map_location, strict=strict, **kwargs)
         except RuntimeError as error:
@@ -243,7 +244,7 @@ class StrictRunner(Runner):
             recorded = recorded_mixer(read_meta(filename, checkpoint), report.title)
             check_constants(trunk, recorded, report, allowed_constants(self.cfg))
         if fine_tuning:
-            self._check_fills_backbone(checkpoint, filename)
+            self._check_fills_backbone(checkpoint, filename, before)
         elif self._resume and not (
             'optimizer' in checkpoint
             and {'epoch', 'iter'} <= dict(checkpoint.get('meta') or {}).keys()
@@ -309,21 +310,34 @@ class StrictRunner(Runner):
     def _trunk(self) -> Trunk | None:
         return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)
 
-    def _check_fills_backbone(self, checkpoint: dict, filename: str) -> None:
-        """Refuse a file for fine-tuning of which nothing goes into the backbone."""
+    def _versions(self) -> dict[str, int]:
+        """How often each tensor of the backbone has been written to."""
+        state = self.model.state_dict()
+        return {name: state[key]._version for key, name in _network_names(state).items()}
+
+    def _check_fills_backbone(
+        self, checkpoint: dict, filename: str, before: Mapping[str, int]
+    ) -> None:
+        """Say what of the backbone is from a file for fine-tuning; refuse it if nothing is."""
         state = checkpoint.get('state_dict', checkpoint)
         source, target = _network_shapes(state), _network_shapes(self.model.state_dict())
-        same = [name for name, shape in target.items() if source.get(name) == shape]
+        filled = [name for name, version in self._versions().items() if version > before[name]]
+        resampled = [name for name in filled if source.get(name) != target[name]]
+        initial = [name for name in target if name not in filled]
+        parts = [f'{len(filled) - len(resampled)} are those of the file']
+        parts += [f'{len(resampled)} resampled from it ({_first_of(resampled)})'] * bool(resampled)
+        parts += [f'{len(initial)} keep initial values ({_first_of(initial)})'] * bool(initial)
         self.logger.info(
-            f'load_from: {len(same)} of the {len(target)} tensors of the backbone '
-            'are those of the file, the others are resampled or initial values'
+            f'load_from: of the {len(target)} tensors of the backbone {", ".join(parts)}'
         )
-        if target and not same:
+        if target and not filled:
             raise InputError(
                 f'load_from {filename!r} fills no tensor of the backbone (its keys '
                 f'are like {next(iter(state), None)!r}, the model has such as '
                 f'{next(iter(self.model.state_dict()))!r}): convert it with `mmvars '
-                'convert`'
+                'convert`, or give a file of a plain backbone to one with top-down attention by '
+                '--cfg-options model.backbone.init_cfg.type=Pretrained '
+                f'model.backbone.init_cfg.checkpoint={filename}'
             )
 
 
@@ -340,6 +354,11 @@ def _network_names(keys: Iterable[str]) -> dict[str, str]:
 
 def _network_shapes(state_dict: Mapping[str, Any]) -> dict[str, torch.Size]:
     return {name: state_dict[key].shape for key, name in _network_names(state_dict).items()}
+
+
+def _first_of(names: Sequence[str]) -> str:
+    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
+    return ', '.join(names[:5]) + more
 
 
 def _other_mixer(report: ConversionReport) -> str:

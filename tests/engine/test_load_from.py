@@ -1,0 +1,84 @@
+"""What a run that starts from a file says of it: the file's, resampled, or initial values."""
+
+import logging
+
+import pytest
+import torch
+
+from mmvars.engine.runner import StrictRunner
+from mmvars.errors import InputError
+from mmvars.models import VARS, AbSViT, ViT
+
+ARCH = dict(embed_dims=48, num_layers=2, num_heads=3)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.head = torch.nn.Linear(48, 3)
+
+
+def load(model, state, tmp_path, monkeypatch) -> str:
+    """Load a state dict as ``load_from`` of a training does; returns what the log says."""
+    monkeypatch.setattr(StrictRunner, '__init__', lambda self: None)
+    runner, lines = StrictRunner(), []
+    runner.model, runner.cfg, runner._hooks = model, {}, []
+    runner._training, runner._resume = True, False
+    runner.logger = logging.getLogger('load_from')
+    monkeypatch.setattr(runner.logger, 'info', lines.append)
+    torch.save(dict(state_dict=state, meta={}), tmp_path / 'x.pth')
+    runner.load_checkpoint(str(tmp_path / 'x.pth'))
+    (line,) = [line for line in lines if line.startswith('load_from')]
+    return line
+
+
+def test_the_same_network(tmp_path, monkeypatch):
+    model = Model(ViT(ARCH, img_size=32))
+    count = len(model.backbone.state_dict())
+    line = load(model, Model(ViT(ARCH, img_size=32)).state_dict(), tmp_path, monkeypatch)
+    assert line == (
+        f'load_from: of the {count} tensors of the backbone {count} are those of the file'
+    )
+
+
+def test_resampled_positions_are_counted_apart(tmp_path, monkeypatch):
+    model, other = Model(ViT(ARCH, img_size=64)), Model(ViT(ARCH, img_size=32))
+    count, before = len(model.backbone.state_dict()), model.backbone.trunk.pos_embed.clone()
+    line = load(model, other.state_dict(), tmp_path, monkeypatch)
+    assert f'of the {count} tensors of the backbone {count - 1} are those of the file, 1 ' in line
+    assert line.endswith('1 resampled from it (trunk.pos_embed)')
+    assert not torch.equal(model.backbone.trunk.pos_embed, before)
+
+
+def test_atoms_of_another_grid(tmp_path, monkeypatch):
+    arch = dict(ARCH, trunk='deit_convstem')
+    small, large = (VARS(arch, 'vars_sd', img_size=size) for size in (32, 64))
+    line = load(Model(large), Model(small).state_dict(), tmp_path, monkeypatch)
+    assert 'resampled from it' in line and 'static_atoms' in line and 'initial' not in line
+
+
+def test_what_keeps_initial_values_is_named(tmp_path, monkeypatch):
+    model = Model(AbSViT(ARCH, img_size=32))
+    initial = [key for key in model.backbone.state_dict() if 'trunk' not in key]
+    trunk = {key: tensor for key, tensor in model.state_dict().items() if 'trunk' in key}
+    line = load(model, trunk, tmp_path, monkeypatch)
+    assert f', {len(initial)} keep initial values (prior.query, feedback.' in line
+    state = model.state_dict()
+    state['backbone.network.prior.query'] = torch.zeros(7)  # of another width: not loaded
+    line = load(model, state, tmp_path, monkeypatch)
+    assert line.endswith(', 1 keep initial values (prior.query)')
+    many = load(model, {'backbone.network.prior.query': torch.zeros(48)}, tmp_path, monkeypatch)
+    assert ' 1 are those of the file, ' in many
+    assert 'trunk.cls_token, ' in many and many.endswith(f' and {len(state) - 2 - 6} more)')
+
+
+@pytest.mark.parametrize(
+    'state',
+    [{'x': torch.zeros(1)}, Model(ViT(ARCH, img_size=32)).state_dict()],
+    ids=['another model', 'a plain trunk'],
+)
+def test_a_file_that_fills_nothing_is_refused(state, tmp_path, monkeypatch):
+    """Names and shapes of a plain trunk's tensors are those of the trunk, but not their keys."""
+    with pytest.raises(InputError, match='fills no tensor of the backbone'):
+        load(Model(AbSViT(ARCH, img_size=32)), state, tmp_path, monkeypatch)
