@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmvars.errors import InputError
 from mmvars.registry import TRANSFORMS
 
-__all__ = ['CheckLabels', 'check_data_roots']
+__all__ = ['LOADERS', 'CheckLabels', 'check_data_roots', 'dataset_entries']
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -111,7 +111,7 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
             section = cfg.get(loader) or {}
             if not isinstance(section, Mapping):
                 raise InputError(f'{loader} must be a dict with a dataset, got {section!r}')
-            for key, dataset in _datasets(section.get('dataset'), f'{loader}.dataset'):
+            for key, dataset in dataset_entries(section.get('dataset'), f'{loader}.dataset'):
                 if (problem := _problem(dataset)) is not None:
                     problems.setdefault(problem, []).append(key)
     if problems:
@@ -124,17 +124,17 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
         raise InputError('\n'.join(lines))
 
 
-def _datasets(dataset: Any, key: str) -> Iterator[tuple[str, Mapping]]:
+def dataset_entries(dataset: Any, key: str) -> Iterator[tuple[str, Mapping]]:
     """Yield (key in the config, config) of each data set that wraps no other."""
     if isinstance(dataset, list | tuple):
         for index, inner in enumerate(dataset):
-            yield from _datasets(inner, f'{key}.{index}')
+            yield from dataset_entries(inner, f'{key}.{index}')
     elif isinstance(dataset, Mapping):
         name = next((name for name in ('dataset', 'datasets') if dataset.get(name)), None)
         if name is None:
             yield key, dataset
         else:
-            yield from _datasets(dataset[name], f'{key}.{name}')
+            yield from dataset_entries(dataset[name], f'{key}.{name}')
 
 
 def _problem(cfg: Mapping) -> str | None:

@@ -16,9 +16,17 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 
+from mmvars.datasets.checks import LOADERS, dataset_entries
 from mmvars.errors import InputError, check_number
 
-__all__ = ['SHORTHANDS', 'add_cfg_options', 'apply_options', 'check_options']
+__all__ = [
+    'SHORTHANDS',
+    'add_cfg_options',
+    'apply_options',
+    'check_options',
+    'class_entries',
+    'class_name',
+]
 
 _SHORT_NAMES = {
     'arch': 'model.backbone.arch',
@@ -26,17 +34,14 @@ _SHORT_NAMES = {
     'max_iters': 'train_cfg.max_iters',
     'max_epochs': 'train_cfg.max_epochs',
 }
-_VARIABLES = {
-    'data_root': ('data_root',),
-    'crop_size': ('crop_size', 'size'),
-    'img_scale': ('scale',),
-}  # variable of the config files -> entries that hold it
-SHORTHANDS = (*_VARIABLES, *_SHORT_NAMES)
+_DATA_PARTS = ('_dataloader', '_pipeline', '_evaluator')  # ends of the keys of parts
+_SIZES = {'crop_size': ('crop_size', 'size'), 'img_scale': ('scale',)}
+"""Variable of the config files -> entries that hold it."""
+SHORTHANDS = ('data_root', 'num_classes', *_SIZES, *_SHORT_NAMES)
 """Keys that set all entries which depend on them; ``configs/README.md`` says which."""
 
 _TOP_LEVEL = {
     *inspect.signature(Runner).parameters,
-    *_VARIABLES,
     'allow_constants',
     'runner_type',
     'tta_model',
@@ -110,13 +115,17 @@ def apply_options(cfg: Config, options: Mapping[str, Any] | None) -> list[str]:
             raise InputError(
                 f'--cfg-options gives {full_name} twice, in full and as shorthand: leave one out'
             )
-        named[full_name] = _check_variable(cfg, key, value) if key in _VARIABLES else value
+        named[full_name] = _check_size(cfg, key, value) if key in _SIZES else value
     checked = named.keys() - {key.removeprefix('+') for key in options if key.startswith('+')}
     old = deepcopy(cfg)
     if 'model.backbone.arch' in checked and 'backbone' in cfg.model:
         cfg.model.backbone.pop('arch', None)  # a name cannot be merged with a dict
     cfg.merge_from_dict(deepcopy(named))
-    for key in _VARIABLES:
+    if 'data_root' in checked:
+        _set_data_root(cfg, named)
+    if 'num_classes' in checked:
+        _set_num_classes(cfg, named)
+    for key in _SIZES:
         if key in checked:
             _spread(cfg, key, old[key])
     for key, full_name in _SHORT_NAMES.items():
@@ -124,8 +133,10 @@ def apply_options(cfg: Config, options: Mapping[str, Any] | None) -> list[str]:
             follow = _follow_backbone if key in ('arch', 'mixer') else _follow_length
             follow(cfg, key, old)
     if any(key.startswith('model.backbone.arch') for key in checked):
-        _leave_out_channels(cfg)
+        _leave_out_channels(cfg, named)
     cfg.merge_from_dict(named)
+    for key in {'data_root', 'num_classes'} & checked - old.keys():
+        cfg.pop(key)  # no variable of this config
     for node in _dicts(cfg._cfg_dict):
         if node.get('num_workers') == 0 and node.get('persistent_workers'):
             node['persistent_workers'] = False
@@ -157,6 +168,8 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def _find_problem(cfg: Config, option: str, value: Any) -> str | None:
+    if option.startswith('data_preprocessor') and cfg.model.get('data_preprocessor'):
+        return f'{option!r}: the model has its own: set model.{option}'
     node: Any = cfg._cfg_dict
     path = ''
     for key in option.split('.'):
@@ -228,16 +241,87 @@ def _check_new_key(option: str, key: str, path: str, parent: Mapping) -> str | N
     )
 
 
-def _check_variable(cfg: Config, name: str, value: Any) -> Any:
-    """The value of a shorthand, in the form in which the config holds it."""
+def _set_data_root(cfg: Config, named: Mapping[str, Any]) -> None:
+    """Move every data set from the root that they share, and paths below it, to another."""
+    new = named['data_root']
+    if not isinstance(new, str):
+        raise InputError(f'data_root must be one folder, got {new!r}')
+    roots = {
+        f'{key}.data_root': dataset.get('data_root')
+        for loader in LOADERS
+        for key, dataset in dataset_entries(
+            (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
+        )
+    }
+    roots = {key: root for key, root in roots.items() if key not in named}
+    old = next(iter(roots.values()), None)
+    if not old or any(root != old for root in roots.values()):
+        raise InputError(
+            f'data_root={new} needs data sets with one root, but this config has '
+            f'{", ".join(f"{key}={root}" for key, root in roots.items()) or "none"}: '
+            'name in full those that are to differ, or all'
+        )
+    old = old.rstrip('/')
+    for node in _dicts({part: cfg[part] for part in cfg if part.endswith(_DATA_PARTS)}):
+        for key, value in node.items():
+            if isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
+                node[key] = new if value.rstrip('/') == old else new.rstrip('/') + value[len(old) :]
+
+
+def class_entries(cfg: Mapping) -> Iterator[tuple[str, dict]]:
+    """Every part of a config with ``num_classes``, that of the data, and its dotted path.
+
+    Not those that may have a number of their own: backbones, which may hold prototypes of other
+    classes, the tasks of a multi-task head, and auxiliary heads of another task (STDC's edges).
+    """
+    for part in cfg:
+        if part not in ('model', 'data_preprocessor') and not part.endswith(_DATA_PARTS):
+            continue
+        for path, node in _walk({part: cfg[part]}):
+            if (
+                isinstance(node, dict)
+                and isinstance(node.get('num_classes'), int)
+                and not {'backbone', 'task_heads'} & {*path.split('.')}
+                and not ('auxiliary' in path and class_name(node.get('type')) == 'STDCHead')
+            ):
+                yield path, node
+
+
+def _set_num_classes(cfg: Config, named: Mapping[str, Any]) -> None:
+    """Another number of classes for heads, losses, preprocessor, label checks and metrics."""
+    new = named['num_classes']
+    check_number('num_classes', new, 1, whole=True)
+    entries = dict(class_entries(cfg))
+    old = {node['num_classes'] for path, node in entries.items() if path.startswith('model')}
+    if not old:
+        raise InputError('num_classes does not apply: no part of the model has any')
+    prior = cfg.model.get('backbone', {}).get('prior')
+    if isinstance(prior, dict) and prior.get('num_classes') in old:
+        prior['num_classes'] = new
+    for node in entries.values():
+        if node.get('out_channels') == node['num_classes']:
+            node['out_channels'] = new
+        node['num_classes'] = new
+    for path, node in _walk(cfg._cfg_dict):
+        weights = node.get('class_weight') if isinstance(node, dict) else None
+        if isinstance(weights, list | tuple) and f'{path}.class_weight' not in named:
+            extra = len(weights) - 1 in old  # of "no object", as in Mask2Former
+            if len(weights) != new + extra:
+                raise InputError(
+                    f'num_classes={new}: {path}.class_weight has {len(weights)} numbers; set '
+                    f'{path}.class_weight too, to {new + extra} numbers or None'
+                )
+        ranks = node.get('topk') if isinstance(node, dict) else None
+        if isinstance(ranks, list | tuple):  # no class has a rank below the last
+            node['topk'] = [k for k in ranks if k <= new] or [1]
+
+
+def _check_size(cfg: Config, name: str, value: Any) -> Any:
+    """The value of a shorthand for a size, in the form in which the config holds it."""
     if name not in cfg:
         raise InputError(
             f'{name} does not apply: the config states none at its top; name the entries in full'
         )
-    if name == 'data_root':
-        if not isinstance(value, str):
-            raise InputError(f'data_root must be one folder, got {value!r}')
-        return value
     pair = (value, value) if isinstance(value, int) else value
     if (
         not isinstance(pair, list | tuple)
@@ -256,12 +340,9 @@ def _check_variable(cfg: Config, name: str, value: Any) -> Any:
 
 
 def _spread(cfg: Config, name: str, old: Any) -> None:
-    """Set a variable's new value where its old one stands, and what is computed from it.
-
-    Entries with another value, such as the root of a second data set, stay.
-    """
+    """Set a variable's new value where its old one stands, and what is computed from it."""
     value = cfg[name]
-    keys = _VARIABLES[name] + (('scale',) if isinstance(old, int) else ())  # RandomResizedCrop's
+    keys = _SIZES[name] + (('scale',) if isinstance(old, int) else ())  # RandomResizedCrop's
     entries = [
         (node, key)
         for part in cfg
@@ -306,9 +387,24 @@ def _follow_backbone(cfg: Config, key: str, old: Config) -> None:
         backbone.out_type = 'pooled'  # not every size and mixer has a class token
 
 
-def _leave_out_channels(cfg: Config) -> None:
-    """Drop the heads' ``in_channels``: the models of mmvars take them from the backbone."""
-    if _is_of_mmvars(cfg.model.get('type')) and cfg.model.get('neck') is None:
+def _leave_out_channels(cfg: Config, named: Mapping[str, Any]) -> None:
+    """Drop the heads' ``in_channels``: the models of mmvars take them from the backbone.
+
+    A neck does not, so its own are to be stated anew.
+    """
+    neck = cfg.model.get('neck')
+    for path, node in _walk({'model.neck': neck}):
+        key = f'{path}.in_channels'
+        if (
+            isinstance(node, dict)
+            and 'in_channels' in node
+            and not {key, path, 'model.neck'} & named.keys()
+        ):
+            raise InputError(
+                f'another arch may have other channels than the {node["in_channels"]} that the '
+                f'neck {class_name(node.get("type"))} takes: set {key} too, or model.neck=None'
+            )
+    if _is_of_mmvars(cfg.model.get('type')) and neck is None:
         heads = [cfg.model.get(name) for name in ('decode_head', 'auxiliary_head', 'head')]
         for head in _dicts(heads):
             head.pop('in_channels', None)
@@ -317,8 +413,7 @@ def _leave_out_channels(cfg: Config) -> None:
 def _follow_length(cfg: Config, key: str, old: Config) -> None:
     """Scale schedules and intervals to the length of the run.
 
-    A warm-up keeps its own length, up to a tenth of the run. mmengine stays at the first value of
-    one of a single iteration, so that one is dropped.
+    A warm-up keeps its own length, up to a tenth of the run.
     """
     by_epoch, new = key == 'max_epochs', cfg.train_cfg[key]
     length = (old.get('train_cfg') or {}).get(key)
@@ -341,9 +436,6 @@ def _follow_length(cfg: Config, key: str, old: Config) -> None:
         (node.end for node in schedules if not node.get('begin') and node.end < length), default=0
     )
     moved = {warmup: min(warmup, max(1, new // 10))}
-    if moved[warmup] == 1 and not by_epoch:
-        moved[warmup] = 0
-        cfg.param_scheduler = [node for node in cfg.param_scheduler if node.get('end') != warmup]
     for node in schedules:
         node.end = moved.get(node.end, scaled(node.end))
         if node.get('begin'):
@@ -357,6 +449,11 @@ def _follow_length(cfg: Config, key: str, old: Config) -> None:
             node[name] = scaled(node[name], min(1 if by_epoch else _MIN_INTERVAL, node[name]))
     if 'interval' in logger and not by_epoch:
         logger.interval = min(logger.interval, max(new // 20, 10), new)
+
+
+def class_name(kind: Any) -> str:
+    """Name of a class, which a config gives as text with its scope or as the class itself."""
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def _is_of_mmvars(kind: Any) -> bool:

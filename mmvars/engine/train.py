@@ -9,8 +9,10 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import find_latest_checkpoint
 
 from mmvars.datasets import check_data_roots
+from mmvars.engine.checks import check_num_classes, check_warmups
 from mmvars.engine.errors import user_errors
 from mmvars.engine.hooks import SaveOnInterruptHook, ensure_lipschitz_hook
+from mmvars.engine.options import class_name
 from mmvars.engine.runner import (
     add_common_arguments,
     build_runner,
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         _use_auto_scale_lr(cfg)
     _set_resume(cfg, args.resume)
     cfg.custom_hooks = deepcopy(cfg.get('custom_hooks') or [])
-    if not any(_name(hook.get('type')) == 'SaveOnInterruptHook' for hook in cfg.custom_hooks):
+    if not any(class_name(hook.get('type')) == 'SaveOnInterruptHook' for hook in cfg.custom_hooks):
         cfg.custom_hooks.append(dict(type='mmvars.SaveOnInterruptHook'))
     with closing_process_group():
         with user_errors():
@@ -87,13 +89,10 @@ def main(argv: list[str] | None = None) -> int:
             if isinstance(hook, SaveOnInterruptHook):
                 hook.install()  # before data workers start, so that they inherit the handler
         with user_errors(is_first_step=lambda: runner.iter == 0):
+            check_num_classes(runner)
+            check_warmups(runner)
             runner.train()
     return 0
-
-
-def _name(kind: str | type | None) -> str:
-    """Name of a class, which a config gives as text with its scope or as the class itself."""
-    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def _check_optimizer(cfg: Config) -> None:
@@ -111,7 +110,7 @@ def _check_optimizer(cfg: Config) -> None:
 
 
 def _use_amp(cfg: Config) -> None:
-    kind = _name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
+    kind = class_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     if kind == 'AmpOptimWrapper':
         return
     if kind != 'OptimWrapper':

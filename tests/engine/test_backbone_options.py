@@ -16,6 +16,8 @@ from mmvars.models.segmentors import EncoderDecoder
 from mmvars.resources import config_path
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
+IMAGENET = 'absvit-base-p16_8xb128-coslr-300e_in1k'
+TIMM = 'convit-tiny_8xb128-coslr-300e_in1k'
 DEIT = CONFIGS / 'vars' / 'deit-convstem-tiny-p16-vars-sd_8xb128-coslr-300e_in1k.py'
 
 
@@ -59,9 +61,21 @@ def test_channels_that_are_named_or_that_a_neck_makes_stay(rvt):
     rvt.model.auxiliary_head.in_channels = 5
     apply_options(rvt, {'arch': 'rvt_tiny', 'model.auxiliary_head.in_channels': 7})
     assert rvt.model.auxiliary_head.in_channels == 7
-    rvt.model.neck = dict(type='FPN')
+    rvt.model.neck = dict(type='mmpretrain.GlobalAveragePooling')
     apply_options(rvt, {'arch': 'rvt_small'})
     assert rvt.model.auxiliary_head.in_channels == 7
+
+
+def test_a_neck_that_states_its_channels_asks_for_new_ones(rvt):
+    """It takes none from the backbone, in any model."""
+    rvt.model.neck = dict(type='mmseg.MultiLevelNeck', in_channels=[384] * 4, out_channels=384)
+    with pytest.raises(InputError, match=r'MultiLevelNeck takes: set model.neck.in_channels too'):
+        apply_options(rvt, {'arch': 'rvt_tiny'})
+    widths = [192, 192, 384, 384]
+    apply_options(rvt, {'arch': 'rvt_tiny', 'model.neck.in_channels': widths})
+    assert rvt.model.neck.in_channels == widths
+    apply_options(rvt, {'arch': 'rvt_small', 'model.neck': None})
+    assert rvt.model.neck is None
 
 
 def test_models_of_the_frameworks_need_their_channels(rvt):
@@ -190,6 +204,23 @@ def test_shipped_models_can_be_built_with_another_size_or_mixer(config, options,
     head = model.decode_head if 'decode_head' in cfg.model else model.head
     assert (head.in_channels[-1] if 'decode_head' in cfg.model else head.in_channels) == channels
     assert model.backbone.out_channels[-1] == channels
+
+
+@pytest.mark.parametrize('config', ['absvit_upernet_ade20k', IMAGENET, TIMM])
+def test_models_can_be_built_with_other_classes(config):
+    """Every classifier of the model has the new number of outputs, and every loss knows it."""
+    cfg = Config.fromfile(config_path(config))
+    old = 150 if 'upernet' in config else 1000
+    apply_options(cfg, {'num_classes': 3} | ({} if config == TIMM else {'arch': 'tiny'}))
+    model = built(cfg)
+    widths = [
+        layer.weight.shape[0]
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.shape[0] in (3, old)
+    ]
+    assert set(widths) == {3} and len(widths) == 1 + ('upernet' in config)
+    numbers = {getattr(module, 'num_classes', 3) for module in model.modules()}
+    assert numbers <= {3, 0, None}
 
 
 @pytest.mark.parametrize(

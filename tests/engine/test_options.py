@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import PARAM_SCHEDULERS
 
 from mmvars.engine.options import apply_options, check_options
 from mmvars.errors import InputError
@@ -25,19 +23,6 @@ def cityscapes() -> Config:
     ]
     cfg.param_scheduler[1].end = cfg.train_cfg.max_iters
     return cfg
-
-
-def learning_rates(schedules: list, iterations: int) -> list[float]:
-    """Rates of a run as the Runner steps its schedules, for a base rate of 1."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    built = [PARAM_SCHEDULERS.build(dict(schedule, optimizer=optimizer)) for schedule in schedules]
-    rates = []
-    for _ in range(iterations):
-        rates.append(optimizer.param_groups[0]['lr'])
-        optimizer.step()
-        for schedule in built:
-            schedule.step()
-    return rates
 
 
 @pytest.fixture
@@ -113,19 +98,38 @@ def test_a_shorthand_needs_the_variable_that_it_changes(cityscapes):
         apply_options(cityscapes, {'img_scale': [192, 144]})
 
 
-def test_a_second_root_is_left_alone(cityscapes):
-    cityscapes.test_dataloader.dataset.data_root = 'data/foggy'
+def test_data_root_reaches_sets_of_a_root_that_is_not_the_variable_s(cityscapes):
+    """As in a config that inherits the variable and states its own root in the data sets."""
+    for split in ('train', 'val', 'test'):
+        cityscapes[f'{split}_dataloader'].dataset.data_root = 'data/mine'
+        cityscapes[f'{split}_dataloader'].dataset.ann_file = f'data/mine/{split}.txt'
     apply_options(cityscapes, {'data_root': '/there'})
+    for split in ('train', 'val', 'test'):
+        dataset = cityscapes[f'{split}_dataloader'].dataset
+        assert (dataset.data_root, dataset.ann_file) == ('/there', f'/there/{split}.txt')
+
+
+@pytest.mark.parametrize('other', ['data/cityscapes_foggy', None])
+def test_data_root_for_some_of_the_data_sets_alone_is_refused(cityscapes, other):
+    foggy = cityscapes.test_dataloader.dataset
+    foggy.data_root = other
+    if other is None:
+        del foggy['data_root']
+    with pytest.raises(InputError, match='test_dataloader.dataset.data_root=') as error:
+        apply_options(cityscapes, {'data_root': '/there'})
+    assert 'train_dataloader.dataset.data_root=data/cityscapes, val_datal' in str(error.value)
+    assert cityscapes.train_dataloader.dataset.data_root == 'data/cityscapes'
+    key = 'test_dataloader.dataset.data_root'  # the remedy of the message
+    apply_options(cityscapes, {'data_root': '/there', key: 'data/foggy'})
     assert cityscapes.test_dataloader.dataset.data_root == 'data/foggy'
     assert cityscapes.val_dataloader.dataset.data_root == '/there'
 
 
-def test_shorthands_that_would_change_nothing_are_refused(cityscapes):
+def test_data_root_of_data_sets_without_any_is_refused(cityscapes):
     for split in ('train', 'val', 'test'):
-        cityscapes[f'{split}_dataloader'].dataset.data_root = 'data/mine'
-    with pytest.raises(InputError, match='data_root=/there would change nothing.*data/cityscapes'):
+        del cityscapes[f'{split}_dataloader'].dataset['data_root']
+    with pytest.raises(InputError, match='this config has train_dataloader.dataset.data_root=None'):
         apply_options(cityscapes, {'data_root': '/there'})
-    assert cityscapes.train_dataloader.dataset.data_root == 'data/mine'
 
 
 @pytest.mark.parametrize(
@@ -133,11 +137,14 @@ def test_shorthands_that_would_change_nothing_are_refused(cityscapes):
     [
         ('norm_cfg.type', 'BN', 'model.decode_head.norm_cfg.type'),
         ('train_pipeline', [], 'the entries that were computed from it'),
-        ('num_classes', 3, 'model.decode_head.num_classes'),
+        ('pool_scales', [1], 'model.decode_head.pool_scales'),
+        ('bgr_mean', [0, 0, 0], 'the entries that were computed from it'),
     ],
 )
 def test_variables_of_the_config_file_are_refused(cityscapes, key, value, place):
-    cityscapes.num_classes, cityscapes.norm_cfg = 19, dict(type='SyncBN')
+    cityscapes.merge_from_dict(
+        dict(norm_cfg=dict(type='SyncBN'), pool_scales=[1, 2], bgr_mean=[1, 2, 3])
+    )
     with pytest.raises(InputError, match=f'{key}.*nothing but the config file itself.*{place}'):
         apply_options(cityscapes, {key: value})
 
@@ -225,8 +232,6 @@ def test_the_shortest_runs_have_valid_schedules(cityscapes, max_iters):
     assert all(0 <= s.begin < s.end <= max_iters for s in cityscapes.param_scheduler)
     assert cityscapes.param_scheduler[-1].end == max_iters
     assert cityscapes.param_scheduler[0].begin == 0
-    rates = learning_rates(cityscapes.param_scheduler, max_iters)
-    assert max(rates) > 0.8  # relative to the optimizer's
     assert 1 <= cityscapes.train_cfg.val_interval <= max_iters
     assert 1 <= cityscapes.default_hooks.logger.interval <= max_iters
 
@@ -290,3 +295,65 @@ def test_arch_of_a_foreign_backbone_is_refused():
 def test_a_classifier_takes_no_oblong_crop(imagenet):
     with pytest.raises(InputError, match='one side'):
         apply_options(imagenet, {'crop_size': [112, 224]})
+
+
+class TestNumClasses:
+    def test_heads_and_label_checks_of_a_segmentor(self, cityscapes):
+        cityscapes.model.decode_head.out_channels = 19
+        notes = apply_options(cityscapes, {'num_classes': 3})
+        heads = cityscapes.model.decode_head, cityscapes.model.auxiliary_head
+        assert [head.num_classes for head in heads] == [3, 3]
+        assert cityscapes.model.decode_head.out_channels == 3
+        for split in ('train', 'val', 'test'):
+            pipeline = cityscapes[f'{split}_dataloader'].dataset.pipeline
+            assert _transforms(pipeline)['CheckLabels'].num_classes == 3
+        assert 'model.decode_head.num_classes: 19 -> 3' in notes
+
+    def test_head_loss_preprocessor_and_metric_of_a_classifier(self, imagenet):
+        apply_options(imagenet, {'num_classes': 3})
+        model = imagenet.model
+        parts = model.head, model.head.loss, model.data_preprocessor
+        assert [part.num_classes for part in parts] == [3, 3, 3]
+        assert imagenet.val_evaluator.topk == [1]  # of (1, 5)
+        assert imagenet.num_classes == 3
+        imagenet.pop('num_classes')  # a config without the variable stays one
+        apply_options(imagenet, {'num_classes': 4})
+        assert 'num_classes' not in imagenet
+
+    def test_prototypes_of_the_same_classes(self, cityscapes):
+        prior = dict(type='class_prototype', num_classes=19)
+        cityscapes.model.backbone.prior = prior
+        apply_options(cityscapes, {'num_classes': 3})
+        assert cityscapes.model.backbone.prior.num_classes == 3
+        cityscapes.model.backbone.prior.num_classes = 1000
+        apply_options(cityscapes, {'num_classes': 4})
+        assert cityscapes.model.backbone.prior.num_classes == 1000
+
+    def test_an_entry_in_full_wins(self, cityscapes):
+        apply_options(cityscapes, {'num_classes': 3, 'model.auxiliary_head.num_classes': 5})
+        assert cityscapes.model.auxiliary_head.num_classes == 5
+
+    def test_weights_of_the_old_classes_are_refused(self, cityscapes):
+        loss = cityscapes.model.decode_head.loss_decode
+        loss.class_weight = [1.0] * 19
+        key = 'model.decode_head.loss_decode.class_weight'
+        with pytest.raises(InputError, match=f'{key} has 19 numbers; set .* to 3 numbers or None'):
+            apply_options(cityscapes, {'num_classes': 3})
+        apply_options(cityscapes, {'num_classes': 3, key: [1.0] * 3})
+        apply_options(cityscapes, {'num_classes': 4, key: None})
+        cityscapes.model.decode_head.loss_cls = dict(class_weight=[1.0] * 4 + [0.1])
+        with pytest.raises(InputError, match='loss_cls.class_weight has 5 numbers; .* to 7 numb'):
+            apply_options(cityscapes, {'num_classes': 6})
+
+    def test_what_cannot_be_used_is_refused(self, cityscapes):
+        for value in (0, 2.5, 'three', True):
+            with pytest.raises(InputError, match='num_classes must be a whole number of at least'):
+                apply_options(cityscapes, {'num_classes': value})
+        cityscapes.model = dict(type='mmpretrain.SimCLR', head=dict(type='ContrastiveHead'))
+        with pytest.raises(InputError, match='num_classes does not apply'):
+            apply_options(cityscapes, {'num_classes': 3})
+
+
+def test_a_preprocessor_that_the_model_has_itself_is_not_read_at_the_top(cityscapes):
+    with pytest.raises(InputError, match='the model has its own: set model.data_preprocessor.size'):
+        apply_options(cityscapes, {'data_preprocessor.size': [64, 64]})

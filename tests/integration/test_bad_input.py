@@ -123,9 +123,18 @@ def test_training_options(options, words, toy, work_dir, capsys) -> None:
             'do not fit one another or the data: IndexError',
         ),
         ('seg', ['model.decode_head.in_channels=64'], 'to have 64 channels, but got 48'),
-        ('seg', ['model.decode_head.num_classes=3'], 'a label is 6, which is none of the classes'),
+        (
+            'seg',
+            ['model.decode_head.num_classes=3'],
+            'differ: model.decode_head.num_classes=3, train_dataloader.dataset has 150 classes',
+        ),
         ('cls', ['model.backbone.out_type=featmap'], 'mat1 and mat2 shapes cannot be multiplied'),
-        ('cls', ['model.head.num_classes=1'], 'a label is 1, which is none of the classes'),
+        (
+            'cls',
+            ['model.head.num_classes=1'],
+            'train_dataloader.dataset has 2 classes, val_dataloader.dataset has 2 classes. '
+            'Set --cfg-options num_classes=2 or else train_dataloader.dataset.metainfo.classes=',
+        ),
     ],
 )
 def test_parts_that_do_not_fit_show_in_the_first_step(
