@@ -170,10 +170,66 @@ def _problem(cfg: Mapping) -> str | None:
     for folder in filter(None, dataset.data_prefix.values()):
         if not any(files for _, _, files in os.walk(folder, followlinks=True)):
             return f'The folder {folder!r} of {name} does not exist or holds no file'
-    if not hasattr(dataset, 'seg_map_suffix'):
-        return None
+    if (problem := _dropped_images(dataset, name)) or not hasattr(dataset, 'seg_map_suffix'):
+        return problem
     unlabeled = isinstance(prefix, Mapping) and not prefix.get('seg_map_path', True)
     return _missing_samples(dataset, name, unlabeled)
+
+
+def _dropped_images(dataset: BaseDataset, name: str) -> str | None:
+    """What the data sets that list a folder pass over without a word."""
+    suffix = getattr(dataset, 'img_suffix', None) or getattr(dataset, 'extensions', None)
+    folder = dataset.data_prefix.get('img_path')
+    if not suffix or not folder or not _lists_folder(dataset):
+        return None
+    suffixes = (suffix,) if isinstance(suffix, str) else tuple(suffix)
+    for path, is_file in _files(folder):
+        if not path.lower().endswith(tuple(end.lower() for end in suffixes)):
+            continue
+        if not is_file:
+            return f'{path!r}, in a folder of {name}, {_fault(path)}'
+        if isinstance(suffix, str) and not path.endswith(suffix):
+            return (
+                f'{path!r} would be left out, for the img_suffix of {name} is {suffix!r}: rename it'
+            )
+    return None
+
+
+def _lists_folder(dataset: BaseDataset) -> bool:
+    """Whether all files of a folder count, as mmseg and mmpretrain have it, not those of a list."""
+    owner = type(dataset).load_data_list.__qualname__.partition('.')[0]
+    has_list = dataset.ann_file and not os.path.isdir(dataset.ann_file)
+    return owner in ('BaseSegDataset', 'CustomDataset') and not has_list
+
+
+def _entries(folder: str) -> Iterator[tuple[str, bool, bool]]:
+    """Path of each entry of a folder, whether it is a file, and whether it is a folder.
+
+    Only links are looked up: on network disks that is slow, and folders hold millions of images.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():  # where it is one to itself, the entry raises OSError
+                yield entry.path, os.path.isfile(entry.path), os.path.isdir(entry.path)
+            else:
+                yield entry.path, entry.is_file(), entry.is_dir()
+
+
+def _files(folder: str) -> Iterator[tuple[str, bool]]:
+    """All paths below a folder but hidden ones, and whether each is a file."""
+    for path, is_file, is_folder in _entries(folder):
+        if is_folder:
+            yield from _files(path)
+        if not os.path.basename(path).startswith('.'):
+            yield path, is_file
+
+
+def _fault(path: str) -> str:
+    if os.path.isdir(path):
+        return 'is a folder'
+    if os.path.islink(path) and not os.path.exists(path):
+        return f'is a link to {os.readlink(path)!r}, which does not exist'
+    return 'is a FIFO, a socket or a device' if os.path.exists(path) else 'does not exist'
 
 
 def _missing_samples(dataset: BaseDataset, name: str, unlabeled: bool) -> str | None:
@@ -185,18 +241,34 @@ def _missing_samples(dataset: BaseDataset, name: str, unlabeled: bool) -> str | 
             f'*{dataset.img_suffix}'
         )
 
-    @cache  # a look-up for each file is slow on network disks
+    @cache
     def names_in(folder: str) -> set[str]:
-        return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if not os.path.isdir(folder):
+            return set()
+        return {os.path.basename(path) for path, *is_read in _entries(folder) if any(is_read)}
 
     for key, what in (('img_path', 'image'), ('seg_map_path', 'labels')):
+        if key == 'seg_map_path' and unlabeled:
+            return None
         paths = [sample[key] for sample in samples if sample.get(key)]
         missing = [
             path for path in paths if os.path.basename(path) not in names_in(os.path.dirname(path))
         ]
-        if missing and not (unlabeled and key == 'seg_map_path'):
+        if missing:
             return (
                 f'{len(missing)} of {len(samples)} samples of {name} lack {what}, first '
-                f'{missing[0]!r}'
+                f'{missing[0]!r}, which {_fault(missing[0])}'
             )
-    return None
+    folder = dataset.data_prefix.get('seg_map_path')
+    # Classes with a list, and those that make up their samples in another way, may leave some out.
+    if not folder or not _lists_folder(dataset):
+        return None
+    extra = {path for path, _ in _files(folder) if path.endswith(dataset.seg_map_suffix)}
+    extra -= {sample['seg_map_path'] for sample in samples}
+    if not extra:
+        return None
+    return (
+        f'{len(extra)} labels of {name} have no image *{dataset.img_suffix} in '
+        f'{dataset.data_prefix["img_path"]!r}, first {min(extra)!r}: put the images there, take '
+        'the labels away, or name the images that count in ann_file'
+    )

@@ -1,6 +1,7 @@
 """Image loading that refuses what a network would misread without an error."""
 
 import io
+import os
 from collections.abc import Sequence
 
 import mmcv
@@ -9,6 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mmvars.datasets.files import open_image, refuse_special_file
 from mmvars.errors import InputError
 from mmvars.registry import TRANSFORMS
 
@@ -50,7 +52,9 @@ class LoadImageFromFile(BaseTransform):
 
     Raises:
         InputError: If ``allow`` holds an unknown kind; when loading, if the file is missing, is
-            not an image, is truncated, has 16 bits a channel, or is of a kind not allowed.
+            not an image, is truncated, has 16 bits a channel, is of a kind not allowed, or claims
+            more than 178,956,970 pixels (``MMVARS_MAX_PIXELS=NUMBER`` in the environment sets
+            another bound).
     """
 
     def __init__(
@@ -85,23 +89,29 @@ class LoadImageFromFile(BaseTransform):
         return results
 
     def _load(self, path: str) -> np.ndarray:
+        refuse_special_file(path)
         try:
             data = fileio.get(path, backend_args=self.backend_args)
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            what = 'is a folder' if os.path.isdir(path) else 'does not exist'
             raise InputError(
-                f'image {path!r} does not exist; check data_root and data_prefix of the data set'
+                f'image {path!r} {what}; check data_root and data_prefix of the data set'
             ) from error
+        except (OSError, ValueError) as error:  # not permitted, a link to itself, no file name
+            raise InputError(f'image {path!r} cannot be read: {error}') from error
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(io.BytesIO(data), path) as image:
                 self._check(image, path)
                 ImageOps.exif_transpose(image, in_place=True)
                 rgb = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))  # decodes
+        except InputError:
+            raise
         except UnidentifiedImageError as error:
             raise InputError(
                 f'{path!r} ({len(data)} bytes) is not an image that can be read; replace it, or '
                 'remove it from the data set'
             ) from error
-        except (OSError, SyntaxError, EOFError) as error:  # what PIL raises for damaged content
+        except Exception as error:  # PIL raises nearly anything where content is damaged
             raise InputError(
                 f'image {path!r} is truncated or damaged ({error}); fetch it again, '
                 'or remove it from the data set'

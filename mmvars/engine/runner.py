@@ -16,6 +16,7 @@ from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
+from torch.utils.data import DataLoader
 
 from mmvars.checkpoints.formats import MMVARS, mixer_meta, recorded_mixer
 from mmvars.checkpoints.io import read_meta
@@ -29,6 +30,7 @@ from mmvars.engine.errors import building
 from mmvars.engine.hooks import TrainingInterrupted
 from mmvars.engine.options import add_cfg_options, apply_options
 from mmvars.engine.safe_load import load_from_local
+from mmvars.engine.samples import check_pipelines
 from mmvars.errors import InputError, check_choice
 from mmvars.networks import Trunk, rename_old_keys
 from mmvars.resources import config_path
@@ -191,6 +193,13 @@ class StrictRunner(Runner):
     def train(self):
         self._training = True
         return super().train()
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
+        """Build a data loader whose errors name the files of the sample."""
+        dataloader = Runner.build_dataloader(*args, **kwargs)
+        check_pipelines(dataloader.dataset)
+        return dataloader
 
     build_model = _naming('model', Runner.build_model)
     build_train_loop = _naming('train_dataloader or train_cfg', Runner.build_train_loop)

@@ -1,0 +1,81 @@
+"""Files that a loader of images would hang on, or run out of memory: refused by name."""
+
+import math
+import os
+import stat
+from typing import BinaryIO
+
+from PIL import Image
+
+from mmvars.errors import InputError
+
+__all__ = ['max_pixels', 'open_image', 'refuse_special_file']
+
+_BYTES_PER_PIXEL = 16  # four channels of 32 bits
+_REMEDY = 'Replace it, or allow as many pixels by MMVARS_MAX_PIXELS=NUMBER in the environment'
+
+
+def max_pixels() -> float:
+    """How many pixels an image may have: what PIL does not take for a bomb, 178,956,970.
+
+    The environment variable ``MMVARS_MAX_PIXELS`` sets another number, of PIL too.
+
+    Raises:
+        InputError: If the variable is no positive number.
+    """
+    if (value := os.environ.get('MMVARS_MAX_PIXELS')) is not None:
+        try:
+            Image.MAX_IMAGE_PIXELS = math.ceil(float(value) / 2)  # it refuses twice as many
+        except (ValueError, OverflowError):
+            Image.MAX_IMAGE_PIXELS = 0
+        if Image.MAX_IMAGE_PIXELS < 1:
+            raise InputError(
+                f'the environment variable MMVARS_MAX_PIXELS must be a positive number, '
+                f'got {value!r}'
+            )
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def refuse_special_file(path: str) -> None:
+    """Refuse what can be read without end; what is missing or a folder fails by itself.
+
+    Raises:
+        InputError: If ``path`` is a FIFO, a socket or a device, or too large to be an image.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise InputError(
+            f'{path!r} is a FIFO, a socket or a device, not a file; replace it, or remove it from '
+            'the data set'
+        )
+    if status.st_size > _BYTES_PER_PIXEL * (limit := max_pixels()):
+        raise InputError(
+            f'{path!r} has {status.st_size:,} bytes, more than an image of {limit:,} pixels needs. '
+            f'{_REMEDY}'
+        )
+
+
+def open_image(source: str | BinaryIO, path: str) -> Image.Image:
+    """Open an image and judge by its header; nothing is decoded.
+
+    Args:
+        source: A local path, or the file itself.
+        path: For the message.
+
+    Raises:
+        InputError: If it claims more than :func:`max_pixels`, or is PostScript: a program, for
+            which PIL starts Ghostscript.
+        PIL.UnidentifiedImageError: If it is no image that PIL knows.
+    """
+    max_pixels()
+    try:
+        image = Image.open(source)
+    except Image.DecompressionBombError as error:
+        raise InputError(f'{path!r} is too large: {error} {_REMEDY}') from error
+    if image.format == 'EPS':
+        image.close()
+        raise InputError(f'{path!r} is PostScript, not an image of pixels; save it as PNG')
+    return image

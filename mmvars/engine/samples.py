@@ -1,0 +1,90 @@
+"""Errors that name the files of a sample, whatever transforms the pipeline of a data set has.
+
+The frameworks open what a data set names, whatever it is: a FIFO hangs, a device never ends, a
+header may claim gigabytes, and their errors say what is wrong, but not with which file.
+"""
+
+import os
+from typing import Any
+
+from mmengine.dataset import Compose
+
+from mmvars.datasets.files import open_image, refuse_special_file
+from mmvars.engine.errors import format_config_error
+from mmvars.errors import InputError
+
+__all__ = ['CheckedPipeline', 'check_pipelines']
+
+
+def check_pipelines(dataset: Any) -> None:
+    """Give a data set, and those that it wraps, a :class:`CheckedPipeline`."""
+    for inner in (getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())):
+        if inner is not None:
+            check_pipelines(inner)
+    if type(getattr(dataset, 'pipeline', None)) is Compose:
+        dataset.pipeline = CheckedPipeline(dataset.pipeline)
+
+
+class CheckedPipeline(Compose):
+    """The pipeline of a data set, with errors that name the files of the sample.
+
+    Raises:
+        InputError: If the image or its labels are no file or claim too many pixels, the two differ
+            in size, or a transform fails.
+    """
+
+    def __init__(self, pipeline: Compose) -> None:
+        self.transforms = pipeline.transforms
+
+    def __call__(self, data: dict) -> dict | None:
+        paths = [data[key] for key in ('img_path', 'seg_map_path') if data.get(key)]
+        paths = [path for path in paths if isinstance(path, str) and '://' not in path]
+        sizes = [size for size in map(_size, paths) if size is not None]
+        if len(sizes) == 2 and sorted(sizes[0]) != sorted(sizes[1]):  # EXIF may turn an image
+            image, labels = [f'{width}x{height}' for width, height in sizes]
+            raise InputError(
+                f'labels {paths[1]!r} have {labels} pixels, but their image {paths[0]!r} has '
+                f'{image}; they must be of one size'
+            )
+        try:
+            return super().__call__(data)
+        except InputError:
+            raise
+        except Exception as error:
+            for path in filter(os.path.isfile, paths):
+                if (fault := _fault(path)) is not None:
+                    raise InputError(
+                        f'{path!r} is damaged, or no image ({fault}); fetch it again, or remove it '
+                        'from the data set'
+                    ) from error
+            reason = (
+                format_config_error(error, is_first_step=False)
+                or (f'{type(error).__name__}: {error}'.strip().partition('\n')[0])
+            )
+            raise InputError(
+                f'{" with labels ".join(map(repr, paths)) or "a sample"} cannot be loaded: '
+                f'{reason}; correct the file or the pipeline of the data set. MMVARS_DEBUG=1 '
+                'shows the traceback'
+            ) from error
+
+
+def _size(path: str) -> tuple[int, int] | None:
+    """``(width, height)`` as the header of a file has it; None where it has none."""
+    refuse_special_file(path)
+    try:
+        with open_image(path, path) as image:
+            return image.size
+    except InputError:
+        raise
+    except Exception:  # missing, damaged or of another format: the loader judges
+        return None
+
+
+def _fault(path: str) -> str | None:
+    """Why a file cannot be decoded; PIL raises nearly anything where content is damaged."""
+    try:
+        with open_image(path, path) as image:
+            image.load()
+    except Exception as error:
+        return f'{type(error).__name__}: {error}'
+    return None
