@@ -1,7 +1,8 @@
 """The console script ``mmvars`` and the wrapper that every command-line tool runs in.
 
-Nothing heavy is imported before a command is chosen, so ``mmvars`` and ``mmvars doctor`` answer
-even where torch or OpenMMLab cannot be imported.
+Nothing heavy is imported before the arguments of a command are known to be right, so ``mmvars``,
+``mmvars COMMAND --help`` and ``mmvars doctor`` answer at once, even where torch or OpenMMLab cannot
+be imported.
 """
 
 import os
@@ -88,6 +89,8 @@ def run_tool(tool: str | Callable[..., int | None], argv: list[str] | None = Non
         the environment, bad input is raised instead, so that its traceback can be seen.
     """
     try:
+        if isinstance(tool, str):  # for --help and wrong arguments, before torch is imported
+            import_module(f'mmvars.parsers.{tool}').parse_args(argv)
         return (load_command(tool) if isinstance(tool, str) else tool)(argv) or 0
     except KeyboardInterrupt:
         return _print_error('stopped by Ctrl-C', status=130)

@@ -4,7 +4,6 @@ The checks read package metadata and the outcome of trial imports. The trials ru
 processes: a library that crashes on import ends its child, not the doctor.
 """
 
-import argparse
 import platform
 import re
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmvars import __version__
+from mmvars.parsers.doctor import parse_args
 
 __all__ = ['PACKAGES', 'TRIALS', 'Environment', 'Finding', 'diagnose', 'look', 'main']
 
@@ -236,14 +236,7 @@ def _in_child(code: str) -> str | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the versions and the findings; returns 0 if the environment works, else 1."""
-    parser = argparse.ArgumentParser(
-        description='Say what is wrong with this environment, and how '
-        'to put it right. Exit status 0 only if all works.'
-    )
-    parser.add_argument(
-        '-v', '--verbose', action='store_true', help='show all output of the trials that fail'
-    )
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     print(f'mmvars {__version__} at {Path(__file__).parent}')
     print(f'Python {platform.python_version()} at {sys.executable}, {platform.platform()}')
     env = look()

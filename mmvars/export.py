@@ -18,12 +18,13 @@ from torch.nn import functional as F
 
 from mmvars import __version__
 from mmvars.checkpoints.write import check_destination, write_bytes
-from mmvars.engine.options import add_cfg_options
+from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.layers.global_filter import GlobalFilter
 from mmvars.layers.vars_attention import VARSConvolutionalDynamic
 from mmvars.layers.vars_static import VARSStatic
 from mmvars.models.sliding_window import whole_image_metas
+from mmvars.parsers.export import parse_args
 from mmvars.visualization.model import Model, build_model, is_segmentor, read_config, swaps_channels
 
 __all__ = ['ExportedPart', 'main', 'open_file']
@@ -31,17 +32,6 @@ __all__ = ['ExportedPart', 'main', 'open_file']
 SUFFIXES = ('.onnx', '.pt2')
 FIXED_SIZE_MIXERS = (VARSStatic, VARSConvolutionalDynamic, GlobalFilter)  # by Fourier transforms
 FIXED_GRID_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-EPILOG = """\
-examples:
-  mmvars export CONFIG CHECKPOINT --output model.onnx --size 512x1024
-  mmvars export CONFIG CHECKPOINT --output model.onnx --size 512 --dynamic --labels --normalize
-  mmvars export CONFIG CHECKPOINT --output backbone.pt2 --size 224 --part backbone
-
-The batch size is always free, height and width with --dynamic. Input: images (B, C, H, W) in
-float32, normalized as the config's data_preprocessor does unless --normalize is given. A segmentor
-is exported for whole images; where the config tests with sliding windows, the file is for one
-window. The file is run, in onnxruntime or torch, and compared with the model before it gets its
-name: it stands for a model whose outputs it has been seen to give."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,13 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: On what cannot be used or exported; no file is left then.
     """
-    args = _parser().parse_args(argv)
+    args = parse_args(argv)
     check_number('--tolerance', args.tolerance, 0)
     if args.opset is not None:
         check_number('--opset', args.opset, 18, whole=True)
     path = check_destination(args.output, args.checkpoint, args.overwrite, SUFFIXES)
     _check_packages(path)
-    cfg = read_config(args.config, args.cfg_options)
+    cfg = read_config(args.config, parse_cfg_options(args.cfg_options))
     model, _ = build_model(cfg, args.checkpoint, torch.device('cpu'), heads=args.part == 'model')
     part = ExportedPart(model, args.part, args.labels, args.normalize).eval()
     if args.dynamic:
@@ -99,69 +89,6 @@ def main(argv: list[str] | None = None) -> int:
     where = 'onnxruntime' if path.suffix == '.onnx' else 'torch.export'
     print(f'run in {where}: at most {worst:.1e} of the greatest output from the model')
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='Export a model of a config and a checkpoint to ONNX (.onnx) or to a program '
-        'of torch.export (.pt2), and compare the file with the model.',
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add('config', help='config file, or the name of one that mmvars ships')
-    add('checkpoint', help='checkpoint of a model of this config')
-    add('--output', required=True, metavar='FILE', help='.onnx or .pt2 to write')
-    add(
-        '--size',
-        required=True,
-        type=_size,
-        metavar='N|HxW',
-        help='pixels of the images: side, or height x width',
-    )
-    add(
-        '--dynamic',
-        action='store_true',
-        help='images of any size, not of --size alone; not every model can',
-    )
-    add(
-        '--part',
-        choices=('model', 'backbone'),
-        default='model',
-        help='the whole model (default), or the features of its backbone',
-    )
-    add('--labels', action='store_true', help='class numbers in place of logits')
-    add(
-        '--normalize',
-        '--normalise',
-        action='store_true',
-        help='put mean, std and channel order into the file: it then takes pixels from 0 to 255 as '
-        'the config loads them (BGR where it turns them to RGB)',
-    )
-    add(
-        '--opset',
-        type=int,
-        metavar='N',
-        help="version of ONNX's operators, 18 or more; default: the exporter's",
-    )
-    add(
-        '--tolerance',
-        type=float,
-        default=1e-4,
-        metavar='T',
-        help='greatest difference from the model, relative to the greatest output (default 1e-4; '
-        'the threshold of the released VARS-D and -SD jumps at 0, where rounding can make 1e-3)',
-    )
-    add('--overwrite', action='store_true', help='replace FILE')
-    add_cfg_options(parser)
-    return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split('x')]
-    if len(sides) > 2 or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f'--size takes N or HEIGHTxWIDTH, got {text!r}')
-    return sides[0], sides[-1]
 
 
 class ExportedPart(nn.Module):

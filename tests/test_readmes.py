@@ -1,6 +1,5 @@
 """What the READMEs show works: links, commands, options, code. Their numbers are the metafiles'."""
 
-import argparse
 import re
 import shlex
 from pathlib import Path
@@ -124,13 +123,11 @@ def test_options_apply_and_the_model_builds(config, options):
     from mmengine.registry import MODELS, init_default_scope
 
     import mmvars.models  # noqa: F401
-    from mmvars.engine.options import add_cfg_options, apply_options
+    from mmvars.engine.options import apply_options, parse_cfg_options
     from mmvars.resources import config_path
 
     cfg = Config.fromfile(str(config_path(config)))
-    parser = argparse.ArgumentParser()
-    add_cfg_options(parser)
-    words = parser.parse_args(['--cfg-options', *shlex.split(options)]).cfg_options
+    words = parse_cfg_options(shlex.split(options))
     apply_options(cfg, words)
     init_default_scope(cfg.default_scope)
     is_other = not cfg.model.type.startswith('mmvars.')

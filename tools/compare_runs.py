@@ -4,6 +4,14 @@ Every cell of variants x seeds is one ordinary training, in a process and a fold
 config that differs from the others in its variant's options and its seed alone.
 """
 
+import sys
+
+from mmvars.cli import run_tool
+
+if __name__ == '__main__':  # before the imports that take seconds
+    sys.exit(run_tool('compare'))
+
+
 import argparse
 import contextlib
 import json
@@ -14,7 +22,6 @@ import shlex
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -28,29 +35,18 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmvars import __version__
 from mmvars.checkpoints.write import write_text
-from mmvars.cli import run_tool
 from mmvars.datasets import check_data_roots
 from mmvars.engine.errors import user_errors
-from mmvars.engine.options import add_cfg_options
+from mmvars.engine.options import parse_cfg_options
 from mmvars.engine.runner import load_config
 from mmvars.errors import InputError
+from mmvars.parsers.compare import parse_args
 from mmvars.resources import config_path, resource_root
 
 try:
     import fcntl
 except ImportError:  # Windows: no guard against two comparisons in one folder
     fcntl = None
-
-_EPILOG = """\
-examples:
-  mmvars compare vit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256 \\
-      --variants configs/absvit/top-down-designs.yml --work-dir work_dirs/designs
-  mmvars compare CONFIG --seeds 0 1 2 3 4 --variant plain \\
-      --variant 'mild: model.backbone.alpha=0.5' --variant 'strong: model.backbone.alpha=10'
-
-Stop it with Ctrl-C (or SIGTERM) at any time: the present run saves a checkpoint. The same command
-line goes on: finished runs stay, the stopped one is resumed. Variants and seeds may be added.
-The table is in DIR/comparison.md and DIR/comparison.json, written anew after every run."""
 
 _NAME = re.compile(r'[A-Za-z0-9][\w.+-]*', re.ASCII)  # it becomes a folder
 _NOT_AN_OPTION = ('randomness', 'work_dir', 'resume', 'launcher')
@@ -71,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             trained with other options; nothing has been changed on disk then. Also if a training
             fails; finished runs stay.
     """
-    args = parse_args(argv)
+    args = read_arguments(argv)
     runs = plan_runs(args)
     model = runs[0].cfg.model
     args.metric = args.metric or (
@@ -105,49 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of the command, with ``common`` options and the ``table`` of variants."""
-    parser = argparse.ArgumentParser(
-        description='Train variants of one config with several seeds each, and put mean and spread '
-        'of the last validation side by side.',
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('config', help='config file, or the name of one that mmvars ships')
-    parser.add_argument(
-        '--variants',
-        metavar='FILE',
-        help='Python, YAML or JSON config file with '
-        'variants = {NAME: {KEY: VALUE}}, and optionally cfg_options for all',
-    )
-    parser.add_argument(
-        '--variant',
-        action='append',
-        default=[],
-        metavar="'NAME: KEY=VALUE ...'",
-        help='one variant (repeat it for more); NAME alone is the config as it is',
-    )
-    parser.add_argument(
-        '--seeds',
-        type=int,
-        nargs='+',
-        default=[0, 1, 2],
-        metavar='N',
-        help='random seeds, one run each (default: 0 1 2)',
-    )
-    parser.add_argument(
-        '--metric',
-        help='of the last validation, as it stands in the log (default:'
-        ' mIoU for segmentation, accuracy/top1 for classification)',
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        metavar='DIR',
-        help='folder for runs and table (default: work_dirs/<config name>_compare)',
-    )
-    add_cfg_options(parser)
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         raise InputError(f'--seeds must be different whole numbers from 0 on, got {args.seeds}')
     path = config_path(args.config)
@@ -155,7 +111,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.work_dir = args.work_dir or Path('work_dirs') / f'{path.stem}_compare'
     if args.work_dir.exists() and not args.work_dir.is_dir():
         raise InputError(f'--work-dir {str(args.work_dir)!r} is a file: give a folder')
-    args.common, args.table = read_variants(args.variants, args.variant, args.cfg_options or {})
+    options = parse_cfg_options(args.cfg_options)
+    args.common, args.table = read_variants(args.variants, args.variant, options)
     return args
 
 
@@ -646,7 +603,3 @@ def _options(options: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return 'nan' if value is None else f'{value:.2f}'
-
-
-if __name__ == '__main__':
-    sys.exit(run_tool(main))

@@ -8,8 +8,7 @@ afterwards, so that an entry that is named in full wins.
 
 import difflib
 import inspect
-from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -21,11 +20,11 @@ from mmvars.errors import InputError, check_number
 
 __all__ = [
     'SHORTHANDS',
-    'add_cfg_options',
     'apply_options',
     'check_options',
     'class_entries',
     'class_name',
+    'parse_cfg_options',
 ]
 
 _SHORT_NAMES = {
@@ -66,30 +65,20 @@ _SEVERAL_TYPES = ('arch', 'data_prefix', 'loss_scale', 'prior')  # take text and
 _MIN_INTERVAL = 500  # iterations between validations of a shortened run, or the whole run
 
 
-def add_cfg_options(parser: ArgumentParser) -> None:
-    """Add the flag ``--cfg-options``."""
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        type=_key_value,
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config, such as '
-        'train_dataloader.batch_size=4; lists are written "[a,b]" or a,b without '
-        'spaces. Shorthands that set all that depends on them: '
-        f'{", ".join(SHORTHANDS)}. +KEY=VALUE adds a key unchecked',
-    )
+def parse_cfg_options(words: Sequence[str] | None) -> dict[str, Any]:
+    """The words of ``--cfg-options`` as a dict: dotted key -> value, read as mmengine does.
 
-
-def _key_value(text: str) -> str:
-    key, _, value = text.partition('=')
-    if not key or '=' not in text:
-        raise ArgumentTypeError(f'{text!r} is not of the form KEY=VALUE')
-    try:
-        DictAction._parse_iterable(value)
-    except AssertionError as error:  # brackets that do not close
-        raise ArgumentTypeError(str(error)) from None
-    return text
+    Raises:
+        InputError: If the brackets of a list do not match.
+    """
+    options = {}
+    for word in words or ():
+        key, _, value = word.partition('=')
+        try:
+            options[key] = DictAction._parse_iterable(value)
+        except AssertionError as error:
+            raise InputError(f'--cfg-options {word}: {error}') from None
+    return options
 
 
 def apply_options(cfg: Config, options: Mapping[str, Any] | None) -> list[str]:

@@ -28,7 +28,7 @@ from mmvars.engine.checkpoint_hook import KeepingCheckpointHook
 from mmvars.engine.cpu import setup_cpu
 from mmvars.engine.errors import building
 from mmvars.engine.hooks import TrainingInterrupted
-from mmvars.engine.options import add_cfg_options, apply_options
+from mmvars.engine.options import apply_options
 from mmvars.engine.safe_load import load_from_local
 from mmvars.engine.samples import check_pipelines
 from mmvars.errors import InputError, check_choice
@@ -37,7 +37,6 @@ from mmvars.resources import config_path
 
 __all__ = [
     'StrictRunner',
-    'add_common_arguments',
     'allowed_constants',
     'build_runner',
     'closing_process_group',
@@ -51,29 +50,6 @@ _KINDS = {
     'missing keys in source state_dict': Status.MISSING,
 }
 _LAST_WORK: list = []
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that training and testing share, as MMSegmentation's tools name them."""
-    parser.add_argument(
-        '--work-dir',
-        help='folder for logs and results '
-        '(default: work_dir of the config, else work_dirs/<config name>)',
-    )
-    add_cfg_options(parser)
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed run were started',
-    )
-    parser.add_argument(
-        '--local_rank',
-        '--local-rank',
-        type=int,
-        default=0,
-        help='set by launchers; not for hand use',
-    )
 
 
 def load_config(

@@ -11,8 +11,8 @@ from mmengine.dist import is_main_process
 from mmvars.datasets import check_data_roots
 from mmvars.engine.errors import user_errors
 from mmvars.engine.hooks import FuseHook
+from mmvars.engine.options import parse_cfg_options
 from mmvars.engine.runner import (
-    add_common_arguments,
     build_runner,
     closing_process_group,
     load_config,
@@ -20,41 +20,9 @@ from mmvars.engine.runner import (
 )
 from mmvars.engine.safe_load import check_checkpoint_file
 from mmvars.errors import InputError, check_number
+from mmvars.parsers.test import parse_args
 
 __all__ = ['main']
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='Test a checkpoint: metrics, and on demand predictions and pictures.'
-    )
-    parser.add_argument('config', help='config file, or the name of one that mmvars ships')
-    parser.add_argument('checkpoint', help='checkpoint of a model of this config')
-    parser.add_argument(
-        '--out',
-        help='segmentation: folder for the predicted label maps (PNG); '
-        'classification: .pkl file for the predictions',
-    )
-    parser.add_argument(
-        '--out-item',
-        choices=['metrics', 'pred'],
-        help='what --out FILE holds (classification; default: pred)',
-    )
-    parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
-    parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        metavar='SECONDS',
-        help='how long --show shows each picture',
-    )
-    parser.add_argument(
-        '--interval', type=int, default=1, help='draw every n-th image (classification)'
-    )
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    add_common_arguments(parser)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,9 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: On arguments, a config or files that cannot be used.
     """
-    args = _parser().parse_args(argv)
+    args = parse_args(argv)
     check_number('--interval', args.interval, 1, whole=True)
-    cfg, notes = load_config(args.config, args.cfg_options)
+    cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
         raise InputError(f'config {args.config!r} has no test_dataloader and test_cfg')
     set_work_dir(cfg, args)

@@ -1,6 +1,5 @@
 """``tools/train.py`` and ``mmvars train``: train a segmentor or a classifier from a config."""
 
-import argparse
 import os
 from copy import deepcopy
 
@@ -12,9 +11,8 @@ from mmvars.datasets import check_data_roots
 from mmvars.engine.checks import check_num_classes, check_warmups
 from mmvars.engine.errors import user_errors
 from mmvars.engine.hooks import SaveOnInterruptHook, ensure_lipschitz_hook
-from mmvars.engine.options import class_name
+from mmvars.engine.options import class_name, parse_cfg_options
 from mmvars.engine.runner import (
-    add_common_arguments,
     build_runner,
     closing_process_group,
     load_config,
@@ -22,33 +20,9 @@ from mmvars.engine.runner import (
 )
 from mmvars.engine.safe_load import check_checkpoint_file
 from mmvars.errors import InputError, check_number
+from mmvars.parsers.train import parse_args
 
 __all__ = ['main']
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description='Train a model. Ctrl-C finishes the step, saves a '
-        'checkpoint and leaves; --resume goes on from it.'
-    )
-    parser.add_argument('config', help='config file, or the name of one that mmvars ships')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a name (or with "auto") from the '
-        'last one in the work dir',
-    )
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
-    parser.add_argument('--no-validate', action='store_true', help='do not validate while training')
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate by the real batch size over auto_scale_lr.base_batch_size',
-    )
-    add_common_arguments(parser)
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
             on disk then, but for a new log folder in the work dir.
         TrainingInterrupted: After SIGINT or SIGTERM.
     """
-    args = _parser().parse_args(argv)
-    cfg, notes = load_config(args.config, args.cfg_options)
+    args = parse_args(argv)
+    cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
         raise InputError(
             f'config {args.config!r} has no train_dataloader and train_cfg: it is for testing only'

@@ -16,7 +16,6 @@ from mmvars.visualization.figure import Half, short_name
 from mmvars.visualization.model import ClassTable, Model, Network, is_segmentor, network_of
 
 __all__ = [
-    'HELP',
     'PanelConfig',
     'check_top_down',
     'find_class',
@@ -25,14 +24,6 @@ __all__ = [
     'scale_of',
 ]
 
-HELP = (
-    'what top-down attention looks for: "query" (default) the learned query; "class:NAME" or '
-    '"class:NUMBER" a class prototype, the row of the classifier of CHECKPOINT (classification '
-    'models only); "file:PATH" a tensor of width C (.pt, .npy), or "file:PATH:ROW" a row of a '
-    '(K, C) tensor or of the classifier in a classification checkpoint. Several make a row of '
-    'panels each; with --pair the first is that of the left photo, the second that of the '
-    'right one'
-)
 HEAD_KEYS = ('head.fc.weight', 'head.weight', 'trunk.head.weight', 'module.head.weight')
 
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
-from mmvars.engine.options import apply_options, check_options
+from mmvars.engine.options import apply_options, check_options, parse_cfg_options
 from mmvars.errors import InputError
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -52,7 +52,7 @@ def test_the_switches_of_the_readme_exist(cityscapes):
     text = (CONFIGS / 'README.md').read_text()
     options = dict(re.findall(r'[` ]([a-z_]+(?:\.[a-z0-9_]+)+)=(\w+)', text))
     assert len(options) >= 7
-    options = {key: DictAction._parse_iterable(value) for key, value in options.items()}
+    options = parse_cfg_options([f'{key}={value}' for key, value in options.items()])
     check_options(cityscapes, options)
     apply_options(cityscapes, options)
     assert cityscapes.model.backbone.init_cfg.type == 'Pretrained'
@@ -357,3 +357,8 @@ class TestNumClasses:
 def test_a_preprocessor_that_the_model_has_itself_is_not_read_at_the_top(cityscapes):
     with pytest.raises(InputError, match='the model has its own: set model.data_preprocessor.size'):
         apply_options(cityscapes, {'data_preprocessor.size': [64, 64]})
+
+
+def test_brackets_that_do_not_match_are_refused():
+    with pytest.raises(InputError, match=r'--cfg-options a=\[1,\(2\]: .*brackets'):
+        parse_cfg_options(['b=1', 'a=[1,(2]'])

@@ -375,7 +375,7 @@ def test_the_shipped_designs_build(repo, tmp_path) -> None:
         '--variants',
     ]
     folder = repo / 'configs' / 'absvit'
-    args = compare_runs.parse_args([*arguments, str(folder / 'top-down-designs_mini.yml')])
+    args = compare_runs.read_arguments([*arguments, str(folder / 'top-down-designs_mini.yml')])
     runs = compare_runs.plan_runs(args)
     compare_runs.check_variants(runs)
     built = {run.variant: run.cfg.model.backbone for run in runs}
@@ -404,7 +404,7 @@ def test_the_shipped_designs_build(repo, tmp_path) -> None:
     for name in ('feedback', 'perceiver_io', 'mask_attention'):
         assert built[name].design == name
     # The full-size table differs in the options of all runs alone.
-    whole = compare_runs.parse_args([*arguments, str(folder / 'top-down-designs.yml')])
+    whole = compare_runs.read_arguments([*arguments, str(folder / 'top-down-designs.yml')])
     assert (whole.table, whole.common) == (args.table, {})
 
 

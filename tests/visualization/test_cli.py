@@ -299,20 +299,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(draw, photo, tmp_path):
     assert (tmp_path / 'out').read_text() == 'a file in the way'
 
 
-@pytest.mark.parametrize(
-    'option,message',
-    [
-        ('nothing', "'nothing' is not of the form KEY=VALUE"),
-        ('model.backbone.out_indices=[1,2', 'argument --cfg-options: Imbalanced brackets'),
-    ],
-)
-def test_a_config_option_without_a_value_is_a_usage_error(option, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(['a', 'b', 'c', '--cfg-options', option])
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
-
-
 def test_bad_input_is_an_input_error_for_python_callers(write_config):
     config, checkpoint = write_config('classification')
     with pytest.raises(InputError, match='does not exist'):

@@ -1,12 +1,19 @@
 """Time and peak memory of networks and token mixers: `mmvars benchmark`, or run this file."""
 
+import sys
+
+from mmvars.cli import run_tool
+
+if __name__ == '__main__':  # before the imports that take seconds
+    sys.exit(run_tool('benchmark'))
+
+
 import argparse
 import ast
 import math
 import os
 import platform
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,18 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmvars.cli import run_tool
 from mmvars.errors import InputError, check_choice, check_number
-from mmvars.layers import MIXERS, PRESETS, TokenGrid, build_mixer, fuse
+from mmvars.layers import MIXERS, TokenGrid, build_mixer, fuse
 from mmvars.networks import MODELS, Feedback, Trunk, TrunkOutput, create_model
+from mmvars.parsers.benchmark import parse_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the scripts beside this one
-from get_flops import add_json_arguments, check_json_arguments, markdown_table, write_json  # noqa: E402  # noqa: E402
+from get_flops import check_json_arguments, markdown_table, write_json  # noqa: E402  # noqa: E402
 from reference_absvit import AbSViT, rename_weights  # noqa: E402
 from timing import (  # noqa: E402
-    CLOCKS,
-    DTYPES,
-    MODES,
     Case,
     Contender,
     Settings,
@@ -40,26 +44,6 @@ from timing import (  # noqa: E402
 )
 
 NUM_CLASSES = 1000
-TASKS = ('auto', 'classify', 'features')
-_EPILOG = """\
-suites:
-  mixers   token mixers alone, against the number of tokens
-  models   whole networks: inference, or with --mode training one training step
-
-examples:
-  mmvars benchmark
-  mmvars benchmark --tokens 1024 4096 32x128 --widths 384x6 --mixers self_attention vars_d
-  mmvars benchmark --suite models --sizes 224 512x1024 --models timm/vit_tiny absvit_tiny
-  mmvars benchmark --suite models --mode training --batch-sizes 8 \\
-      --models timm/vit_tiny absvit_tiny absvit_tiny:grad_checkpointing=True
-  mmvars benchmark --device cuda --dtype bfloat16 --compile --json times.json
-
-All contenders are measured in one process in turns, A B C A B C, so that ratios hold where absolute
-times on a busy machine do not. The first (or --reference) is what the others are compared with.
-Those that compute the same function get the same weights, and their outputs are compared first. A
-contender of --models is [LIBRARY/]NAME[:OPTION=VALUE...]: vit_tiny, absvit_base, rvt_tiny, ... of
-this package (in inference fused; with :fuse=False not), timm/vit_*, or reference/absvit_*, which is
-tools/benchmark/reference_absvit.py."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,73 +80,6 @@ def main(argv: list[str] | None = None) -> int:
     print(render(result))
     write_json(args, result)
     return 0
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command."""
-    parser = argparse.ArgumentParser(
-        description='Time and peak memory of networks and token mixers, in turns in one process.',
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add('--suite', default='mixers', choices=('mixers', 'models'), help='what to measure')
-    add(
-        '--mixers',
-        nargs='+',
-        metavar='NAME',
-        default=['self_attention', 'performer', 'vars_d', 'vars_sd', 'vars_s'],
-        help="self_attention is torch's fused softmax attention",
-    )
-    add(
-        '--tokens',
-        nargs='+',
-        metavar='N|HxW',
-        help='mixers: numbers of tokens, or patch grids',
-        default=['196', '400', '784', '1024', '2025', '4096', '8100'],
-    )
-    add(
-        '--widths',
-        nargs='+',
-        metavar='CxHEADS',
-        default=['192x6', '768x12'],
-        help='mixers: channels and heads',
-    )
-    add('--preset', default='release', choices=tuple(PRESETS), help='mixers')
-    add('--num-steps', type=int, metavar='K', help='updates of the VARS mixers')
-    add(
-        '--models',
-        nargs='+',
-        metavar='NAME',
-        help='models: see below',
-        default=['timm/vit_tiny', 'vit_tiny', 'absvit_tiny', 'reference/absvit_tiny'],
-    )
-    add('--sizes', nargs='+', metavar='S|HxW', default=['224'], help='of images, in pixels')
-    add(
-        '--task',
-        default='auto',
-        choices=TASKS,
-        help='auto: class scores at 224x224, four feature maps at other sizes',
-    )
-    add('--batch-sizes', '--batch-size', nargs='+', type=int, default=[1], metavar='B')
-    add('--mode', default='forward', choices=MODES, help='training: forward and backward pass')
-    add('--reference', metavar='NAME', help='default: the first contender')
-    add('--device', default='cpu', help='cpu, cuda, cuda:1, ...')
-    add('--dtype', default='float32', choices=tuple(DTYPES), help='below float32: under autocast')
-    add('--compile', action='store_true', help='all through torch.compile')
-    add('--threads', type=int, default=1, metavar='T', help='of the CPU')
-    add(
-        '--clock',
-        choices=tuple(CLOCKS),
-        help='on a CPU; default: process time for one thread, '
-        'which other programs disturb least, wall time for more',
-    )
-    add('--rounds', type=int, default=7)
-    add('--warmup', type=int, default=1, help='rounds before')
-    add('--min-seconds', type=float, default=0.05, metavar='S', help='least length of a sample')
-    add('--seed', type=int, default=0, help='of weights and inputs')
-    add_json_arguments(parser)
-    return parser.parse_args(argv)
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
@@ -725,7 +642,3 @@ def _row(size: int, row: dict[str, Any], training: bool) -> list[str]:
         *('-' if count is None else f'{count / 2**20:.1f}' for count in sizes),
         f'{(macs["all"] + macs["fourier"]) / 1e9:.3f}',
     ]
-
-
-if __name__ == '__main__':
-    sys.exit(run_tool(main))

@@ -4,11 +4,18 @@
 may be built, are in `published.yml`. Models are built without memory for their weights.
 """
 
+import sys
+
+from mmvars.cli import run_tool
+
+if __name__ == '__main__':  # before the imports that take seconds
+    sys.exit(run_tool('table'))
+
+
 import argparse
 import fnmatch
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +27,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mmvars.cli import run_tool
 from mmvars.errors import InputError, check_choice
 from mmvars.layers import SelfAttention, TokenGrid
 from mmvars.layers.fan import FANAttention
 from mmvars.layers.mixers import resolve_mixer_cfg
 from mmvars.networks import TopDown, create_model
 from mmvars.networks.feedback import Feedback
+from mmvars.parsers.table import parse_args
 
 aten = torch.ops.aten
 
@@ -53,16 +60,6 @@ patches are embedded once, only the last pass classifies, and the signal joins t
 projection, so that it costs nothing there. The outputs are the same. The JSON has each of these
 parts ("second_pass"). The reconstructions that the released code makes for its loss in inference
 too are in no column."""
-_EPILOG = """\
-examples:
-  mmvars table
-  mmvars table --table 2.2
-  mmvars table --rows 'RVT*' vars-sd --json sizes.json
-
-Table 1.2: VARS, and other backbones (built by timm where it has them). Table 2.2: AbS on ViT, RVT
-and FAN, and other backbones. Table 2.3: rivals of AbS."""
-
-
 # Multiply-adds, counted from the operators that really run. torch.utils.flop_counter knows the
 # formulas of convolutions and matrix products. It takes a product of complex matrices for one of
 # real ones, and lacks Fourier transforms, fused attention on the CPU and products in place.
@@ -678,12 +675,6 @@ def _escape(text: str) -> str:
     return text.replace('*', r'\*').replace('|', r'\|')
 
 
-def add_json_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json`` and ``--overwrite``."""
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers as JSON')
-    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
-
-
 def check_json_arguments(args: argparse.Namespace) -> None:
     """See that the file can be written, before the work that fills it.
 
@@ -716,25 +707,8 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: If a table, a row or a file cannot be used; nothing was written then.
     """
-    tables = read_published()
-    parser = argparse.ArgumentParser(
-        description='Parameters and multiply-adds of models beside the published tables.',
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        '--table', metavar='N', help=f'one table: {", ".join(tables)}; default: all'
-    )
-    parser.add_argument(
-        '--rows',
-        nargs='+',
-        default=[],
-        metavar='NAME',
-        help="rows by name, a part of it, or a pattern: 'RVT* w/ VARS-D', vars-sd",
-    )
-    add_json_arguments(parser)
-    args = parser.parse_args(argv)
-    rows = select_rows(tables, args.table, args.rows)
+    args = parse_args(argv)
+    rows = select_rows(read_published(), args.table, args.rows)
     check_json_arguments(args)
     result = dict(
         convention=CONVENTION,
@@ -745,7 +719,3 @@ def main(argv: list[str] | None = None) -> int:
     print(render(result))
     write_json(args, result)
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(run_tool(main))

@@ -25,7 +25,6 @@ from mmvars.errors import InputError
 
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 CLOCKS: dict[str, Callable[[], float]] = dict(process=time.process_time, wall=time.perf_counter)
-MODES = ('forward', 'training')
 TOLERANCES = dict(float32=1e-4, bfloat16=5e-2, float16=1e-2)
 """How far two outputs may differ, relative to the largest value: of two calls, or of twins."""
 

@@ -1,0 +1,81 @@
+"""The parser of all commands, and the arguments that several of them have."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from mmvars.errors import did_you_mean
+
+__all__ = ['Parser', 'add_cfg_options', 'add_common_arguments', 'add_json_arguments']
+
+CONFIG_HELP = 'config file, or the name of one that mmvars ships'
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the option or choice that was probably meant."""
+
+    def __init__(self, description: str, epilog: str | None = None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=formatter)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        hint = ''
+        options = [option for action in self._actions for option in action.option_strings]
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = did_you_mean(choice[1], re.findall(r'[\w.+-]+', choice[2]))
+        elif unknown := re.search('unrecognized arguments:.*?(--[^ =]+)', message):
+            hint = did_you_mean(unknown[1], options)
+        self.exit(2, f'{self.prog}: error: {message}{hint} (`{self.prog} --help` lists all)\n')
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``; :func:`mmvars.engine.options.parse_cfg_options` reads its words."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action='extend',
+        type=_key_value,
+        metavar='KEY=VALUE',
+        help='override settings of the config, such as '
+        'train_dataloader.batch_size=4; lists are written "[a,b]" or a,b without '
+        'spaces. Shorthands that set all that depends on them: data_root, num_classes, crop_size, '
+        'img_scale, arch, mixer, max_iters, max_epochs. +KEY=VALUE adds a key unchecked',
+    )
+
+
+def _key_value(text: str) -> str:
+    key, sign, _ = text.partition('=')
+    if not key or not sign:
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form KEY=VALUE')
+    return text
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share, as MMSegmentation's tools name them."""
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and results '
+        '(default: work_dir of the config, else work_dirs/<config name>)',
+    )
+    add_cfg_options(parser)
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started',
+    )
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='set by launchers; not for hand use',
+    )
+
+
+def add_json_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json`` and ``--overwrite``."""
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers as JSON')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE')
