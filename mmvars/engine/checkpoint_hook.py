@@ -13,6 +13,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from mmvars.checkpoints.io import tensor_fault
 from mmvars.checkpoints.write import write_bytes, write_text
+from mmvars.engine.resume import unite_processes
 from mmvars.errors import InputError
 
 __all__ = ['KeepingCheckpointHook', 'save_state']
@@ -34,6 +35,7 @@ def save_state(
     Returns:
         Whether all was written, the same in all processes. If not, a warning has said why.
     """
+    unite_processes(runner)
     saved = runner.save_checkpoint(out_dir, filename, **options) is not False
     if saved and latest and is_main_process():
         path = join_path(out_dir, filename, backend_args=options.get('backend_args'))

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from copy import deepcopy
 from multiprocessing.util import register_after_fork
 from threading import Thread
 from types import FrameType
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from mmvars.engine.checkpoint_hook import save_state
@@ -29,14 +28,15 @@ __all__ = [
     'ensure_lipschitz_hook',
 ]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, 'SIGHUP', None)]))
 _ECHO_SECONDS = 1.0  # a launcher may pass on the Ctrl-C that the terminal already delivered
 
 
 class TrainingInterrupted(SystemExit):
     """Training stopped on a signal, and its state was saved to ``checkpoint``, if the disk let it.
 
-    Exit status 128 + signal number (130 for Ctrl-C, 143 for SIGTERM), as shells have it.
+    Exit status 128 + signal number (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP), as shells
+    have it.
     """
 
     def __init__(self, signum: int, checkpoint: str | None) -> None:
@@ -47,16 +47,12 @@ class TrainingInterrupted(SystemExit):
 
 @HOOKS.register_module()
 class SaveOnInterruptHook(Hook):
-    """On SIGINT or SIGTERM: finish the step, save a checkpoint for ``--resume``, leave.
+    """On SIGINT, SIGTERM or SIGHUP: finish the step, save a checkpoint for ``--resume``, leave.
 
     All ranks agree on the stop after every training step (one integer is all-reduced), so a signal
     to any of them stops all. During validation a signal takes effect after the batch in a single
     process, and after the validation in distributed runs, where ranks may be at different batches.
     A second Ctrl-C stops at once, without saving.
-
-    In a loop by iterations, a resumed run goes on with the next iteration. mmengine's loop by
-    epochs can only begin at the start of an epoch: the interrupted epoch is run again, with the
-    weights reached so far and the learning rate of its start.
     """
 
     # After every other hook: ParamSchedulerHook has stepped, CheckpointHook has saved.
@@ -67,7 +63,6 @@ class SaveOnInterruptHook(Hook):
         self._received_at = 0.0
         self._process = 0
         self._previous: dict[int, Any] = {}
-        self._epoch_start: dict = {}
 
     def install(self) -> None:
         """Take over the signals; the tools do it before data workers start.
@@ -97,26 +92,9 @@ class SaveOnInterruptHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self.install()
-        # A run that was stopped in its last validation: mmengine validates after steps only.
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        done, length = (
-            (runner.epoch, runner.max_epochs) if by_epoch else (runner.iter, runner.max_iters)
-        )
-        if runner.val_loop is not None and done >= length > 0:
-            runner.val_loop.run()
 
     def after_train(self, runner: Runner) -> None:
         self.uninstall()
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            self._epoch_start = dict(
-                groups=[
-                    {k: v for k, v in group.items() if k != 'params'}
-                    for group in runner.optim_wrapper.optimizer.param_groups
-                ],
-                schedulers=deepcopy([s.state_dict() for s in runner.param_schedulers or []]),
-            )
 
     def after_train_iter(
         self,
@@ -162,7 +140,10 @@ class SaveOnInterruptHook(Hook):
             signum = int(flag)
         if not signum:
             return
-        path = self._save(runner, next_iter)
+        name = f'iter_{next_iter}.pth'
+        meta = dict(epoch=runner.epoch, iter=next_iter)
+        saved = save_state(runner, runner.work_dir, name, meta=meta, by_epoch=False)
+        path = os.path.join(runner.work_dir, name) if saved else None
         self.uninstall()
         runner.visualizer.close()
         stopped = f'Stopped on {signal.Signals(signum).name} after iteration {next_iter}'
@@ -171,21 +152,6 @@ class SaveOnInterruptHook(Hook):
         else:
             runner.logger.info(f'{stopped}; state saved to {path}; --resume goes on from there')
         raise TrainingInterrupted(signum, path)
-
-    def _save(self, runner: Runner, next_iter: int) -> str | None:
-        meta = dict(epoch=runner.epoch, iter=next_iter)
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            meta['iter'] = runner.epoch * len(runner.train_loop.dataloader)
-            groups = runner.optim_wrapper.optimizer.param_groups
-            for group, saved in zip(groups, self._epoch_start['groups'], strict=True):
-                group.update(saved)
-            for scheduler, saved in zip(
-                runner.param_schedulers or [], self._epoch_start['schedulers'], strict=True
-            ):
-                scheduler.load_state_dict(saved)
-        name = f'iter_{next_iter}.pth'
-        saved = save_state(runner, runner.work_dir, name, meta=meta, by_epoch=False)
-        return os.path.join(runner.work_dir, name) if saved else None
 
 
 def _exit_with_parent() -> None:

@@ -29,6 +29,7 @@ from mmvars.engine.cpu import setup_cpu
 from mmvars.engine.errors import building
 from mmvars.engine.hooks import TrainingInterrupted
 from mmvars.engine.options import apply_options
+from mmvars.engine.resume import adopt_seed, build_train_loop, progress_meta, resume_progress
 from mmvars.engine.safe_load import load_from_local
 from mmvars.engine.samples import check_pipelines
 from mmvars.errors import InputError, check_choice
@@ -101,7 +102,7 @@ def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Run
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
     CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_local, force=True)
-    notes = notes + setup_cpu(cfg)
+    notes = notes + setup_cpu(cfg) + adopt_seed(cfg)
     with building('the Runner'):
         if 'runner_type' in cfg:
             notes.append(f'runner_type {cfg.runner_type}: checkpoints are loaded by its own rules')
@@ -178,7 +179,7 @@ class StrictRunner(Runner):
         return dataloader
 
     build_model = _naming('model', Runner.build_model)
-    build_train_loop = _naming('train_dataloader or train_cfg', Runner.build_train_loop)
+    build_train_loop = _naming('train_dataloader or train_cfg', build_train_loop)
     build_val_loop = _naming('val_dataloader, val_cfg or val_evaluator', Runner.build_val_loop)
     build_test_loop = _naming('test_dataloader, test_cfg or test_evaluator', Runner.build_test_loop)
     build_optim_wrapper = _naming('optim_wrapper', Runner.build_optim_wrapper)
@@ -230,14 +231,14 @@ class StrictRunner(Runner):
             check_constants(trunk, recorded, report, allowed_constants(self.cfg))
         if fine_tuning:
             self._check_fills_backbone(checkpoint, filename, before)
-        elif self._resume and not (
-            'optimizer' in checkpoint
-            and {'epoch', 'iter'} <= dict(checkpoint.get('meta') or {}).keys()
-        ):
-            raise InputError(
-                f'checkpoint {filename!r} holds weights only, no training state to '
-                'resume from: use --cfg-options load_from=... to start from it'
-            )
+        elif self._resume:
+            meta = dict(checkpoint.get('meta') or {})
+            if 'optimizer' not in checkpoint or not {'epoch', 'iter'} <= meta.keys():
+                raise InputError(
+                    f'checkpoint {filename!r} holds weights only, no training state to '
+                    'resume from: use --cfg-options load_from=... to start from it'
+                )
+            resume_progress(self, meta, filename)
         return checkpoint
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
@@ -261,7 +262,7 @@ class StrictRunner(Runner):
     ) -> bool:
         """Write a checkpoint, in its place once it is whole and on the disk.
 
-        The constants of the token mixer go into ``meta`` too. A disk that refuses costs the
+        The constants of the token mixer and :func:`progress_meta` go into ``meta`` too. A disk that refuses costs the
         checkpoint, not the run. Files of a remote backend are written as mmengine does.
 
         Returns:
@@ -270,7 +271,7 @@ class StrictRunner(Runner):
         trunk = self._trunk()
         kwargs.update(
             file_client_args=file_client_args,
-            meta=({} if trunk is None else mixer_meta(trunk)) | (meta or {}),
+            meta=({} if trunk is None else mixer_meta(trunk)) | progress_meta(self) | (meta or {}),
             backend_args=backend_args,
         )
         if file_client_args is None:
