@@ -262,8 +262,9 @@ class StrictRunner(Runner):
     ) -> bool:
         """Write a checkpoint, in its place once it is whole and on the disk.
 
-        The constants of the token mixer and :func:`progress_meta` go into ``meta`` too. A disk that refuses costs the
-        checkpoint, not the run. Files of a remote backend are written as mmengine does.
+        The constants of the token mixer and :func:`progress_meta` go into ``meta`` too. A disk that
+        refuses costs the checkpoint, not the run. Files of a remote backend are written as mmengine
+        does.
 
         Returns:
             Whether the file was written; ``None`` in other processes than the main one.

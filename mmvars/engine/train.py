@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         InputError: On arguments, a config or files that cannot be used. Nothing has been changed
             on disk then, but for a new log folder in the work dir.
-        TrainingInterrupted: After SIGINT or SIGTERM.
+        TrainingInterrupted: After SIGINT, SIGTERM or SIGHUP.
     """
     args = parse_args(argv)
     cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
