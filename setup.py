@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parent
 SUFFIXES = {'.py', '.yml', '.yaml', '.sh', '.txt', '.md'}
 
 ONEDL = ['onedl-mmengine', 'onedl-mmcv', 'onedl-mmsegmentation', 'onedl-mmpretrain']
-OPENMMLAB = ['mmengine', 'mmcv', 'mmsegmentation', 'mmpretrain']
+# mmsegmentation 1.2.2 refuses mmcv 2.2 and imports ftfy and regex, which it does not ask for;
+# mmengine imports pkg_resources, which setuptools 82 removed.
+OPENMMLAB = [
+    'mmengine',
+    'mmcv<2.2',
+    'mmsegmentation',
+    'mmpretrain',
+    'ftfy',
+    'regex',
+    'setuptools<81',
+]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 # peft is for the tests of LoRA; mmpretrain may not import beside the transformers 5 it brings.
 DEV = [

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Shared by quickstart.sh and run_tests.sh, which source it: makes ./.venv with the known-good
-# versions, once. Sets $python to the environment's interpreter.
+# versions, once; `setup_env official` makes ./.venv-official. Sets $python to its interpreter.
 #
 # In the environment: PYTHON names the interpreter to start from; TORCH_INDEX_URL an index of torch
-# builds (a CPU-only one saves several GB); pip's own variables work as always.
+# builds (a CPU-only one saves several GB); MMCV_WHEEL a wheel of mmcv 2.1.0 with compiled ops, for
+# the official stack; pip's own variables work as always.
 
 _say() { printf '\n==> %s\n' "$*"; }
 
@@ -25,8 +26,8 @@ _find_python() {
 }
 
 _pip() {
-    local log=.venv/pip.log
-    if ! "$python" -m pip install --disable-pip-version-check -c tools/constraints.txt "$@" \
+    local log=$venv/pip.log
+    if ! "$python" -m pip install --disable-pip-version-check -c "$constraints" "$@" \
         2>&1 | tee "$log"; then
         if grep -qiE 'name resolution|newconnection|connection (refused|reset|timed out)|timed out|network is unreachable|could not fetch url|from versions: none' "$log"; then
             _stop "pip could not reach its package index. Connect to the network, or name an index" \
@@ -41,15 +42,33 @@ _pip() {
     fi
 }
 
+# No index has mmcv 2.1.0 with compiled ops for this torch; without them mmsegmentation fails.
+_install_mmcv() {
+    if "$python" -c 'import mmcv._ext' 2>/dev/null; then
+        return
+    fi
+    _pip 'setuptools<81' wheel psutil numpy
+    if [ -n "${MMCV_WHEEL:-}" ]; then
+        _say "Installing mmcv from $MMCV_WHEEL"
+        _pip "$MMCV_WHEEL"
+    else
+        _say "Compiling mmcv 2.1.0, about half an hour (MMCV_WHEEL=FILE installs a wheel instead)"
+        MMCV_WITH_OPS=1 _pip --no-build-isolation --no-binary mmcv mmcv
+    fi
+}
+
 setup_env() {
-    local base stamp
-    if [ -d .venv ]; then
-        .venv/bin/python -c '' 2>/dev/null ||
-            _stop ".venv is there but its Python does not run: remove it (rm -r .venv) and run" \
+    local stack=${1:-onedl} venv=.venv constraints=tools/constraints.txt base stamp
+    if [ "$stack" = official ]; then
+        venv=.venv-official constraints=tools/constraints-official.txt
+    fi
+    if [ -d "$venv" ]; then
+        "$venv/bin/python" -c '' 2>/dev/null ||
+            _stop "$venv is there but its Python does not run: remove it (rm -r $venv) and run" \
                 "this again."
-        .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-            _stop ".venv has $(.venv/bin/python --version), and mmvars needs 3.10 or newer:" \
-                "remove it (rm -r .venv) and run this again."
+        "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+            _stop "$venv has $("$venv/bin/python" --version), and mmvars needs 3.10 or newer:" \
+                "remove it (rm -r $venv) and run this again."
     else
         base=$(_find_python) ||
             _stop "no Python 3.10 or newer was found (python3 is" \
@@ -58,22 +77,29 @@ setup_env() {
         "$base" -c 'import venv, ensurepip' 2>/dev/null ||
             _stop "$base cannot make virtual environments. On Debian or Ubuntu:" \
                 "sudo apt install python3-venv"
-        _say "Making a virtual environment in .venv with $("$base" --version)"
-        if ! "$base" -m venv .venv; then
-            rm -rf .venv
+        _say "Making a virtual environment in $venv with $("$base" --version)"
+        if ! "$base" -m venv "$venv"; then
+            rm -rf "$venv"
             _stop "$base -m venv failed (its output is above)."
         fi
     fi
-    python=$PWD/.venv/bin/python
-    stamp=.venv/mmvars-$(cat setup.py tools/constraints.txt | cksum | tr -d ' ')
+    python=$PWD/$venv/bin/python
+    stamp=$venv/mmvars-$(cat setup.py "$constraints" | cksum | tr -d ' ')
     if [ -e "$stamp" ]; then
-        _say "Using the environment in .venv"
+        _say "Using the environment in $venv"
         return
     fi
     _say "Installing torch and torchvision (the longest step: a download of up to 4 GB)"
     _pip ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch torchvision
-    _say "Installing mmvars with the OpenMMLab stack"
-    _pip -e '.[onedl,dev]'
-    rm -f .venv/mmvars-*
+    if [ "$stack" = official ]; then
+        _install_mmcv
+    fi
+    _say "Installing mmvars with the OpenMMLab stack ($stack)"
+    if [ "$stack" = official ]; then
+        _pip -e '.[openmmlab,dev]'
+    else
+        _pip -e '.[onedl,dev]'
+    fi
+    rm -f "$venv"/mmvars-*
     touch "$stamp"
 }

@@ -168,3 +168,30 @@ class TestRunTests:
         args = '-n auto --maxprocesses 4 --dist loadfile -m slow or not slow -k x'
         assert f'args: -m pytest {args}' in done.stdout
         assert list((clone / '.venv').glob('mmvars-*'))
+
+    @pytest.mark.parametrize('wheel', ['', 'mmcv.whl'])
+    def test_the_official_stack_has_an_environment_of_its_own(self, wheel, clone) -> None:
+        (clone / '.venv-official' / 'bin').mkdir(parents=True)
+        script = '[ "$1" != -c ] || [ "$2" = "" ] || [[ "$2" = *sys* ]] || exit 1; echo "args: $*"'
+        fake(clone / '.venv-official' / 'bin', 'python', script)
+        done = bash(
+            'tools/run_tests.sh',
+            *('--stack', 'official', '--all', '-k', 'x'),
+            cwd=clone,
+            MMCV_WHEEL=wheel,
+        )
+        assert done.returncode == 0, done.stderr
+        pip = 'args: -m pip install --disable-pip-version-check -c tools/constraints-official.txt '
+        mmcv = wheel or '--no-build-isolation --no-binary mmcv mmcv'
+        runs = [line.removeprefix(pip) for line in done.stdout.splitlines() if 'args: -m' in line]
+        assert runs[0] == 'torch torchvision'
+        assert runs[2:4] == [mmcv, '-e .[openmmlab,dev]']
+        assert ('half an hour' in done.stdout) == (not wheel)
+        assert len(runs) == 5 and runs[4].startswith('args: -m pytest')
+        assert runs[4].endswith('-m slow or not slow -k x')
+
+    def test_an_unknown_stack_is_refused(self, clone) -> None:
+        done = bash('tools/run_tests.sh', '--stack', 'offical', cwd=clone)
+        assert done.returncode == 1
+        assert "--stack takes onedl (the default) or official, not 'offical'" in done.stderr
+        assert not list(clone.glob('.venv*'))
