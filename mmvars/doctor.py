@@ -39,6 +39,18 @@ PACKAGES = (
     'transformers',
 )
 
+_ROUND_TRIP = """
+import sys, tempfile
+from mmvars.cli import run_tool
+with tempfile.TemporaryDirectory() as folder:
+    train = ['{config}', '--no-validate', '--work-dir', folder]
+    options = ['--cfg-options', 'train_dataloader.num_workers=0', {options}]
+    sys.exit(
+        run_tool('train', [*train, *options, '{length}=1'])
+        or run_tool('train', [*train, '--resume', *options, '{length}=2'])
+    )
+"""
+
 TRIALS = {
     'numpy': 'import numpy',
     'torch': 'import torch, numpy; torch.from_numpy(numpy.zeros(1)).numpy()',
@@ -57,6 +69,17 @@ cfg = dict(type='mmvars.AbSViT', arch=dict(embed_dims=24, num_layers=2, num_head
 out = MODELS.build(cfg)(torch.zeros(1, 3, 32, 32))
 assert out[-1].shape == (1, 24, 2, 2), out[-1].shape
 """,
+    # Build, step, save, load, step: training on images of the package that is stopped and resumed.
+    'mmvars train with mmseg': _ROUND_TRIP.format(
+        config='absvit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256',
+        options="'train_dataloader.batch_size=2'",
+        length='max_iters',
+    ),
+    'mmvars train with mmpretrain': _ROUND_TRIP.format(
+        config='absvit-tiny-p16_1xb16-20e_mini-imagenet-64px',
+        options="'train_dataloader.batch_size=90'",
+        length='max_epochs',
+    ),
 }
 """What must run -> the statements that try it. ``mmcv.ops`` may fail."""
 
@@ -157,7 +180,8 @@ def _check_trials(env: Environment) -> Iterator[tuple[str, str]]:
         )
     if 'NoneType takes no arguments' in failures.get('mmpretrain', ''):
         yield (
-            f'mmpretrain cannot be imported beside transformers {versions["transformers"]}',
+            f'mmpretrain cannot be imported where pycocotools is installed beside transformers '
+            f'{versions["transformers"]}',
             'pip install "transformers<5", or pip uninstall transformers',
         )
     if env.has('mmsegmentation') and 'mmcv.ops' in failures and env.has('mmcv', 'mmcv-lite'):
@@ -255,6 +279,12 @@ def main(argv: list[str] | None = None) -> int:
             else ''
         )
         print(f'\nThis environment works{without}.')
+        if env.older('torch', 2, 6):
+            print(
+                f'Before torch 2.6 (here {env.versions["torch"]}) torch.load runs code that a file '
+                'hides in its tensors, even with weights_only=True (CVE-2025-32434). mmvars reads '
+                'checkpoints without it; leave files of others to mmvars, or upgrade torch.'
+            )
     return 1 if findings else 0
 
 

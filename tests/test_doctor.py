@@ -126,7 +126,7 @@ INCOMPATIBLE = (
                 failures={'mmpretrain': 'TypeError: NoneType takes no arguments'},
                 transformers='5.24.0',
             ),
-            'mmpretrain cannot be imported beside transformers 5.24.0',
+            'where pycocotools is installed beside transformers 5.24.0',
             'transformers<5',
         ),
         (
@@ -172,3 +172,27 @@ def test_the_exit_status_says_whether_it_works(found, status, monkeypatch, capsy
     printed = capsys.readouterr().out
     assert ('Remedy' in printed) == bool(status)
     assert 'torch ' in printed
+
+
+def test_an_old_torch_is_said_to_load_unsafely(monkeypatch, capsys) -> None:
+    for versions, said in ((OFFICIAL, True), (GOOD, False)):
+        monkeypatch.setattr(doctor, 'look', lambda versions=versions: env(versions, {}))
+        assert doctor.main([]) == 0
+        assert ('CVE-2025-32434' in capsys.readouterr().out) == said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('framework, refused', [('mmseg', False), ('mmpretrain', True)])
+def test_the_round_trip_fails_where_a_checkpoint_cannot_be_read(framework, refused) -> None:
+    pytest.importorskip(f'{framework}.models', exc_type=ImportError)
+    code = doctor.TRIALS[f'mmvars train with {framework}']
+    if refused:
+        code = f"""
+from mmvars.engine import runner
+from mmvars.errors import InputError
+def refuse(*args, **kwargs): raise InputError('refused')
+runner.load_from_local = refuse
+{code}"""
+    output = doctor._in_child(code)
+    assert (output or '').endswith('mmvars: refused\n' if refused else ''), output
+    assert (output is not None) == refused, output
