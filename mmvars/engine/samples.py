@@ -22,7 +22,7 @@ def check_pipelines(dataset: Any) -> None:
         if inner is not None:
             check_pipelines(inner)
     if type(getattr(dataset, 'pipeline', None)) is Compose:
-        dataset.pipeline = CheckedPipeline(dataset.pipeline)
+        dataset.pipeline = CheckedPipeline(dataset.pipeline.transforms)
 
 
 class CheckedPipeline(Compose):
@@ -32,9 +32,6 @@ class CheckedPipeline(Compose):
         InputError: If the image or its labels are no file or claim too many pixels, the two differ
             in size, or a transform fails.
     """
-
-    def __init__(self, pipeline: Compose) -> None:
-        self.transforms = pipeline.transforms
 
     def __call__(self, data: dict) -> dict | None:
         paths = [data[key] for key in ('img_path', 'seg_map_path') if data.get(key)]

@@ -18,6 +18,7 @@ from mmvars.checkpoints.load import load_heads, load_pretrained
 from mmvars.engine.errors import user_errors
 from mmvars.engine.runner import allowed_constants, load_config
 from mmvars.engine.safe_load import check_checkpoint_file
+from mmvars.engine.samples import CheckedPipeline
 from mmvars.errors import InputError
 from mmvars.models.sliding_window import whole_image_metas
 from mmvars.networks import PerceiverIO, TopDown, Trunk
@@ -250,7 +251,7 @@ def image_pipeline(cfg: Config, labels: bool = False) -> Compose:
             'the test pipeline of the config has no LoadImageFromFile, so it cannot '
             'read image files'
         )
-    return Compose(steps)
+    return CheckedPipeline(steps)
 
 
 @dataclass
