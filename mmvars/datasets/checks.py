@@ -124,12 +124,12 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
         raise InputError('\n'.join(lines))
 
 
-def dataset_entries(dataset: Any, key: str) -> Iterator[tuple[str, Mapping]]:
+def dataset_entries(dataset: Any, key: str) -> Iterator[tuple[str, dict]]:
     """Yield (key in the config, config) of each data set that wraps no other."""
     if isinstance(dataset, list | tuple):
         for index, inner in enumerate(dataset):
             yield from dataset_entries(inner, f'{key}.{index}')
-    elif isinstance(dataset, Mapping):
+    elif isinstance(dataset, dict):
         name = next((name for name in ('dataset', 'datasets') if dataset.get(name)), None)
         if name is None:
             yield key, dataset

@@ -9,9 +9,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
 from mmvars.datasets import check_data_roots
+from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.errors import user_errors
 from mmvars.engine.hooks import FuseHook
-from mmvars.engine.options import parse_cfg_options
+from mmvars.engine.options import class_name, parse_cfg_options
 from mmvars.engine.runner import (
     build_runner,
     closing_process_group,
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.show or args.show_dir:
         _set_pictures(cfg, args, segmentation)
     if args.tta:
-        _set_tta(cfg, segmentation)
+        notes += _set_tta(cfg, segmentation)
     with closing_process_group(), user_errors():
         check_data_roots(cfg)
         runner = build_runner(cfg, args, notes)
@@ -118,12 +119,17 @@ def _set_pictures(cfg: Config, args: argparse.Namespace, segmentation: bool) -> 
     cfg.default_hooks = hooks
 
 
-def _set_tta(cfg: Config, segmentation: bool) -> None:
-    pipeline, wrapper = cfg.get('tta_pipeline'), cfg.get('tta_model')
+def _set_tta(cfg: Config, segmentation: bool) -> list[str]:
+    """Arrange for ``--tta``; returns what to note in the log."""
+    augmented, wrapper = cfg.get('tta_pipeline'), cfg.get('tta_model')
     if segmentation:
-        if pipeline is None:
+        if not augmented:
             raise InputError(
-                '--tta needs tta_pipeline in the config: which scales and flips to average over'
+                '--tta needs tta_pipeline in the config, the scales and flips to average over: '
+                "tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', "
+                "transforms=[[dict(type='Resize', scale_factor=s, keep_ratio=True) for s in (0.75, "
+                "1.0, 1.25)], [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)], "
+                "[dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]])]"
             )
         wrapper = wrapper or dict(type='mmvars.SegTTAModel')
         if (cfg.model.get('test_cfg') or {}).get('keep_logits') is False:
@@ -132,9 +138,38 @@ def _set_tta(cfg: Config, segmentation: bool) -> None:
             )
     else:
         wrapper = wrapper or dict(type='mmpretrain.AverageClsScoreTTA')
-        pipeline = pipeline or _with_flips(cfg.test_dataloader.dataset.pipeline)
-    cfg.test_dataloader.dataset.pipeline = pipeline
+    notes = []
+    for key, dataset in dataset_entries(cfg.test_dataloader.dataset, 'test_dataloader.dataset'):
+        tested = dataset['pipeline']
+        dataset['pipeline'] = _as_tested(augmented, tested) if augmented else _with_flips(tested)
+        if augmented and dataset['pipeline'] != list(augmented):
+            notes.append(
+                f'--tta: images and labels are loaded and prepared as {key}.pipeline says, where '
+                'tta_pipeline says otherwise'
+            )
     cfg.model = ConfigDict(**wrapper, module=cfg.model)
+    return notes
+
+
+def _as_tested(augmented: list, pipeline: list) -> list:
+    """``tta_pipeline`` with the steps of the test pipeline that load and prepare.
+
+    A config with data of its own changes its test pipeline, and inherits a ``tta_pipeline`` for
+    those of its base: other labels, other sizes. What is augmented stays: scales, flips.
+    """
+    labels = [step for step in pipeline if class_name(step['type']) == 'LoadAnnotations']
+    *steps, last = deepcopy(list(augmented))
+    names, tested = [[class_name(step['type']) for step in part] for part in (steps, pipeline)]
+    # The first step loads the image, whatever its class.
+    if names[1:] == tested[1 : len(names)] and tested[0].startswith('Load'):
+        steps = list(pipeline[: len(names)])
+    if class_name(last['type']) == 'TestTimeAug':
+        branches = []
+        for branch in last['transforms']:
+            is_labels = class_name(branch[0]['type']) == 'LoadAnnotations'
+            branches += [[step] for step in labels] if is_labels else [branch]
+        last['transforms'] = branches
+    return [*steps, last]
 
 
 def _with_flips(pipeline: list) -> list:
