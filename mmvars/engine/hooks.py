@@ -1,4 +1,4 @@
-"""Hooks: stop on a signal without losing work; step sizes of VARS-S; fused weights in tests."""
+"""Hooks: stop on a signal; step sizes of VARS-S; fused weights and colored label maps in tests."""
 
 import os
 import signal
@@ -9,10 +9,12 @@ from threading import Thread
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image
 from torch import nn
 
 from mmvars.engine.checkpoint_hook import save_state
@@ -22,6 +24,7 @@ from mmvars.registry import HOOKS
 
 __all__ = [
     'FuseHook',
+    'LabelMapHook',
     'LipschitzUpdateHook',
     'SaveOnInterruptHook',
     'TrainingInterrupted',
@@ -256,3 +259,56 @@ class FuseHook(Hook):
         for module in list(runner.model.modules()):  # the model may be wrapped (DDP, TTA)
             if hasattr(getattr(module, 'backbone', None), 'fuse'):
                 module.backbone.fuse()
+
+
+class LabelMapHook(Hook):
+    """Color the label maps that mmseg's metrics write into ``output_dir``.
+
+    They are gray PNGs of class ids, which look black. Here they get the palette of the data set;
+    the pixel values, which evaluation servers read, stay.
+
+    Args:
+        folder: The metrics' ``output_dir``.
+
+    Raises:
+        InputError: Before the test, if two maps would have one name, or ids need more than 8 bits.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        num_classes = len(dataset.metainfo.get('classes') or ())
+        if num_classes + bool(dataset.metainfo.get('reduce_zero_label')) > 256:
+            raise InputError(
+                f'--out: label maps have 8 bits, and the data set has {num_classes} classes; '
+                'leave it out, and write predictions in a metric of your own'
+            )
+        images: dict[str, str] = {}
+        for index in range(len(dataset) if hasattr(dataset, 'get_data_info') else 0):
+            path = dataset.get_data_info(index)['img_path']
+            if (other := images.setdefault(self._map_of(path), path)) != path:
+                raise InputError(
+                    f'--out names label maps by their images, and {other!r} and {path!r} are named '
+                    'alike: rename one, or test them one after the other'
+                )
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        colors = runner.test_dataloader.dataset.metainfo.get('palette') or ()
+        for sample in outputs:
+            path = self._map_of(sample.img_path)
+            with Image.open(path) as image:
+                image.load()
+            if image.mode != 'L':
+                continue  # CityscapesMetric colors its own
+            palette = np.zeros((256, 3), np.uint8)  # all, so that a pixel stays a byte
+            first = int(bool(sample.get('reduce_zero_label')))
+            palette[first : first + len(colors)] = colors
+            image.putpalette(palette.tobytes())
+            image.save(path)
+
+    def _map_of(self, image: str) -> str:
+        return os.path.join(self.folder, f'{os.path.splitext(os.path.basename(image))[0]}.png')

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmvars.datasets import check_data_roots
 from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.errors import user_errors
-from mmvars.engine.hooks import FuseHook
+from mmvars.engine.hooks import FuseHook, LabelMapHook
 from mmvars.engine.options import class_name, parse_cfg_options
 from mmvars.engine.runner import (
     build_runner,
@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         check_data_roots(cfg)
         runner = build_runner(cfg, args, notes)
         runner.register_hook(FuseHook())
+        if args.out and segmentation and args.out_item != 'metrics':
+            runner.register_hook(LabelMapHook(args.out))
         metrics = runner.test()
         if args.out and args.out_item == 'metrics' and is_main_process():
             mmengine.dump(metrics, args.out)

@@ -16,7 +16,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint of a model of this config')
     parser.add_argument(
         '--out',
-        help='segmentation: folder for the predicted label maps (PNG); '
+        help='segmentation: folder for the predicted label maps (PNG, class ids in color); '
         'classification: .pkl file for the predictions',
     )
     parser.add_argument(

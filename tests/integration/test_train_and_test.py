@@ -173,8 +173,13 @@ def test_segmentation_predictions_and_pictures(toy, trained, tmp_path) -> None:
     )
     names = sorted(path.name for path in out.glob('*.png'))
     assert names == ['0.png', '1.png', '2.png', '3.png']
-    labels = np.asarray(Image.open(out / '0.png'))
-    assert labels.shape == (64, 64)
+    image = Image.open(out / '0.png')
+    labels = np.asarray(image)
+    assert image.mode == 'P' and labels.shape == (64, 64)
+    colors = pytest.importorskip('mmseg.datasets').ADE20KDataset.METAINFO[
+        'palette'
+    ]  # of the class 0, whose id in files is 1
+    assert image.convert('RGB').getpixel((0, 0)) == tuple(colors[labels[0, 0] - 1])
     assert labels.min() >= 1  # label 0 of ADE20K's files means "ignored": it is never predicted
     assert len(list(shows.rglob('*.png'))) == 4
 
@@ -253,14 +258,15 @@ def test_windows_in_batches_and_without_logits_predict_the_same(
 @pytest.mark.parametrize(
     'extra',
     [
-        '',
+        # As inherited from a base whose labels count from 0.
+        "tta_pipeline[1]['transforms'][2][0].update(reduce_zero_label=False)",
         """
 test_pipeline = tta_pipeline
 tta_pipeline[1]['transforms'].pop(2)
 test_evaluator = dict(type='IoUMetric', format_only=True)
 """,
     ],
-    ids=['with labels', 'without labels'],
+    ids=['with other labels', 'without labels'],
 )
 def test_augmented_segmentation_tests_write_predictions(extra, toy, trained, tmp_path) -> None:
     config = tmp_path / 'seg.py'
