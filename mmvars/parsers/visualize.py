@@ -8,9 +8,9 @@ from mmvars.parsers.common import Parser, add_cfg_options
 __all__ = ['parse_args']
 
 _EPILOG = """\
-IMAGE_attention.png is written for each image: input | ground truth, where the image is one of the
-config's test data | bottom-up attention (token norms of pass 1) | token mask | top-down attention
-(token norms of pass 2) | prediction of pass 2. Each combination of prior and alpha is a row, under
+IMAGE_attention.png is written for each image: input | bottom-up attention (token norms of pass 1) |
+token mask | top-down attention (token norms of pass 2) | ground truth, where the image is one of
+the config's test data | prediction of pass 2. Each combination of prior and alpha is a row, under
 one with what depends on neither. Models without feedback (ViT, RVT, VARS, FAN, GFNet) have one
 pass, so neither mask nor top-down attention. perceiver_io has one pass too: drawn are its output
 tokens before and after the mask; feedback has no mask and takes no --prior; mask_attention no

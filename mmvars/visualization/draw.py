@@ -301,7 +301,7 @@ def attention_panels(
     config: PanelConfig | None = None,
     others: tuple[int, ...] = (),
 ) -> list[Panel]:
-    """Input, ground truth, bottom-up attention, token mask, top-down attention, prediction.
+    """Input, bottom-up attention, token mask, top-down attention, ground truth, prediction.
 
     There is a ground truth where the sample has annotations; that of a classifier is marked among
     the likeliest classes. A plain network has neither mask nor top-down panel, feedback without a
@@ -356,8 +356,6 @@ def attention_panels(
 
     steered = False
     panels: list[Panel] = [Picture(image, halves=halves())]
-    if outputs.truth is not None and outputs.truth.ndim == 2:
-        panels.append(label_map(outputs.truth, title='Ground truth'))
     for index, (norms, stage) in enumerate(zip(outputs.norms, outputs.stages, strict=True)):
         steered = index > 0
         of_pass = f', {stage}' if stage and not reweighted else ''
@@ -401,6 +399,8 @@ def attention_panels(
         )
     note = outputs.stages[-1]
     if outputs.prediction.ndim == 2:
+        if outputs.truth is not None:
+            panels.append(label_map(outputs.truth, title='Ground truth'))
         prediction: Panel = label_map(outputs.prediction, note=note)
     else:
         truth = () if outputs.truth is None else tuple(outputs.truth.tolist())
@@ -426,8 +426,8 @@ def attention_rows(
 ) -> list[Row]:
     """A row of :func:`attention_panels` for each prior and scale, in common ranges.
 
-    With several rows, what depends on neither (input, ground truth, bottom-up attention) stands
-    once, in a row of its own.
+    With several rows, what depends on neither (input, bottom-up attention, ground truth) stands
+    once, in a row of its own; the ground truth over the segmentations.
     """
     rows = [
         Row(attention_panels(out, classes, options, config, others), label)
@@ -439,12 +439,14 @@ def attention_rows(
             for panel in rows[0].panels
             if not panel.steered
         ]
-        rows = [Row(first_pass)] + [
-            Row([panel for panel in row.panels if panel.steered], row.label) for row in rows
+        steered = [[panel for panel in row.panels if panel.steered] for row in rows]
+        columns = max(len(first_pass), len(steered[0]))
+        last = [first_pass.pop()] if isinstance(first_pass[-1], LabelMap) else []
+        space = [Panel()] * (columns - len(first_pass) - len(last))
+        rows = [Row([*first_pass, *space, *last])] + [
+            Row([*[Panel()] * (columns - len(panels)), *panels], row.label)
+            for row, panels in zip(rows, steered, strict=True)
         ]
-        columns = max(len(row.panels) for row in rows)
-        for row in rows:
-            row.panels = [*row.panels, *[Panel()] * (columns - len(row.panels))]
     options.share_limits(panel for row in rows for panel in row.panels)
     return rows
 

@@ -44,6 +44,7 @@ GAP, MARGIN = 0.1, 0.08
 TITLE, STRIP, FOOTER = 0.42, 0.3, 0.2
 LABEL_LINE, LABEL_LETTER = 0.135, 0.063  # of row labels: one line's height, one letter's width
 LEGEND_LINE, LEGEND_WIDTH = 0.155, 1.62
+FOOTER_LINE, FOOTER_LETTER = 0.11, 0.056
 BAR_HEIGHT = 0.19  # of one class with its name
 DPI = 150
 MAX_NAME = 20  # letters
@@ -290,7 +291,9 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
     right = left + num_columns * (cell_width + GAP) - GAP
     has_legend = any(isinstance(panel, LabelMap) for row in rows for panel in row.panels)
     width = right + MARGIN + (LEGEND_WIDTH if has_legend else 0)
-    height = TITLE * titled_rows + num_rows * (cell_height + STRIP) + FOOTER
+    lines = wrap(footer, int((width - left) / FOOTER_LETTER))
+    footer_height = FOOTER + FOOTER_LINE * max(len(lines) - 1, 0)
+    height = TITLE * titled_rows + num_rows * (cell_height + STRIP) + footer_height
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor='white')
     row_gap = STRIP + (TITLE if titled_rows > 1 else 0)
     grid = figure.subplots(
@@ -301,7 +304,7 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
             left=left / width,
             right=right / width,
             top=1 - TITLE / height,
-            bottom=(FOOTER + STRIP) / height,
+            bottom=(footer_height + STRIP) / height,
             wspace=GAP / cell_width,
             hspace=row_gap / cell_height,
         ),
@@ -309,6 +312,8 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
     for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
         for axes, panel in zip(grid[r], row.panels, strict=True):
             panel.draw(axes)
+            if panel is not row.panels[-1] and (legend := axes.get_legend()):
+                legend.remove()  # there is room at the right of a row alone
             if panel.halves is not None:
                 panel.halves.draw(axes)
             if r < titled_rows:
@@ -324,7 +329,9 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
                     color=GRAY,
                 )
         grid[r, 0].set_ylabel('\n'.join(label), fontsize=SMALL, labelpad=GAP * 72)
-    figure.text(left / width, 0.05 / height, footer, fontsize=TINY, color=GRAY)
+    figure.text(
+        left / width, 0.05 / height, '\n'.join(lines), fontsize=TINY, color=GRAY, va='bottom'
+    )
     return figure
 
 

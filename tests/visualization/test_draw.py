@@ -177,9 +177,13 @@ def test_the_truth_is_beside_the_input_or_marked_among_the_classes(make_model, m
     sample.data_sample.gt_sem_seg = PixelData(data=labels)  # at half the size
     outputs = run_model(make_model('segmentation'), sample, ViewOptions())
     panels = attention_panels(outputs, ClassTable.of(19), ViewOptions())
-    assert [panel.title for panel in panels[:3]] == ['Input', 'Ground truth', 'Bottom-up attention']
+    assert [panel.title for panel in panels[-2:]] == ['Ground truth', 'Segmentation']
     expected = np.repeat(np.repeat([[0, 1], [2, 3]], 20, 0), 28, 1)
-    np.testing.assert_array_equal(panels[1].labels, expected)
+    np.testing.assert_array_equal(panels[-2].labels, expected)
+    rows = attention_rows(
+        [outputs] * 2, ClassTable.of(19), ViewOptions(), [PanelConfig()] * 2, ['a', 'b']
+    )
+    assert [row.panels[-1].title for row in rows] == ['Ground truth', *['Segmentation'] * 2]
     sample = make_sample('classification', SIZE)
     sample.data_sample.set_gt_label(4)
     outputs = run_model(make_model('classification'), sample, ViewOptions())
