@@ -12,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
 from mmvars.checkpoints.io import tensor_fault
-from mmvars.checkpoints.write import write_bytes, write_text
+from mmvars.checkpoints.write import WriteError, write_bytes, write_text
 from mmvars.engine.resume import unite_processes
 from mmvars.errors import InputError
 
@@ -61,13 +61,23 @@ class KeepingCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
+        self._due = None
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = list(self.keep_ckpt_ids)
             self._loadable = self.keep_ckpt_ids[-1:]
 
+    def after_train(self, runner: Runner) -> None:
+        super().after_train(runner)
+        if self._due != self.last_ckpt:
+            raise WriteError(
+                f'training is finished, but {self._due} is not saved: make room, and --resume '
+                f'makes the steps since {self.last_ckpt or "the start"} again'
+            )
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)
-        news = dict(last_ckpt=self._path(name))
+        self._due = self._path(name)
+        news = dict(last_ckpt=self._due)
         if self.max_keep_ckpts > 0:
             # With the outdated ones: if a kill prevents their removal, a resumed run removes them.
             news['keep_ckpt_ids'] = [*(kept for kept in self.keep_ckpt_ids if kept != step), step]

@@ -1,6 +1,7 @@
 """Config, environment and Runner of the train and test tools; checkpoints are loaded strictly."""
 
 import argparse
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS, RUNNERS
@@ -23,7 +24,7 @@ from mmvars.checkpoints.io import read_meta
 from mmvars.checkpoints.key_mapping import mixers_seen
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport, Status
-from mmvars.checkpoints.write import whole_or_nothing
+from mmvars.checkpoints.write import whole_or_nothing, write_text
 from mmvars.engine.checkpoint_hook import KeepingCheckpointHook
 from mmvars.engine.cpu import setup_cpu
 from mmvars.engine.errors import building
@@ -41,6 +42,7 @@ __all__ = [
     'allowed_constants',
     'build_runner',
     'closing_process_group',
+    'is_training_state',
     'load_config',
     'set_work_dir',
 ]
@@ -50,6 +52,7 @@ _KINDS = {
     'unexpected key in source state_dict': Status.UNEXPECTED,
     'missing keys in source state_dict': Status.MISSING,
 }
+_DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 _LAST_WORK: list = []
 
 
@@ -167,6 +170,10 @@ class StrictRunner(Runner):
 
     _training = False
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._stopped_hooks: list[Hook] = []
+        super().__init__(*args, **kwargs)
+
     def train(self):
         self._training = True
         return super().train()
@@ -195,8 +202,9 @@ class StrictRunner(Runner):
         would take the place of the config that the checkpoints beside it were trained with.
         """
         super().load_or_resume()
-        if self._training:
-            super().dump_config()
+        if self._training and is_main_process():
+            name = os.path.basename(self.cfg.filename or f'{self.timestamp}.py')
+            write_text(Path(self.work_dir, name), self.cfg.dump(), overwrite=True)
 
     def load_checkpoint(
         self,
@@ -232,14 +240,34 @@ class StrictRunner(Runner):
         if fine_tuning:
             self._check_fills_backbone(checkpoint, filename, before)
         elif self._resume:
-            meta = dict(checkpoint.get('meta') or {})
-            if 'optimizer' not in checkpoint or not {'epoch', 'iter'} <= meta.keys():
+            if not is_training_state(checkpoint):
                 raise InputError(
                     f'checkpoint {filename!r} holds weights only, no training state to '
                     'resume from: use --cfg-options load_from=... to start from it'
                 )
-            resume_progress(self, meta, filename)
+            resume_progress(self, checkpoint['meta'], filename)
         return checkpoint
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """Call all hooks; in training, one that a full disk stops is left out with a warning.
+
+        Logs and pictures are written by hooks too, and are worth less than the run.
+        """
+        for hook in self._hooks:
+            if hasattr(hook, fn_name):
+                try:
+                    getattr(hook, fn_name)(self, **kwargs)
+                except TypeError as error:
+                    raise TypeError(f'{error} in {hook}') from None
+                except OSError as error:
+                    if not self._training or error.errno not in _DISK_ERRORS:
+                        raise
+                    if hook not in self._stopped_hooks:
+                        self._stopped_hooks.append(hook)
+                        self.logger.warning(
+                            f'{type(hook).__name__} cannot write ({error}): its output is '
+                            'incomplete until there is room; training goes on'
+                        )
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
         """Put :class:`KeepingCheckpointHook` in the place of a plain ``CheckpointHook``."""
@@ -326,6 +354,14 @@ class StrictRunner(Runner):
                 '--cfg-options model.backbone.init_cfg.type=Pretrained '
                 f'model.backbone.init_cfg.checkpoint={filename}'
             )
+
+
+def is_training_state(checkpoint: dict) -> bool:
+    """Whether a run can be resumed from a checkpoint, which may hold weights alone."""
+    meta = checkpoint.get('meta')
+    return (
+        'optimizer' in checkpoint and isinstance(meta, Mapping) and {'epoch', 'iter'} <= meta.keys()
+    )
 
 
 def _network_names(keys: Iterable[str]) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """``tools/train.py`` and ``mmvars train``: train a segmentor or a classifier from a config."""
 
+import logging
 import os
 from copy import deepcopy
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
-from mmengine.runner import find_latest_checkpoint
 
 from mmvars.datasets import check_data_roots
 from mmvars.engine.checks import check_num_classes, check_warmups
@@ -15,10 +16,11 @@ from mmvars.engine.options import class_name, parse_cfg_options
 from mmvars.engine.runner import (
     build_runner,
     closing_process_group,
+    is_training_state,
     load_config,
     set_work_dir,
 )
-from mmvars.engine.safe_load import check_checkpoint_file
+from mmvars.engine.safe_load import check_checkpoint_file, load_from_local
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.train import parse_args
 
@@ -34,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         TrainingInterrupted: After SIGINT, SIGTERM or SIGHUP.
     """
     args = parse_args(argv)
+    logging.raiseExceptions = False  # a log on a full disk is not worth a traceback a line
     cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
         raise InputError(
@@ -49,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         _use_amp(cfg)
     if args.auto_scale_lr:
         _use_auto_scale_lr(cfg)
-    _set_resume(cfg, args.resume)
+    notes += _set_resume(cfg, args.resume)
     cfg.custom_hooks = deepcopy(cfg.get('custom_hooks') or [])
     if not any(class_name(hook.get('type')) == 'SaveOnInterruptHook' for hook in cfg.custom_hooks):
         cfg.custom_hooks.append(dict(type='mmvars.SaveOnInterruptHook'))
@@ -105,31 +108,69 @@ def _use_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def _set_resume(cfg: Config, resume: str | None) -> None:
+def _set_resume(cfg: Config, resume: str | None) -> list[str]:
     """Decide what to resume from.
 
     Where there is no checkpoint yet, ``resume = True`` in a config starts a new run, as with
     mmengine; the flag does not.
+
+    Returns:
+        Lines for the log.
     """
     if resume is None and not cfg.get('resume'):
         if cfg.get('load_from'):
             check_checkpoint_file(cfg.load_from, 'load_from')
-        return
+        return []
     path = cfg.get('load_from') if resume is None else resume
-    if path in (None, 'auto'):
-        path = find_latest_checkpoint(cfg.work_dir) if os.path.isdir(cfg.work_dir) else None
-        if path is None and resume is None:
+    notes = []
+    if path not in (None, 'auto'):
+        check_checkpoint_file(path, '--resume checkpoint')
+    else:
+        path, faults = _newest_state(cfg)
+        if path is None and resume is None and not faults:
             cfg.resume = False
-            return
+            return []
         if path is None:
             raise InputError(
-                f'--resume: there is nothing to resume in {cfg.work_dir!r} (no '
-                'last_checkpoint): check --work-dir, name a checkpoint, or leave '
-                '--resume out to start a new run'
+                f'--resume: there is nothing to resume in {cfg.work_dir!r} '
+                f'({"; ".join(faults[:3]) or "no last_checkpoint"}): check --work-dir, name a '
+                'checkpoint, or start a new run without --resume'
             )
-        here = os.path.join(cfg.work_dir, os.path.basename(path))
-        if not os.path.exists(path) and os.path.exists(here):
-            path = here  # the work dir was moved after last_checkpoint was written
-    check_checkpoint_file(path, '--resume checkpoint')
+        if faults:
+            notes = [f'resuming from {path}, the newest that can be loaded: {"; ".join(faults)}']
     cfg.resume = True
     cfg.load_from = path
+    return notes
+
+
+def _newest_state(cfg: Config) -> tuple[str | None, list[str]]:
+    """What ``last_checkpoint`` names, else the newest training state that can be loaded.
+
+    Returns:
+        The path, and what was wrong with those before it.
+    """
+    work_dir, faults = Path(cfg.work_dir), []
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    folders = {work_dir, Path(hook.get('out_dir') or cfg.work_dir, work_dir.name)}
+    paths = [path for folder in folders for path in folder.glob('*.pth') if path.is_file()]
+    paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    last = ''
+    try:
+        last = (work_dir / 'last_checkpoint').read_text(errors='replace').strip()
+    except OSError as error:
+        if paths:
+            faults = [f'last_checkpoint cannot be read ({error.strerror})']
+    else:
+        here = work_dir / os.path.basename(last)  # where the work dir was moved since
+        if '://' in last or 'runner_type' in cfg:
+            return last, []
+        paths.insert(0, Path(last) if os.path.exists(last) else here)
+    for path in dict.fromkeys(paths):
+        try:
+            if is_training_state(load_from_local(str(path), 'cpu')):
+                return str(path), faults
+            if path.name == os.path.basename(last):
+                faults.append(f'{path}, named in last_checkpoint, holds weights only')
+        except InputError as error:
+            faults.append(str(error))
+    return None, faults

@@ -104,7 +104,10 @@ model = dict(
 @pytest.fixture(scope='session')
 def toy(tmp_path_factory) -> Path:
     """Folder with the configs ``seg.py`` and ``cls.py`` and their data."""
-    root = tmp_path_factory.mktemp('toy')
+    return make_toy(tmp_path_factory.mktemp('toy'))
+
+
+def make_toy(root: Path) -> Path:
     draw = np.random.default_rng(0)
     for split, short, count in (('training', 'train', 12), ('validation', 'val', 4)):
         for index in range(count):
