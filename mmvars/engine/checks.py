@@ -74,7 +74,7 @@ def _without_short_warmups(schedules: Any, runner: Runner) -> Any:
         by_epoch = schedule.get('by_epoch', True)
         length = runner.max_epochs if by_epoch else runner.max_iters
         scale = len(runner.train_dataloader) if schedule.get('convert_to_iter_based') else 1
-        steps = schedule.get('end', math.inf) * scale
+        steps = schedule.get('end', length) * scale
         if steps < 2:
             runner.logger.info(f'param_scheduler: a warm-up of one step is left out: {schedule}')
             continue

@@ -416,19 +416,20 @@ def _follow_length(cfg: Config, key: str, old: Config) -> None:
     def scaled(point: int, least: int = 1) -> int:
         return min(max(round(point * new / length), least), new)
 
-    schedules = [
+    schedules: list[Any] = [
         node
-        for node in cfg.get('param_scheduler') or []
-        if 'end' in node and node.get('by_epoch', True) == by_epoch
+        for node in _dicts({'param_scheduler': cfg.get('param_scheduler')})
+        if node.get('by_epoch', True) == by_epoch
     ]
-    warmup = max(
-        (node.end for node in schedules if not node.get('begin') and node.end < length), default=0
-    )
+    ends = [node.get('end', length) for node in schedules if not node.get('begin')]
+    warmup = max((end for end in ends if end < length), default=0)
     moved = {warmup: min(warmup, max(1, new // 10))}
     for node in schedules:
-        node.end = moved.get(node.end, scaled(node.end))
+        if 'end' in node:
+            node.end = moved.get(node.end, scaled(node.end))
         if node.get('begin'):
-            node.begin = min(moved.get(node.begin, scaled(node.begin)), node.end - 1)
+            begin = moved.get(node.begin, scaled(node.begin))
+            node.begin = min(begin, node.get('end', new) - 1)
     hooks: Any = cfg.get('default_hooks') or {}
     checkpoint: Any = hooks.get('checkpoint') or {}
     logger: Any = hooks.get('logger') or {}

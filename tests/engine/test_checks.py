@@ -45,7 +45,8 @@ def learning_rates(runner: SimpleNamespace) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     per_epoch, built = len(runner.train_dataloader), []
     for schedule in runner.param_schedulers:
-        options = dict(schedule, optimizer=optimizer)
+        default = runner.max_epochs if schedule.get('by_epoch', True) else runner.max_iters
+        options = {'end': default, **schedule, 'optimizer': optimizer}
         if options.pop('convert_to_iter_based', False):
             scheduler = PARAM_SCHEDULERS.get(options.pop('type'))
             built.append(scheduler.build_iter_from_epoch(**options, epoch_length=per_epoch))
@@ -118,6 +119,7 @@ class TestWarmups:
             (dict(type='LinearLR', start_factor=1e-6, end=1500, by_epoch=False), 16, True),
             (dict(type='LinearLR', start_factor=1e-6, end=1500, by_epoch=False), 200, False),
             (dict(type='LinearLR', start_factor=1e-6, end=16, by_epoch=False), 16, False),
+            (dict(type='LinearLR', start_factor=1e-6, by_epoch=False), 16, False),  # ends with it
             (dict(type='ConstantLR', factor=1e-3, end=20, by_epoch=False), 16, True),
             (dict(type='ConstantLR', factor=1e-3, end=10, by_epoch=False), 16, False),
             # Steps once an epoch, and a loop of iterations has none.

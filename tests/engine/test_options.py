@@ -244,6 +244,26 @@ def test_max_epochs_reaches_every_schedule(imagenet, max_epochs):
     assert all(s.get('begin', 0) < s.end <= max_epochs for s in imagenet.param_scheduler)
 
 
+@pytest.mark.parametrize('form', ['list', 'dict', 'of optimizers'])
+def test_schedules_without_an_end_and_in_every_form(imagenet, form):
+    """As MMPretrain's: the cosine begins after the warm-up and ends with the run."""
+    warmup, cosine = imagenet.param_scheduler
+    warmup.end = cosine.begin = 20
+    del cosine['end']
+    imagenet.param_scheduler = {
+        'list': [warmup, cosine],
+        'dict': cosine,
+        'of optimizers': dict(first=[warmup], second=[cosine]),
+    }[form]
+    apply_options(imagenet, {'max_epochs': 1})
+    schedules = imagenet.param_scheduler
+    if form == 'dict':
+        assert schedules.begin == 0
+    else:
+        first, second = schedules if form == 'list' else (schedules.first[0], schedules.second[0])
+        assert (first.end, second.begin) == (1, 0) and 'end' not in second
+
+
 def test_classification_crop_takes_the_test_resize_along(imagenet):
     apply_options(imagenet, {'crop_size': 112})
     train = _transforms(imagenet.train_dataloader.dataset.pipeline)
