@@ -31,6 +31,11 @@ _KNOWN = {
         'correct num_classes, reduce_zero_label or the labels. mmvars.CheckLabels in the '
         'pipeline, after LoadAnnotations, names the file'
     ),
+    r'number of subfolders \((\d+)\) doesn.t match the number of specified classes \((\d+)\)': (
+        'the folder of a data set holds {0} classes, and the data set names {1}: name its own, as '
+        'with --cfg-options num_classes={0} train_dataloader.dataset.metainfo.classes=NAME,... '
+        'val_dataloader.dataset.metainfo.classes=NAME,...; or take type mmpretrain.CustomDataset'
+    ),
     r'Initialize dataset with `reduce_zero_label` as (\w+) but': (
         'the data set has reduce_zero_label={0}, and LoadAnnotations in its pipeline another '
         'value: set the same in train_pipeline, test_pipeline and tta_pipeline'
@@ -68,9 +73,9 @@ def format_config_error(error: BaseException, is_first_step: bool = True) -> str
     if is_first_step and _MISFIT.search(text):
         return (
             'config: the parts of the model do not fit one another or the data: '
-            f'{_summary(error)}. Compare out_type, out_indices and arch of the backbone with '
-            'in_channels of the neck (neck=None: none is needed) and with in_index, in_channels '
-            f'and num_classes of the heads; {_DEBUG}'
+            f"{_summary(error)}. Compare out_type ('pooled' for a classifier), out_indices and "
+            'arch of the backbone with in_channels of the neck (none is needed: neck=None) and '
+            f'with in_index, in_channels and num_classes of the heads; {_DEBUG}'
         )
     return None
 

@@ -31,6 +31,13 @@ def raised(function) -> Exception:
             ),
             'reduce_zero_label=False',
         ),
+        (
+            AssertionError(
+                "The number of subfolders (3) doesn't match the number of specified classes "
+                '(1000). Please check the data folder.'
+            ),
+            'num_classes=3 train_dataloader.dataset.metainfo.classes=NAME,... val_dataloader.da',
+        ),
         (FileNotFoundError(2, 'No such file', 'a.png'), 'file not found: a.png'),
     ],
 )
