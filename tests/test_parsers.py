@@ -89,7 +89,7 @@ def test_choices_are_those_of_the_library(monkeypatch) -> None:
 
 def test_the_help_names_all_shorthands(capsys) -> None:
     pytest.importorskip('mmengine')
-    from mmvars.engine.options import SHORTHANDS
+    from mmvars.engine.shorthands import SHORTHANDS
 
     with pytest.raises(SystemExit, match='0'):
         train.parse_args(['--help'])

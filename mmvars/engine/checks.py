@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.runner import Runner
 
 from mmvars.datasets.checks import dataset_entries
-from mmvars.engine.options import class_entries, class_name
+from mmvars.engine.shorthands import class_entries, class_name
 from mmvars.errors import InputError
 
 __all__ = ['check_num_classes', 'check_warmups']

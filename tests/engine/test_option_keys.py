@@ -158,6 +158,8 @@ def test_a_hook_may_be_added(cfg) -> None:
         ('model.test_cfg.crop', 'did you mean crop_size'),
         ('env_cfg.cudnn', 'did you mean cudnn_benchmark'),
         ('xyzzy', 'known there: '),
+        ('launcher', 'the flag --launcher sets it'),
+        ('cfg.model', "has no 'cfg'"),
         ('train_dataloader.dataset.data_prefix.img', 'did you mean img_path'),
     ],
 )
