@@ -111,11 +111,9 @@ def is_segmentor(model: Model) -> bool:
 
 
 def swaps_channels(preprocessor: nn.Module) -> bool:
-    """Whether a data preprocessor turns BGR to RGB: mmseg and mmpretrain name it differently."""
-    return bool(
-        getattr(preprocessor, '_channel_conversion', False)
-        or getattr(preprocessor, 'to_rgb', False)
-    )
+    """Whether a data preprocessor turns BGR to RGB: each framework and stack names it its way."""
+    names = ('channel_conversion', '_channel_conversion', 'to_rgb')
+    return any(getattr(preprocessor, name, False) for name in names)
 
 
 def predict_whole(model: Model, images: Tensor) -> np.ndarray:
