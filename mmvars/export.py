@@ -237,6 +237,11 @@ def _check_predicts_as(part: ExportedPart, images: Tensor) -> None:
 
 def _traced(part: ExportedPart, images: Tensor, any_size: bool) -> ExportedProgram:
     """The part as a graph, for any batch size and, with ``any_size``, images of any size."""
+    if not hasattr(torch.compiler, 'is_exporting'):
+        raise InputError(
+            f'torch {torch.__version__} is too old to export for free sizes: use torch 2.7 or '
+            'newer, such as an environment of its own with pip install "mmvars[onedl,export]"'
+        )
     free_axes = (0, 2, 3) if any_size else (0,)
     shapes = (dict.fromkeys(free_axes, torch.export.Dim.DYNAMIC),)
     with _exporting(any_size):

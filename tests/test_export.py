@@ -18,6 +18,10 @@ needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ('onnx', 'onnxscript', 'onnxruntime')),
     reason='needs onnx, onnxscript and onnxruntime: pip install ".[export]"',
 )
+needs_new_torch = pytest.mark.skipif(
+    not hasattr(torch.compiler, 'is_exporting'),
+    reason='torch before 2.7 does not export for free sizes',
+)
 SUFFIXES = ['.pt2', pytest.param('.onnx', marks=needs_onnx)]
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -115,6 +119,7 @@ def export(trained: tuple[str, str], output, *flags: str) -> None:
 
 
 @needs_onnx
+@needs_new_torch
 def test_a_segmentor_for_any_size_gives_the_logits_of_mmseg(trained, tmp_path, capsys) -> None:
     import onnx
 
@@ -145,6 +150,7 @@ def test_a_segmentor_for_any_size_gives_the_logits_of_mmseg(trained, tmp_path, c
     assert meta['config'] == 'absvit.py' and meta['input'] == 'pixels 0 to 255'
 
 
+@needs_new_torch
 def test_a_classifier_as_a_program_of_torch(trained, tmp_path) -> None:
     files = trained('vit', 'classification')
     path = tmp_path / 'classifier.pt2'
@@ -160,6 +166,7 @@ def test_a_classifier_as_a_program_of_torch(trained, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('suffix', SUFFIXES)
 @pytest.mark.parametrize('flags', [['--labels'], ['--dynamic', '--labels'], ['--dynamic']])
+@needs_new_torch
 def test_a_segmentor_in_every_way(suffix, flags, trained, tmp_path) -> None:
     """The command compares file and model itself."""
     export(trained('absvit'), tmp_path / f'model{suffix}', '--size', '64', *flags)
@@ -171,6 +178,7 @@ def test_a_segmentor_in_every_way(suffix, flags, trained, tmp_path) -> None:
 @pytest.mark.parametrize(
     'kind', ['absvit', 'absvit_rvt', 'vit', 'vars_d', 'vars_sd', 'vars_s', 'rvt', 'fan', 'gfnet']
 )
+@needs_new_torch
 def test_every_backbone(kind, dynamic, trained, tmp_path) -> None:
     """The command compares file and model itself, at five sizes where the size is free."""
     flags = ['--dynamic'] if dynamic else []
@@ -207,6 +215,7 @@ def test_bad_input_is_one_line_and_leaves_no_file(
     assert (tmp_path / 'there.pt2').read_text() == 'kept'
 
 
+@needs_new_torch
 def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch) -> None:
     files = trained('vit')
     monkeypatch.setattr(
@@ -219,6 +228,7 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch) -> None
     assert not list(tmp_path.glob('*.pt2')) and not list(tmp_path.glob('.*'))
 
 
+@needs_new_torch
 def test_a_file_that_does_not_run_is_not_kept(trained, tmp_path, monkeypatch) -> None:
     files = trained('vit')
 
@@ -244,6 +254,13 @@ def test_missing_packages_are_named(trained, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, 'find_spec', lambda name: None)
     with pytest.raises(InputError, match=r'mmvars\[export\]'):
         export(trained('vit'), tmp_path / 'model.onnx', '--size', '64')
+
+
+def test_an_old_torch_is_named(trained, tmp_path, monkeypatch) -> None:
+    monkeypatch.delattr(torch.compiler, 'is_exporting', raising=False)
+    with pytest.raises(InputError, match='use torch 2.7 or newer'):
+        export(trained('vit', 'classification'), tmp_path / 'model.pt2', '--size', '64')
+    assert not (tmp_path / 'model.pt2').exists()
 
 
 @pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])

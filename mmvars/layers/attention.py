@@ -58,7 +58,7 @@ def is_plain_linear(linear: nn.Module) -> TypeGuard[nn.Linear]:
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter
-        and 'forward' not in vars(linear)
+        and 'forward' not in linear.__dict__  # torch 2.4 cannot compile vars()
         and not linear._forward_hooks
         and not linear._forward_pre_hooks
         and not linear._backward_hooks

@@ -29,10 +29,12 @@ def can_read_values(tensor: Tensor) -> bool:
 def statically_true(condition: bool | torch.SymBool) -> bool:
     """Whether ``condition`` holds for all sizes that the traced graph is for; plain truth in eager.
 
-    ``False`` means "no" in eager mode, and "no, or unknown" while tracing. Never adds a guard.
+    ``False`` means "no" in eager mode, and "no, or unknown" while tracing. Adds no guard.
     """
     if not torch.compiler.is_compiling() or not hasattr(torch.compiler, 'is_exporting'):
-        return bool(condition)  # before torch 2.7 dynamo cannot trace the function below
+        # Before torch 2.7 dynamo can trace neither the function below nor bool(): as a plain
+        # condition this adds a guard there, so that some sizes have graphs of their own.
+        return condition  # type: ignore[return-value]
     # Imported here: this module of torch takes longer to import than mmvars does.
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 

@@ -211,7 +211,8 @@ class TopDown(nn.Module):
         errors = None
         if reconstruction and isinstance(self.feedback, Feedback):
             errors = self.feedback.reconstruction_errors(second.block_io)
-        return TopDownOutput(second._replace(block_io=()), first.output, weights, top_down, errors)
+        last_pass = TrunkOutput(second.tokens, second.grid, second.intermediates, second.grids)
+        return TopDownOutput(last_pass, first.output, weights, top_down, errors)
 
     def forward_head(self, output: TrunkOutput) -> Tensor:
         """Class scores ``(B, num_classes)`` of a pass, see :meth:`Trunk.forward_head`."""
@@ -335,7 +336,7 @@ def _per_image(alpha: float | Tensor, tokens: Tensor) -> float | Tensor:
     Raises:
         InputError: If it is something else.
     """
-    if not isinstance(alpha, Tensor | float | int):
+    if not isinstance(alpha, (Tensor, float, int)):  # a union does not compile in torch 2.4
         raise InputError(f'alpha must be a number or a tensor, got {alpha!r}')
     if not isinstance(alpha, Tensor):
         if not torch.compiler.is_compiling() and not math.isfinite(alpha):

