@@ -73,6 +73,14 @@ def setup_cpu(cfg: Config) -> list[str]:
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     cfg.model_wrapper_cfg = wrapper | (cfg.get('model_wrapper_cfg') or {}) | dict(device_ids=None)
+    if cfg.get('runner_type') == 'FlexibleRunner':  # its strategy wraps the model
+        strategy = cfg.setdefault('strategy', dict(type='DDPStrategy'))
+        if strategy['type'] == 'FSDPStrategy':
+            wrapper, on_cpu = dict(type='MMFullyShardedDataParallel'), dict(device_id='cpu')
+        else:
+            on_cpu = dict(device_ids=None)
+        if strategy['type'] in ('DDPStrategy', 'FSDPStrategy'):
+            strategy['model_wrapper'] = wrapper | (strategy.get('model_wrapper') or {}) | on_cpu
     return notes
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.util import register_after_fork
 from threading import Thread
 from types import FrameType
@@ -16,6 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvars.engine.checkpoint_hook import save_state
 from mmvars.errors import InputError, check_number
@@ -221,7 +223,9 @@ class LipschitzUpdateHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
         # mmengine counts batch_idx from 0 in every epoch, and over the run in loops by iterations.
-        if batch_idx % self.interval == 0:
+        if batch_idx % self.interval:
+            return
+        with _whole_weights(runner.model):
             for mixer in _updated_mixers(runner.model):
                 if mixer.training:
                     mixer.update_lipschitz(self.rate)
@@ -245,6 +249,13 @@ def ensure_lipschitz_hook(runner: Runner) -> None:
 def _updated_mixers(model: nn.Module) -> list[VARSStatic]:
     """The VARS-S mixers that keep their Lipschitz constant in a buffer."""
     return [m for m in model.modules() if isinstance(m, VARSStatic) and hasattr(m, 'lipschitz')]
+
+
+def _whole_weights(model: nn.Module) -> AbstractContextManager:
+    """Where FSDP has spread the weights over the processes, each has all of them inside."""
+    if isinstance(model, FullyShardedDataParallel):
+        return FullyShardedDataParallel.summon_full_params(model, writeback=False)
+    return nullcontext()
 
 
 class FuseHook(Hook):

@@ -6,17 +6,22 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmengine._strategy import BaseStrategy, DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS, RUNNERS
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 from mmvars.checkpoints.formats import MMVARS, mixer_meta, recorded_mixer
@@ -38,6 +43,7 @@ from mmvars.networks import Trunk, rename_old_keys
 from mmvars.resources import config_path
 
 __all__ = [
+    'StrictFlexibleRunner',
     'StrictRunner',
     'allowed_constants',
     'build_runner',
@@ -99,6 +105,8 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
 def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Runner:
     """Build the Runner of a config: a :class:`StrictRunner`, or what ``runner_type`` names.
 
+    ``runner_type='FlexibleRunner'`` is :class:`StrictFlexibleRunner`.
+
     Checkpoints that this process loads or downloads go through the safe reader from here on: those
     that a config names are as untrusted as those of the command line.
     """
@@ -107,11 +115,14 @@ def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Run
     CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_local, force=True)
     notes = notes + setup_cpu(cfg) + adopt_seed(cfg)
     with building('the Runner'):
-        if 'runner_type' in cfg:
+        if 'runner_type' not in cfg:
+            runner = StrictRunner.from_cfg(cfg)
+        elif cfg.runner_type == 'FlexibleRunner':
+            cfg.setdefault('env_cfg', {})  # mmengine has no default that works
+            runner = StrictFlexibleRunner.from_cfg(cfg)
+        else:
             notes.append(f'runner_type {cfg.runner_type}: checkpoints are loaded by its own rules')
             runner = RUNNERS.build(cfg)
-        else:
-            runner = StrictRunner.from_cfg(cfg)
     for note in notes:
         runner.logger.info(note)
     return runner
@@ -270,13 +281,7 @@ class StrictRunner(Runner):
                         )
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
-        """Put :class:`KeepingCheckpointHook` in the place of a plain ``CheckpointHook``."""
-        if isinstance(hook, dict):
-            kind = hook.get('type')
-            with HOOKS.switch_scope_and_registry(hook.get('_scope_')) as registry:
-                if (registry.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
-                    hook = dict(hook, type=KeepingCheckpointHook)
-        super().register_hook(hook, priority)
+        super().register_hook(_keeping(hook), priority)
 
     @master_only
     def save_checkpoint(
@@ -298,29 +303,16 @@ class StrictRunner(Runner):
             Whether the file was written; ``None`` in other processes than the main one.
         """
         trunk = self._trunk()
-        kwargs.update(
+        return _save_whole(
+            self,
+            super().save_checkpoint,
+            out_dir,
+            filename,
             file_client_args=file_client_args,
             meta=({} if trunk is None else mixer_meta(trunk)) | progress_meta(self) | (meta or {}),
             backend_args=backend_args,
+            **kwargs,
         )
-        if file_client_args is None:
-            backend = get_file_backend(out_dir, backend_args=backend_args)
-        else:
-            backend = FileClient.infer_client(file_client_args, out_dir).client
-        if not isinstance(backend, LocalBackend):
-            super().save_checkpoint(out_dir, filename, **kwargs)
-            return True
-        try:
-            os.makedirs(out_dir, exist_ok=True)
-            with whole_or_nothing(Path(out_dir, filename), overwrite=True) as file:
-                super().save_checkpoint(out_dir, os.path.basename(file.name), **kwargs)
-        except (InputError, OSError) as error:
-            self.logger.warning(
-                f'Checkpoint not saved: {error}. The earlier ones stay; make room in the folder '
-                f'or allow writing there: the next checkpoint is tried again'
-            )
-            return False
-        return True
 
     def _trunk(self) -> Trunk | None:
         return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)
@@ -362,6 +354,133 @@ def is_training_state(checkpoint: dict) -> bool:
     return (
         'optimizer' in checkpoint and isinstance(meta, Mapping) and {'epoch', 'iter'} <= meta.keys()
     )
+
+
+class StrictFlexibleRunner(FlexibleRunner):
+    """What ``runner_type='FlexibleRunner'`` stands for in ``mmvars train`` and ``mmvars test``.
+
+    mmengine loads with ``strict=False`` and logs what does not fit. Here testing and resuming need
+    every key to match, and the constants of the mixer are written and compared, as with
+    :class:`StrictRunner`. Fine-tuning (``load_from`` in training) goes by
+    mmengine's rules. DeepSpeed and ColossalAI read their own files themselves.
+    """
+
+    _training = False
+
+    def train(self) -> Any:
+        self._training = True
+        return super().train()
+
+    def build_strategy(self, *args: Any, **kwargs: Any) -> BaseStrategy:
+        strategy = super().build_strategy(*args, **kwargs)
+        load = strategy.load_model_state_dict
+
+        def load_strictly(state_dict: dict, strict: bool = False, **options: Any) -> None:
+            fine_tuning = self._training and not self._resume
+            try:
+                load(state_dict, strict=strict or not fine_tuning, **options)
+            except RuntimeError as error:  # mmengine's and torch's lists of keys and shapes
+                if 'state dict' not in str(error) and 'state_dict' not in str(error):
+                    raise
+                raise InputError(
+                    f'the checkpoint does not fit the model of this config: {error}\n'
+                    'Use the config that it was trained with'
+                ) from error
+
+        strategy.load_model_state_dict = load_strictly
+        if isinstance(strategy, FSDPStrategy):
+            strategy.load_optim_state_dict = partial(_load_sharded_optimizer, strategy)
+            strategy.build_optim_wrapper = partial(
+                _with_whole_weights, strategy.build_optim_wrapper
+            )
+            if get_device() == 'cpu':  # torch would let both moments of Adam share one buffer
+                strategy.optim_state_dict_config.offload_to_cpu = False
+        return strategy
+
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        super().register_hook(_keeping(hook), priority)
+
+    def save_checkpoint(self, out_dir: str, filename: str, **kwargs: Any) -> bool:
+        """As that of :class:`StrictRunner`; sharded strategies write as mmengine does."""
+        if type(self.strategy) in (SingleDeviceStrategy, DDPStrategy) and is_main_process():
+            return _save_whole(self, super().save_checkpoint, out_dir, filename, **kwargs)
+        super().save_checkpoint(out_dir, filename, **kwargs)
+        return True
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        trunk = next((m for m in self._modules() if isinstance(m, Trunk)), None)
+        if trunk is not None and fn_name == 'before_save_checkpoint':
+            checkpoint = kwargs['checkpoint']
+            checkpoint['meta'] = mixer_meta(trunk) | checkpoint['meta']
+        if trunk is not None and fn_name == 'after_load_checkpoint':
+            report = ConversionReport('checkpoint')
+            recorded = recorded_mixer(kwargs['checkpoint'].get('meta') or {}, report.title)
+            check_constants(trunk, recorded, report, allowed_constants(self.cfg))
+        super().call_hook(fn_name, **kwargs)
+
+    def _modules(self) -> Any:
+        """Of the model, which is a config until training or testing starts."""
+        return self.strategy.model.modules() if self.strategy._prepared else ()
+
+
+def _keeping(hook: Hook | dict) -> Hook | dict:
+    """:class:`KeepingCheckpointHook` in the place of a plain ``CheckpointHook``."""
+    if isinstance(hook, dict):
+        kind = hook.get('type')
+        with HOOKS.switch_scope_and_registry(hook.get('_scope_')) as registry:
+            if (registry.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
+                return dict(hook, type=KeepingCheckpointHook)
+    return hook
+
+
+def _save_whole(
+    runner: Runner,
+    save: Callable,
+    out_dir: str,
+    filename: str,
+    file_client_args: dict | None = None,
+    backend_args: dict | None = None,
+    **kwargs: Any,
+) -> bool:
+    """Call mmengine's ``save`` of a checkpoint so that it appears at once; whether it did."""
+    kwargs.update(file_client_args=file_client_args, backend_args=backend_args)
+    if file_client_args is None:
+        backend = get_file_backend(out_dir, backend_args=backend_args)
+    else:
+        backend = FileClient.infer_client(file_client_args, out_dir).client
+    if not isinstance(backend, LocalBackend):
+        save(out_dir, filename, **kwargs)
+        return True
+    try:
+        os.makedirs(out_dir, exist_ok=True)
+        with whole_or_nothing(Path(out_dir, filename), overwrite=True) as file:
+            save(out_dir, os.path.basename(file.name), **kwargs)
+    except (InputError, OSError) as error:
+        runner.logger.warning(
+            f'Checkpoint not saved: {error}. The earlier ones stay; make room in the folder '
+            f'or allow writing there: the next checkpoint is tried again'
+        )
+        return False
+    return True
+
+
+def _with_whole_weights(build: Callable, optim_wrapper: Any, model: nn.Module) -> Any:
+    """Build an optimizer where parameters have their shapes and names.
+
+    FSDP leaves each process one-dimensional pieces, for all of which ``flat_decay_mult=0`` would
+    switch weight decay off.
+    """
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        return build(optim_wrapper, model)
+
+
+def _load_sharded_optimizer(strategy: FSDPStrategy, state_dict: dict) -> None:
+    """As mmengine's, with the arguments in the order that torch has since 2.1."""
+    optimizer = strategy.optim_wrapper.optimizer
+    sharded = FullyShardedDataParallel.optim_state_dict_to_load(
+        strategy.model, optimizer, state_dict
+    )
+    strategy.optim_wrapper.load_state_dict(sharded)
 
 
 def _network_names(keys: Iterable[str]) -> dict[str, str]:

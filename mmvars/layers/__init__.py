@@ -9,6 +9,7 @@ from mmvars.layers.block import (
     SingleResidualBlock,
     TokenBatchNorm,
     build_block,
+    is_block,
 )
 from mmvars.layers.embed import (
     STEMS,
@@ -56,6 +57,7 @@ __all__ = [
     'build_mixer',
     'fuse',
     'infer_square_grid',
+    'is_block',
     'patch_grid',
     'resample_pos_embed',
     'resolve_mixer_cfg',

@@ -15,6 +15,7 @@ __all__ = [
     'SingleResidualBlock',
     'TokenBatchNorm',
     'build_block',
+    'is_block',
 ]
 
 
@@ -185,3 +186,12 @@ def build_block(
         norm1, norm2 = nn.Identity(), TokenBatchNorm(embed_dim)
     block = SingleResidualBlock if single_residual else Block
     return block(norm1, attn, norm2, CHANNEL_MIXERS[mlp](embed_dim, mlp_ratio), drop_path_rate)
+
+
+def is_block(module: nn.Module, recurse: bool = False, nonwrapped_numel: int = 0) -> bool:
+    """Whether a module is a :class:`Block`, the unit for FSDP and activation checkpointing.
+
+    In the signature of torch's ``auto_wrap_policy``, where ``recurse`` asks whether to look inside,
+    and of its ``check_fn``; in configs ``'mmvars.layers.is_block'``.
+    """
+    return recurse or isinstance(module, Block)

@@ -81,6 +81,7 @@ def test_the_sweep_sees_the_configs():
     }
     assert [p.name for p in SHORT_NAMES] == [
         'absvit_upernet_ade20k.py',
+        'absvit_upernet_ade20k_fsdp.py',
         'absvit_upernet_cityscapes.py',
         'absvit_upernet_voc12.py',
     ]

@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 
 from mmvars.engine.test import main as run_test
 from mmvars.engine.train import main as run_train
+from mmvars.errors import InputError
 from mmvars.layers.vars_static import lipschitz_estimate
 
 BACKBONE = """
@@ -157,12 +158,19 @@ def test_a_hook_without_vars_s_is_told(train) -> None:
     assert 'added dict' not in log_of(folder) and 'another script' not in log_of(folder)
 
 
-def test_mmengine_s_flexible_runner_trains_and_gets_the_hook(train) -> None:
+def test_mmengine_s_flexible_runner_trains_gets_the_hook_and_loads_strictly(
+    train, tmp_path
+) -> None:
     """It builds its model only when training starts; with it come FSDP and DeepSpeed."""
     folder = train(
         'seg',
-        "runner_type = 'FlexibleRunner'\nenv_cfg = dict()\n",
+        "runner_type = 'FlexibleRunner'\n",
         arguments=('--cfg-options', 'max_iters=3', 'default_hooks.checkpoint.interval=3'),
     )
-    assert (folder / 'iter_3.pth').is_dir() or (folder / 'iter_3.pth').is_file()
     assert "added dict(type='mmvars.LipschitzUpdateHook'" in log_of(folder)
+    test = [str(folder / 'seg.py'), str(folder / 'iter_3.pth'), '--work-dir', str(tmp_path)]
+    assert run_test(test) == 0
+    with pytest.raises(InputError, match='num_steps'):
+        run_test([*test, '--cfg-options', 'model.backbone.mixer_cfg.num_steps=5'])
+    with pytest.raises(InputError, match='checkpoint does not fit the model of this config'):
+        run_test([*test, '--cfg-options', 'model.backbone.arch.num_layers=[1, 2]'])

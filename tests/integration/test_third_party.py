@@ -6,13 +6,9 @@ exactly ``nn.Linear`` without hooks; their parameters lie in memory as usual.
 
 import copy
 import io
-import json
-import subprocess
-import sys
 
 import pytest
 import torch
-import torch.distributed.fsdp
 from mmengine.registry import MODELS as ROOT
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmengine.structures import PixelData
@@ -459,78 +455,3 @@ def test_frameworks_train_through_the_call_of_the_backbone(name, type):
     for key, value in model.loss(images().float(), samples).items():
         torch.testing.assert_close(value, losses[key])
     assert graphs
-
-
-FSDP = """
-import copy, json, sys
-import torch
-from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-import mmvars.models as models
-
-dist.init_process_group('gloo')
-result = {}
-for name, (cls, arguments, options) in json.loads(sys.argv[1]).items():
-    torch.manual_seed(1)
-    backbone = getattr(models, cls)(img_size=64, **arguments, **options).train()
-    alone = copy.deepcopy(backbone)
-    for block in backbone.trunk.blocks:
-        fully_shard(block)
-    fully_shard(backbone)
-    losses = []
-    for model in (alone, backbone):
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        for _ in range(2):
-            torch.manual_seed(2)  # the same images on both, so that gradients are those of one
-            output = model(torch.randn(2, 3, 64, 48), return_losses=True)
-            feats = (*output.feats, *(output.first_pass_feats or ()))
-            loss = sum(x.square().mean() for x in feats) + sum(output.losses.values())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(float(loss))
-    result[name] = dict(losses=losses,
-                        sharded=all(isinstance(p, DTensor) for p in backbone.parameters()))
-if dist.get_rank() == 0:
-    print('RESULT' + json.dumps(result))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_fully_sharded_data_parallel(tmp_path, repo):
-    """FSDP2 with the backbone as a unit of its own, and each block: two processes over gloo."""
-    if not hasattr(torch.distributed.fsdp, 'fully_shard'):
-        pytest.skip('FSDP2 is in torch.distributed.fsdp from torch 2.6 on')
-    (tmp_path / 'fsdp.py').write_text(FSDP)
-    cases = {
-        name: (
-            cls.__name__,
-            arguments,
-            dict(reconstruction_loss_weight=0.1) if name.startswith('absvit') else {},
-        )
-        for name, (cls, arguments) in BACKBONES.items()
-    }
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc-per-node',
-            '2',
-            str(tmp_path / 'fsdp.py'),
-            json.dumps(cases),
-        ],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    result = json.loads(done.stdout.partition('RESULT')[2])
-    assert result.keys() == cases.keys()
-    for name, case in result.items():
-        assert case['sharded'], name
-        assert case['losses'][2:] == pytest.approx(case['losses'][:2], rel=1e-4), name
