@@ -139,8 +139,12 @@ class Backbone(BaseModule):
 
     @property
     def num_extra_tokens(self) -> int:
-        """Tokens before the patches, for class activation maps (which show pass 1)."""
-        return self.trunk.num_prefix
+        """Tokens before the patches inside the blocks, for class activation maps.
+
+        Their tools keep the first output of a layer, which with top-down attention is that of pass
+        1. ``network.trunk.top_down_tokens``, before the last block, runs in pass 2 alone.
+        """
+        return self.trunk.num_block_prefix
 
     def forward(
         self,

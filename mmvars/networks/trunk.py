@@ -57,6 +57,9 @@ class Trunk(nn.Module):
         mixer: Name of the token mixer, of :data:`mmvars.layers.MIXERS`; empty for a trunk without
             a choice of mixers.
         mixer_cfg: All its options.
+        top_down_tokens: Called with the tokens that enter the last block, only in a pass with
+            top-down inputs: where class activation maps find the pass that predicts. All other
+            layers run in every pass, and their tools keep the first.
     """
 
     blocks: Any  # a ModuleList, or a list of the blocks of several stages
@@ -75,6 +78,7 @@ class Trunk(nn.Module):
         check_flag('grad_checkpointing (with_cp of a backbone)', grad_checkpointing)
         self.mixer_cfg = {}
         self.norm = norm
+        self.top_down_tokens = nn.Identity()
         self.grad_checkpointing = grad_checkpointing
 
     @property
@@ -133,6 +137,8 @@ class Trunk(nn.Module):
             block_input, grid = self.pre_block(index, tokens, grid)
             signal = None if top_down is None else top_down[index]
             last = index == len(blocks) - 1
+            if last and signal is not None:
+                block_input = self.top_down_tokens(block_input)
             num_queries = self.num_pooled if pooled_only and last else None
             if self.grad_checkpointing and self.training:
                 tokens = _checkpointed(block, block_input, grid, signal, num_queries)

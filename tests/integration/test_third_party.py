@@ -455,3 +455,24 @@ def test_frameworks_train_through_the_call_of_the_backbone(name, type):
     for key, value in model.loss(images().float(), samples).items():
         torch.testing.assert_close(value, losses[key])
     assert graphs
+
+
+@pytest.mark.parametrize('name', ['absvit', 'absvit_fan', 'absvit_rvt'])
+def test_class_activation_maps_find_the_pass_that_predicts(name):
+    """As pytorch-grad-cam, and with it MMPretrain's ``vis_cam.py``, reads a layer."""
+    backbone = build(name, out_type='pooled', alpha=20.0).eval()
+    trunk, activations, gradients, inputs = backbone.trunk, [], [], []
+
+    def keep(module, args, output):
+        activations.append(output)
+        output.register_hook(lambda gradient: gradients.insert(0, gradient))
+
+    trunk.top_down_tokens.register_forward_hook(keep)
+    trunk.blocks[-1].register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    backbone(images())[0].square().sum().backward()
+    first, second = inputs
+    assert torch.equal(activations[0], second) and different([first], [second])
+    maps = (gradients[0] * activations[0])[:, backbone.num_extra_tokens :].sum(dim=2)
+    side = trunk.patch_embed.patch_size * (2 if name == 'absvit_rvt' else 1)
+    assert maps.shape == (2, (64 // side) * -(-48 // side))
+    assert maps.any(dim=1).all()
