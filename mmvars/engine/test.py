@@ -12,7 +12,7 @@ from mmvars.datasets import check_data_roots
 from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.errors import user_errors
 from mmvars.engine.hooks import FuseHook, LabelMapHook
-from mmvars.engine.options import class_name, parse_cfg_options
+from mmvars.engine.options import parse_cfg_options
 from mmvars.engine.runner import (
     build_runner,
     closing_process_group,
@@ -20,6 +20,7 @@ from mmvars.engine.runner import (
     set_work_dir,
 )
 from mmvars.engine.safe_load import check_checkpoint_file
+from mmvars.engine.shorthands import class_name
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.test import parse_args
 
