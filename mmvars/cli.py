@@ -32,6 +32,7 @@ COMMANDS = {
         'parameters and multiply-adds beside the published tables',
     ),
     'benchmark': ('tools/benchmark/benchmark.py', 'time and memory of networks and mixers'),
+    'configs': ('mmvars.resources', 'list or copy the configs that mmvars ships'),
     'doctor': ('mmvars.doctor', 'say what is wrong with this environment, and the remedy'),
 }
 """Command -> the module, or the script of the clone or wheel, whose ``main`` it is; its purpose."""
