@@ -191,7 +191,7 @@ def test_numbers_of_the_front_page_are_those_of_the_metafiles():
 
 def test_plain_pytorch_of_the_front_page_runs():
     (code,) = [block for block in _blocks(ROOT / 'README.md', 'python') if 'create_model' in block]
-    code = code.replace('absvit_base_patch16', 'absvit_tiny_patch16')
+    code = code.replace('absvit_base', 'absvit_tiny')
     scope = dict(images=torch.rand(2, 3, 224, 224), vectors=torch.randn(2, 192))
     with torch.no_grad():
         exec(code, scope)
@@ -236,7 +236,7 @@ def test_the_mixer_of_the_contributors_guide_works():
     try:
         for block in _blocks(ROOT / '.github' / 'CONTRIBUTING.md', 'python'):
             exec(block, scope)
-        net = create_model('absvit_tiny_patch16', mixer='mean', depth=2, img_size=64)
+        net = create_model('absvit_tiny', mixer='mean', depth=2, img_size=64)
         images = torch.rand(2, 3, 64, 64)
         out = net(images)
         loss = net.forward_head(out.second).sum() + net.forward_head(out.first).sum()

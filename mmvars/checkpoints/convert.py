@@ -42,7 +42,7 @@ from mmvars.checkpoints.load import (
 from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.checkpoints.write import check_destination, write_checkpoint
 from mmvars.errors import InputError, check_choice
-from mmvars.networks import ARCH_ZOO, MODELS, VisionTransformer, create_model
+from mmvars.networks import ARCH_ZOO, MODELS, VisionTransformer, create_model, network_name
 
 __all__ = ['TASKS', 'Conversion', 'convert_checkpoint', 'convert_state_dict']
 
@@ -93,7 +93,7 @@ def convert_checkpoint(
         InputError: If anything is unaccounted for; then nothing is written.
     """
     report = ConversionReport(f'{Path(source).name} -> {Path(destination).name} (--arch {arch})')
-    check_choice('arch', arch, MODELS)
+    arch = network_name(arch, 'arch')
     check_choice('to', to, TARGETS)
     content = read_checkpoint(source)
     check_destination(destination, source, overwrite)
@@ -158,7 +158,7 @@ def convert_state_dict(
         InputError: On an argument that cannot be used, or a mixer or constant that is not the
             source's.
     """
-    check_choice('arch', arch, MODELS)
+    arch = network_name(arch, 'arch')
     check_choice('to', to, TARGETS)
     report = report or ConversionReport(arch)
     read_format, sources, passthrough = name_tensors(

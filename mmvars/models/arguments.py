@@ -121,17 +121,22 @@ def build_network(
 def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The name of a network, and the sizes that replace its own.
 
-    A name in a config is that of the network without ``vit_`` and ``_patch16``, and of a backbone
-    with one trunk without the trunk's.
+    A config may leave out ``vit_``, and in a backbone with one trunk the trunk's name.
     """
-    only = f'{trunks[0]}_' if len(trunks) == 1 else ''
+    default = f'{trunks[0]}_' if len(trunks) == 1 else 'vit_'
     zoo = {
-        name.removeprefix('vit_').removesuffix('_patch16').removeprefix(only): name
+        name.removeprefix(default): name
         for name in ARCH_ZOO
         if name.startswith(tuple(f'{trunk}_' for trunk in trunks))
     }
-    if isinstance(arch, str) and arch in zoo:
-        return zoo[arch], {}
+    if isinstance(arch, str):
+        name = arch.removesuffix('_patch16')  # of earlier versions
+        if len(trunks) > 1:  # AbSViT
+            name = name.replace('absvit_', 'vit_')
+        if name in zoo:
+            return zoo[name], {}
+        if name in zoo.values():
+            return name, {}
     if not isinstance(arch, dict):
         raise InputError(
             f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}'
@@ -144,7 +149,7 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
         check_choice("arch['trunk']", trunk, trunks)
     options = ('mlp_ratio', *(('patch_size', 'global_pool') if trunk == 'vit' else ()))
     _check_keys('arch', sizes, ('embed_dims', 'num_layers', 'num_heads'), options)
-    name = 'vit_tiny_patch16' if trunk == 'vit' else f'{trunk}_tiny'
+    name = f'{trunk}_tiny'
     return name, {_NETWORK_NAMES.get(key, key): value for key, value in sizes.items()}
 
 

@@ -1,6 +1,13 @@
 """Networks: pure torch, without OpenMMLab. Start reading at :mod:`mmvars.networks.top_down`."""
 
-from mmvars.networks.factory import ARCH_ZOO, MODELS, TOP_DOWN_DESIGNS, build_prior, create_model
+from mmvars.networks.factory import (
+    ARCH_ZOO,
+    MODELS,
+    TOP_DOWN_DESIGNS,
+    build_prior,
+    create_model,
+    network_name,
+)
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import (
     PRIORS,
@@ -44,6 +51,7 @@ __all__ = [
     'VisionTransformer',
     'build_prior',
     'create_model',
+    'network_name',
     'rename_old_keys',
     'token_weights',
 ]

@@ -16,7 +16,7 @@ from mmvars.networks.top_down import PerceiverIO, TopDown
 from mmvars.networks.trunk import Trunk
 from mmvars.networks.vit import VisionTransformer
 
-__all__ = ['ARCH_ZOO', 'MODELS', 'TOP_DOWN_DESIGNS', 'build_prior', 'create_model']
+__all__ = ['ARCH_ZOO', 'MODELS', 'TOP_DOWN_DESIGNS', 'build_prior', 'create_model', 'network_name']
 
 _TINY = dict(embed_dim=192, depth=12, num_heads=3)
 _SMALL = dict(embed_dim=384, depth=12, num_heads=6)
@@ -35,9 +35,9 @@ _RVT_BASE = _BASE | dict(mlp='linear')
 _HYBRID = dict(num_heads=8, stem_widths=(128, 256))
 
 ARCH_ZOO: dict[str, tuple[type[Trunk], dict[str, Any]]] = {
-    'vit_tiny_patch16': (VisionTransformer, _TINY),
-    'vit_small_patch16': (VisionTransformer, _SMALL),
-    'vit_base_patch16': (VisionTransformer, _BASE),
+    'vit_tiny': (VisionTransformer, _TINY),
+    'vit_small': (VisionTransformer, _SMALL),
+    'vit_base': (VisionTransformer, _BASE),
     'vit_tiny_patch8_gap': (VisionTransformer, _TINY | dict(patch_size=8, global_pool='avg')),
     'deit_convstem_tiny': (VisionTransformer, _TINY | dict(stem='conv')),
     'deit_convstem_small': (VisionTransformer, _SMALL | dict(stem='conv')),
@@ -67,7 +67,7 @@ MODELS: tuple[str, ...] = (
     *ARCH_ZOO,
     *(name.replace('vit_', 'absvit_') for name in ARCH_ZOO if name.startswith('vit_')),
 )
-"""Names that :func:`create_model` knows."""
+"""Names that :func:`create_model`, ``mmvars convert --arch`` and configs know."""
 
 TOP_DOWN_DESIGNS: tuple[str, ...] = (
     'absvit',
@@ -96,6 +96,17 @@ _UNFIT_MIXERS: dict[str, dict[str, str]] = {
 _UNFIT_MIXERS['deit'] = _UNFIT_MIXERS['absvit'] = _UNFIT_MIXERS['vit']
 _UNFIT_MIXERS['rvt'] = {'global_filter': _UNFIT_MIXERS['vit']['global_filter']}
 """Family -> mixers that do not go into its trunks, and why."""
+
+
+def network_name(name: Any, argument: str = 'network name') -> str:
+    """One of :data:`MODELS`; earlier versions wrote ``vit_tiny_patch16`` for ``vit_tiny``.
+
+    Raises:
+        InputError: On an unknown name.
+    """
+    present = name.removesuffix('_patch16') if isinstance(name, str) else name
+    check_choice(argument, present, MODELS)
+    return present
 
 
 def create_model(
@@ -140,7 +151,7 @@ def create_model(
         InputError: On an unknown name or argument, listing the choices; if the mixer does not go
             into the trunk, or an option has no use in the design.
     """
-    check_choice('network name', name, dict.fromkeys([*MODELS, *ARCH_ZOO]))
+    name = network_name(name)
     check_flag('channels_last', channels_last)
     check_flag('double_value_bias', double_value_bias)
     base, family = name.replace('absvit_', 'vit_'), name.split('_')[0]

@@ -12,10 +12,10 @@ __all__ = ['parse_args']
 
 _EPILOG = """\
 examples:
-  mmvars convert absvit_base.pth absvit-b16.pth --arch absvit_base_patch16 --for segmentation
-  mmvars convert deit_small.pth absvit-s16_init.pth --arch absvit_small_patch16 --img-size 512
+  mmvars convert absvit_base.pth absvit-b16.pth --arch absvit_base --for segmentation
+  mmvars convert deit_small.pth absvit-s16_init.pth --arch absvit_small --img-size 512
   mmvars convert rvt_tiny_vars_sd.pth vars.pth --arch rvt_tiny --mixer-cfg num_steps=5
-  mmvars convert work_dirs/run/epoch_300.pth back.pth --arch absvit_tiny_patch16 --to release
+  mmvars convert work_dirs/run/epoch_300.pth back.pth --arch absvit_tiny --to release
 
 The mmvars file serves init_cfg=dict(type='Pretrained', checkpoint=...) of an mmvars backbone and
 load_from of `mmvars train` (other tools of OpenMMLab read .pth only). No code of SRC
@@ -24,9 +24,9 @@ error."""
 
 
 _ARCHS = (
-    'vit_tiny_patch16',
-    'vit_small_patch16',
-    'vit_base_patch16',
+    'vit_tiny',
+    'vit_small',
+    'vit_base',
     'vit_tiny_patch8_gap',
     'deit_convstem_tiny',
     'deit_convstem_small',
@@ -46,9 +46,9 @@ _ARCHS = (
     'fan_tiny_hybrid',
     'fan_small_hybrid',
     'fan_base_hybrid',
-    'absvit_tiny_patch16',
-    'absvit_small_patch16',
-    'absvit_base_patch16',
+    'absvit_tiny',
+    'absvit_small',
+    'absvit_base',
     'absvit_tiny_patch8_gap',
 )
 _MIXERS = (
@@ -79,6 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--arch',
         required=True,
+        type=lambda name: name.removesuffix('_patch16'),  # of earlier versions
         choices=_ARCHS,
         metavar='ARCH',
         help=f'network: {", ".join(_ARCHS)}',

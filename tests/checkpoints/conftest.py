@@ -26,10 +26,10 @@ def _layout(
     if name.startswith('gfnet'):
         return _gfnet_layout(name)
     if name.startswith('deit_convstem'):
-        plain = _layout(name.replace('deit_convstem', 'vit') + '_patch16')
+        plain = _layout(name.replace('deit_convstem', 'vit'))
         return dict(_with_stem(plain, WIDTHS[name.split('_')[2]]))
-    family, size, patch, *gap = name.split('_')
-    width, patch = WIDTHS[size], int(patch.removeprefix('patch'))
+    family, size, *gap = name.split('_')  # of all, patch8 with average pooling alone has more
+    width, patch = WIDTHS[size], 8 if gap else 16
     rows = 1 + (grid or 224 // patch) ** 2
     shapes: dict[str, tuple[int, ...]] = {}
     if prompts:

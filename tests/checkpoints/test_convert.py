@@ -22,7 +22,7 @@ def _keys(report, *statuses):
 
 def test_segmentation_drops_the_head_and_says_so(layout, light):
     tensors, report, *_ = convert_state_dict(
-        light(layout('vit_tiny_patch16')), 'vit_tiny_patch16', task='segmentation'
+        light(layout('vit_tiny')), 'vit_tiny', task='segmentation'
     )
     assert all(key.startswith('backbone.network.') for key in tensors)
     assert _keys(report, Status.IGNORED) == ['head.weight', 'head.bias']
@@ -30,22 +30,22 @@ def test_segmentation_drops_the_head_and_says_so(layout, light):
 
 
 def test_classification_demands_a_head_or_leave_to_start_one(layout, light):
-    source = light(layout('vit_tiny_patch16', classes=0))
+    source = light(layout('vit_tiny', classes=0))
     with pytest.raises(InputError, match='has none.*--for segmentation'):
-        convert_state_dict(source, 'vit_tiny_patch16', task='classification')
+        convert_state_dict(source, 'vit_tiny', task='classification')
     with pytest.raises(CheckpointError, match=r'MISSING(?s:.*)head\.fc\.bias'):
-        convert_state_dict(source, 'vit_tiny_patch16', task='classification', num_classes=5)
+        convert_state_dict(source, 'vit_tiny', task='classification', num_classes=5)
     tensors, report, *_ = convert_state_dict(
-        source, 'vit_tiny_patch16', task='classification', num_classes=5, allow_new=['trunk.head']
+        source, 'vit_tiny', task='classification', num_classes=5, allow_new=['trunk.head']
     )
     assert _keys(report, Status.NEW) == ['head.fc.weight', 'head.fc.bias']
     assert tensors['head.fc.weight'].shape == (5, 192)
 
 
 def test_a_plain_vit_starts_an_absvit(layout, light):
-    source = light(layout('vit_tiny_patch16'))
+    source = light(layout('vit_tiny'))
     state = torch.random.get_rng_state()
-    tensors, report, *_ = convert_state_dict(source, 'absvit_tiny_patch16', seed=3)
+    tensors, report, *_ = convert_state_dict(source, 'absvit_tiny', seed=3)
     assert torch.equal(torch.random.get_rng_state(), state)
     new = report.of(Status.NEW)
     assert len(new) == 25
@@ -55,24 +55,24 @@ def test_a_plain_vit_starts_an_absvit(layout, light):
     chains = torch.stack([v for k, v in tensors.items() if 'feedback' in k])
     assert 0.7 < prior.std() < 1.3
     assert 0.018 < chains.std() < 0.022
-    again = convert_state_dict(source, 'absvit_tiny_patch16', seed=3).tensors
-    other = convert_state_dict(source, 'absvit_tiny_patch16', seed=4).tensors
+    again = convert_state_dict(source, 'absvit_tiny', seed=3).tensors
+    other = convert_state_dict(source, 'absvit_tiny', seed=4).tensors
     _same(again, tensors)
     assert not torch.equal(other['backbone.network.prior.query'], prior)
 
 
 def test_half_a_feedback_path_is_no_plain_vit(layout, light):
-    source = light(layout('absvit_tiny_patch16'))
+    source = light(layout('absvit_tiny'))
     del source['decoders.3.linear.weight']
     with pytest.raises(CheckpointError) as caught:
-        convert_state_dict(source, 'absvit_tiny_patch16')
+        convert_state_dict(source, 'absvit_tiny')
     assert _keys(caught.value.report, Status.MISSING) == [
         'backbone.network.feedback.decoders.3.to_below.weight'
     ]
 
 
 def test_all_faults_are_listed_at_once_with_shapes(layout, light):
-    source = light(layout('vit_tiny_patch16'))
+    source = light(layout('vit_tiny'))
     del source['norm.bias']
     source['extra.weight'] = torch.zeros(3, 4)
     source['norm.weight'] = torch.zeros(5)
@@ -81,7 +81,7 @@ def test_all_faults_are_listed_at_once_with_shapes(layout, light):
     source['blocks.0.norm1.bias'] = torch.zeros(192, dtype=torch.int64)
     source['blocks.0.norm1.weight'] = 'text'
     with pytest.raises(CheckpointError) as caught:
-        convert_state_dict(source, 'vit_tiny_patch16')
+        convert_state_dict(source, 'vit_tiny')
     message = str(caught.value)
     for part in (
         'norm.bias',
@@ -100,14 +100,14 @@ def test_all_faults_are_listed_at_once_with_shapes(layout, light):
 
 
 def test_nan_in_what_is_dropped_does_not_matter(layout, light):
-    source = light(layout('vit_tiny_patch16'))
+    source = light(layout('vit_tiny'))
     source['head.bias'] = torch.full((1000,), float('nan'))
-    convert_state_dict(source, 'vit_tiny_patch16', task='segmentation')
+    convert_state_dict(source, 'vit_tiny', task='segmentation')
 
 
 @pytest.mark.parametrize('true', [arch for arch in MODELS if not arch.startswith('fan')])
 def test_width_depth_and_patch_of_the_file_are_named(layout, light, true):
-    wrong = 'vit_tiny_patch16' if true != 'vit_tiny_patch16' else 'absvit_tiny_patch8_gap'
+    wrong = 'vit_tiny' if true != 'vit_tiny' else 'absvit_tiny_patch8_gap'
     with pytest.raises(InputError) as caught:
         convert_state_dict(light(layout(true)), wrong)
     advice = str(caught.value).splitlines()[-1]
@@ -123,25 +123,25 @@ def test_sizes_are_told_where_no_name_fits(golden):
         CheckpointError,
         match='embed_dim 48, depth 3, patch_size 16, which no named size has.*--embed-dim',
     ):
-        convert_state_dict(golden('vit_cls')['state_dict'], 'vit_base_patch16')
+        convert_state_dict(golden('vit_cls')['state_dict'], 'vit_base')
 
 
 @pytest.mark.parametrize(
     'key', ['dist_token', 'head_dist.weight', 'blocks.3.ls1.gamma', 'reg_token']
 )
 def test_networks_that_mmvars_does_not_have(layout, light, key):
-    source = light(layout('vit_tiny_patch16')) | {key: torch.zeros(1, 1, 192)}
+    source = light(layout('vit_tiny')) | {key: torch.zeros(1, 1, 192)}
     with pytest.raises(CheckpointError) as caught:
-        convert_state_dict(source, 'vit_tiny_patch16')
+        convert_state_dict(source, 'vit_tiny')
     (line,) = caught.value.report.of(Status.REFUSED)
     assert line.source == key
     assert line.note
 
 
 def test_ignoring_is_possible_but_not_silent(layout, light):
-    source = light(layout('absvit_tiny_patch16'))
+    source = light(layout('absvit_tiny'))
     tensors, report, *_ = convert_state_dict(
-        source, 'vit_tiny_patch16', to='timm', ignore=['prompt', 'decoders.*']
+        source, 'vit_tiny', to='timm', ignore=['prompt', 'decoders.*']
     )
     assert len(tensors) == 152
     assert {line.note for line in report.of(Status.IGNORED)} == {'as requested'}
@@ -149,25 +149,25 @@ def test_ignoring_is_possible_but_not_silent(layout, light):
 
 
 def test_more_than_the_encoder_names_the_way_to_leave_it_out(layout, light):
-    source = light(layout('vit_tiny_patch16', classes=0)) | {  # as of MAE
+    source = light(layout('vit_tiny', classes=0)) | {  # as of MAE
         'mask_token': torch.zeros(1, 1, 512),
         'decoder_embed.weight': torch.zeros(512, 192),
     }
     with pytest.raises(CheckpointError, match='decoder_embed(?s:.*)--ignore PATTERN leaves keys'):
-        convert_state_dict(source, 'vit_tiny_patch16')
-    convert_state_dict(source, 'vit_tiny_patch16', ignore=['mask_token', 'decoder_*'])
+        convert_state_dict(source, 'vit_tiny')
+    convert_state_dict(source, 'vit_tiny', ignore=['mask_token', 'decoder_*'])
 
 
 def test_timm_names_hold_no_top_down_part(layout, light):
     with pytest.raises(CheckpointError) as caught:
-        convert_state_dict(light(layout('absvit_tiny_patch16')), 'absvit_tiny_patch16', to='timm')
+        convert_state_dict(light(layout('absvit_tiny')), 'absvit_tiny', to='timm')
     assert len(caught.value.report.of(Status.REFUSED)) == 25
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_become_float32_and_it_is_said(golden, small, dtype):
     source = {k: v.to(dtype) for k, v in golden('vit_cls')['state_dict'].items()}
-    tensors, report, *_ = convert_state_dict(source, 'vit_base_patch16', **small)
+    tensors, report, *_ = convert_state_dict(source, 'vit_base', **small)
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     assert {line.note for line in report.of(Status.USED)} == {
         f'{dtype} -> float32'.replace('torch.', '')
@@ -176,8 +176,8 @@ def test_other_floats_become_float32_and_it_is_said(golden, small, dtype):
 
 
 def test_the_account_hides_no_key_and_serves_json(layout, light):
-    source = light(layout('vit_tiny_patch16'))
-    report = convert_state_dict(source, 'absvit_tiny_patch16', task='segmentation').report
+    source = light(layout('vit_tiny'))
+    report = convert_state_dict(source, 'absvit_tiny', task='segmentation').report
     content = json.loads(json.dumps(report.to_dict()))
     told = {line['source'] for line in content['entries']} - {None}
     assert told == set(source)
@@ -189,7 +189,7 @@ def test_the_account_hides_no_key_and_serves_json(layout, light):
 
 
 def test_an_account_with_a_hole_is_a_fault(layout, light):
-    report = convert_state_dict(light(layout('vit_tiny_patch16')), 'vit_tiny_patch16').report
+    report = convert_state_dict(light(layout('vit_tiny')), 'vit_tiny').report
     lost = report.entries.pop(5)
     with pytest.raises(RuntimeError, match=lost.source):
         report.check_complete([lost.source], [])
@@ -199,8 +199,8 @@ def test_an_account_with_a_hole_is_a_fault(layout, light):
 
 
 def test_numbers_with_gaps_are_told_one_by_one(layout, light):
-    source = light(layout('vit_tiny_patch16'))
+    source = light(layout('vit_tiny'))
     for i in (2, 3, 7):
         del source[f'blocks.{i}.norm1.weight']
     with pytest.raises(CheckpointError, match=r'blocks\.\{2,3,7\}\.norm1\.weight  192'):
-        convert_state_dict(source, 'vit_tiny_patch16')
+        convert_state_dict(source, 'vit_tiny')

@@ -23,24 +23,24 @@ def _keys(report, *statuses):
 def test_grids_are_compared_not_token_counts(golden, small):
     source = golden('vit_cls')['state_dict']  # 4x4 patches
     name = 'backbone.network.pos_embed'
-    wide = convert_state_dict(source, 'vit_base_patch16', img_size=(32, 128), **small).tensors
+    wide = convert_state_dict(source, 'vit_base', img_size=(32, 128), **small).tensors
     assert wide[name].shape == source['pos_embed'].shape
     assert torch.equal(wide[name], resample_pos_embed(source['pos_embed'], (4, 4), (2, 8)))
     assert wide['backbone.network.trained_grid'].tolist() == [2, 8]
-    back = convert_state_dict(wide, 'vit_base_patch16', img_size=64, **small)
+    back = convert_state_dict(wide, 'vit_base', img_size=64, **small)
     assert back.tensors[name].shape == (1, 17, 48)
     assert _keys(back.report, Status.IGNORED) == ['backbone.network.trained_grid']
 
 
 def test_a_grid_that_is_not_square(golden, small):
     source = golden('vit_cls')['state_dict']
-    wide = convert_state_dict(source, 'vit_base_patch16', img_size=(32, 128), **small).tensors
+    wide = convert_state_dict(source, 'vit_base', img_size=(32, 128), **small).tensors
     with pytest.raises(CheckpointError, match='--to release has no name for it'):
-        convert_state_dict(wide, 'vit_base_patch16', to='release', **small)
-    timm, report, *_ = convert_state_dict(wide, 'vit_base_patch16', to='timm', **small)
+        convert_state_dict(wide, 'vit_base', to='release', **small)
+    timm, report, *_ = convert_state_dict(wide, 'vit_base', to='timm', **small)
     assert list(timm) == list(source)
     assert 'img_size' in report.of(Status.IGNORED)[0].note
-    again = convert_state_dict(timm, 'vit_base_patch16', source_grid=(2, 8), **small)
+    again = convert_state_dict(timm, 'vit_base', source_grid=(2, 8), **small)
     _same(again.tensors, wide)
     assert _keys(again.report, Status.NEW) == ['backbone.network.trained_grid']
 
@@ -56,7 +56,7 @@ def test_a_grid_that_is_not_square(golden, small):
 def test_positions_that_fit_no_grid(golden, small, rows, given, said):
     source = golden('vit_cls')['state_dict'] | {'pos_embed': torch.zeros(1, rows, 48)}
     with pytest.raises(CheckpointError, match=said):
-        convert_state_dict(source, 'vit_base_patch16', source_grid=given, **small)
+        convert_state_dict(source, 'vit_base', source_grid=given, **small)
 
 
 def test_a_segmentor_of_the_release_keeps_its_heads(golden, small, tmp_path):
@@ -66,7 +66,7 @@ def test_a_segmentor_of_the_release_keeps_its_heads(golden, small, tmp_path):
     }
     original = {f'backbone.{k}': v for k, v in golden('absvit_seg')['state_dict'].items()} | heads
     torch.save(dict(state_dict=original, meta=dict(iter=5)), tmp_path / 'a.pth')
-    arch = 'absvit_base_patch16'
+    arch = 'absvit_base'
     report = convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'b.pth', arch, **small)
     assert _keys(report, Status.PASSTHROUGH) == list(heads)
     convert_checkpoint(tmp_path / 'b.pth', tmp_path / 'c.pth', arch, to='release', **small)
@@ -77,13 +77,13 @@ def test_a_broken_head_that_is_carried_is_refused(golden, small):
     source = {f'backbone.{k}': v for k, v in golden('absvit_seg')['state_dict'].items()}
     source['decode_head.b'] = torch.tensor([float('nan')])
     with pytest.raises(CheckpointError, match=r'decode_head\.b.*NaN'):
-        convert_state_dict(source, 'absvit_base_patch16', **small)
+        convert_state_dict(source, 'absvit_base', **small)
 
 
 def test_safetensors_both_ways(golden, small, tmp_path):
     original = golden('absvit_cls')['state_dict']
     write_checkpoint(tmp_path / 'a.safetensors', original)
-    arch = 'absvit_base_patch16'
+    arch = 'absvit_base'
     convert_checkpoint(tmp_path / 'a.safetensors', tmp_path / 'b.safetensors', arch, **small)
     convert_checkpoint(
         tmp_path / 'b.safetensors', tmp_path / 'c.safetensors', arch, to='release', **small
@@ -101,7 +101,7 @@ def test_averages_of_timm(golden, small, tmp_path):
         report = convert_checkpoint(
             tmp_path / 'a.pth',
             tmp_path / 'b.pth',
-            'vit_base_patch16',
+            'vit_base',
             weights=weights,
             overwrite=True,
             **small,
@@ -114,13 +114,11 @@ def test_averages_of_timm(golden, small, tmp_path):
 def test_what_fails_writes_nothing_and_keeps_what_is_there(golden, tmp_path):
     torch.save(golden('vit_cls')['state_dict'], tmp_path / 'a.pth')
     with pytest.raises(CheckpointError):
-        convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'b.pth', 'vit_base_patch16')
+        convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'b.pth', 'vit_base')
     assert not (tmp_path / 'b.pth').exists()
     (tmp_path / 'b.pth').write_bytes(b'precious')
     with pytest.raises(CheckpointError):
-        convert_checkpoint(
-            tmp_path / 'a.pth', tmp_path / 'b.pth', 'vit_base_patch16', overwrite=True
-        )
+        convert_checkpoint(tmp_path / 'a.pth', tmp_path / 'b.pth', 'vit_base', overwrite=True)
     assert (tmp_path / 'b.pth').read_bytes() == b'precious'
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pth', 'b.pth']
 
@@ -142,5 +140,5 @@ def test_arguments(golden, tmp_path, small, options, said):
         convert_checkpoint(
             tmp_path / 'a.pth',
             tmp_path / 'b.pth',
-            **dict(arch='vit_base_patch16') | small | options,
+            **dict(arch='vit_base') | small | options,
         )

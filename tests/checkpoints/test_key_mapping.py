@@ -21,11 +21,11 @@ from mmvars.checkpoints.load import named_state
 from mmvars.networks import MODELS, create_model
 
 SIZES = [
-    ('vit_tiny_patch16', {}),
+    ('vit_tiny', {}),
     ('vit_tiny_patch8_gap', {}),
-    ('absvit_tiny_patch16', {}),
+    ('absvit_tiny', {}),
     ('absvit_tiny_patch8_gap', {}),
-    ('absvit_tiny_patch16', dict(num_prompt_tokens=4)),
+    ('absvit_tiny', dict(num_prompt_tokens=4)),
 ]
 
 
@@ -65,7 +65,7 @@ def test_every_name_goes_there_and_back(target: Format, name, options):
 
 
 def test_timm_has_no_name_for_what_only_absvit_has():
-    nameless = [n for n in _names('absvit_tiny_patch16', {}) if TIMM.from_network(n) is None]
+    nameless = [n for n in _names('absvit_tiny', {}) if TIMM.from_network(n) is None]
     assert len(nameless) == 25
     assert all(n.startswith(('prior.', 'feedback.')) for n in nameless)
 
@@ -73,10 +73,10 @@ def test_timm_has_no_name_for_what_only_absvit_has():
 @pytest.mark.parametrize(
     ('to', 'name', 'options', 'written'),
     [
-        ('mmvars', 'absvit_tiny_patch16', {}, MMVARS),
-        ('timm', 'vit_tiny_patch16', {}, TIMM),
+        ('mmvars', 'absvit_tiny', {}, MMVARS),
+        ('timm', 'vit_tiny', {}, TIMM),
         ('timm', 'deit_convstem_tiny', {}, TIMM),
-        ('release', 'absvit_tiny_patch16', {}, RELEASE),
+        ('release', 'absvit_tiny', {}, RELEASE),
         ('release', 'gfnet_tiny', {}, GFNET),
         ('release', 'rvt_tiny', {}, RVT),
         ('release', 'rvt_tiny_plus', {}, RVT),
@@ -96,7 +96,7 @@ def test_a_written_file_is_recognised(to, name, options, written):
 
 
 def test_a_segmentor_of_the_release_is_recognised():
-    keys = [_key(RELEASE_SEGMENTOR, n) for n in _names('absvit_tiny_patch16', {})]
+    keys = [_key(RELEASE_SEGMENTOR, n) for n in _names('absvit_tiny', {})]
     assert detect_format([*keys, 'decode_head.conv_seg.weight']) is RELEASE_SEGMENTOR
 
 

@@ -20,7 +20,7 @@ from mmvars.layers import resample_pos_embed
 from mmvars.networks import create_model
 
 SIZE = dict(embed_dim=48, depth=3, num_heads=3, img_size=64)
-ARCH = 'absvit_base_patch16'
+ARCH = 'absvit_base'
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_checkpoints_of_a_runner(tmp_path, network, keys):
 
 def test_a_timm_file_fills_a_plain_vit_as_it_is(golden, tmp_path):
     torch.save(golden('vit_cls')['state_dict'], tmp_path / 'timm.pth')
-    network = create_model('vit_base_patch16', num_classes=7, **SIZE)
+    network = create_model('vit_base', num_classes=7, **SIZE)
     load_pretrained(network, tmp_path / 'timm.pth')
     _unchanged(network, golden('vit_cls')['state_dict'])
 
@@ -109,7 +109,7 @@ def test_a_plain_trunk_in_its_own_names(tmp_path):
 
 
 def test_parameters_that_are_not_contiguous_are_written_contiguous(tmp_path):
-    network = create_model('vit_base_patch16', channels_last=True, **SIZE)
+    network = create_model('vit_base', channels_last=True, **SIZE)
     assert not network.patch_embed.proj.weight.is_contiguous()
     write_checkpoint(tmp_path / 'x.safetensors', network.state_dict())
     write_checkpoint(tmp_path / 'x.pth', network.state_dict())
@@ -175,7 +175,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path, network, damage):
 def test_new_parts_need_leave(tmp_path, network):
     plain = {
         f'backbone.network.{k}': v + 1
-        for k, v in create_model('vit_base_patch16', num_classes=0, **SIZE).state_dict().items()
+        for k, v in create_model('vit_base', num_classes=0, **SIZE).state_dict().items()
     }
     torch.save(plain, tmp_path / 'vit.pth')
     with pytest.raises(CheckpointError, match='allow_new'):
@@ -190,7 +190,7 @@ def test_new_parts_need_leave(tmp_path, network):
 
 
 def test_a_twin_may_share_the_leave(tmp_path):
-    twin = create_model('vit_base_patch16', num_classes=0, **SIZE)
+    twin = create_model('vit_base', num_classes=0, **SIZE)
     torch.save(_state(twin), tmp_path / 'vit.pth')
     assert not load_pretrained(twin, tmp_path / 'vit.pth', allow_new=('prior', 'feedback')).of(
         Status.NEW

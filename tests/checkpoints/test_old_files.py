@@ -17,8 +17,8 @@ OLD = Path(__file__).parent / 'old'
 VIT = dict(embed_dim=8, depth=2, num_heads=2, patch_size=8)
 RVT = dict(embed_dim=(4, 8), depth=(1, 1), num_heads=(1, 2), mlp_ratio=1)
 NETWORKS = {  # arch, sizes, arguments that a converter need not know
-    'vit': ('vit_tiny_patch16', VIT, {}),
-    'absvit': ('absvit_tiny_patch16', VIT, {}),
+    'vit': ('vit_tiny', VIT, {}),
+    'absvit': ('absvit_tiny', VIT, {}),
     'abs_rvt': (
         'rvt_tiny',
         RVT,
@@ -93,7 +93,7 @@ def test_present_names_are_written(tmp_path):
     convert_checkpoint(
         OLD / 'absvit.pth',
         tmp_path / 'new.pth',
-        'absvit_tiny_patch16',
+        'absvit_tiny',
         ignore=['decode_head.*'],
         **VIT,
     )
@@ -101,14 +101,14 @@ def test_present_names_are_written(tmp_path):
     assert 'backbone.network.feedback.decoders.0.to_below.weight' in keys
     assert not any(old in key for key in keys for old in ('chain', 'readout'))
     convert_checkpoint(
-        OLD / 'vit.pth', tmp_path / 'vit.pth', 'vit_tiny_patch16', ignore=['decode_head.*'], **VIT
+        OLD / 'vit.pth', tmp_path / 'vit.pth', 'vit_tiny', ignore=['decode_head.*'], **VIT
     )
     keys = read_checkpoint(tmp_path / 'vit.pth')['state_dict'].keys()
     assert 'backbone.network.blocks.0.attn.qkv.weight' in keys
 
 
 def test_an_old_plain_vit_starts_an_absvit():
-    network = create_model('absvit_tiny_patch16', img_size=32, num_classes=0, **VIT)
+    network = create_model('absvit_tiny', img_size=32, num_classes=0, **VIT)
     load_pretrained(network, OLD / 'vit.pth', allow_new=('prior', 'feedback'))
     plain = _network('vit')
     load_pretrained(plain, OLD / 'vit.pth')

@@ -13,12 +13,12 @@ from mmvars.networks import MODELS, create_model
 
 FACTS = Path(__file__).resolve().parents[2].parent / 'shared' / 'facts' / 'keys'
 GOLDEN = {
-    'absvit_cls': 'absvit_base_patch16',
+    'absvit_cls': 'absvit_base',
     'absvit_gap': 'absvit_tiny_patch8_gap',
-    'absvit_seg': 'absvit_base_patch16',
-    'absvit_seg_prompt': 'absvit_base_patch16',
-    'vit_bottom_up_seg': 'vit_base_patch16',
-    'vit_cls': 'vit_base_patch16',
+    'absvit_seg': 'absvit_base',
+    'absvit_seg_prompt': 'absvit_base',
+    'vit_bottom_up_seg': 'vit_base',
+    'vit_cls': 'vit_base',
     'vit_gap': 'vit_tiny_patch8_gap',
 }
 
@@ -117,7 +117,7 @@ def test_released_files_at_their_real_size(layout, light, network_names, arch):
 @pytest.mark.parametrize('family', ['vit', 'absvit'])
 @pytest.mark.parametrize('prompts', [0, 50])
 def test_released_segmentation_backbones(layout, light, network_names, family, prompts):
-    arch = f'{family}_base_patch16'
+    arch = f'{family}_base'
     source = light(layout(arch, classes=0, grid=32, prompts=prompts))
     tensors, report, *_ = convert_state_dict(source, arch)
     assert len(report.of(Status.USED)) == len(tensors) == len(source)
@@ -152,10 +152,10 @@ def test_recorded_key_lists(layout, light, file):
         pytest.skip(f'{path} with the recorded keys is not there')
     recorded = {key: tuple(shape) for key, shape, *_ in json.loads(path.read_text())['entries']}
     if file.startswith('seg'):
-        arch = 'absvit_base_patch16' if 'top_down' in file else 'vit_base_patch16'
+        arch = 'absvit_base' if 'top_down' in file else 'vit_base'
         options = dict(classes=0, grid=32, prompts=50 if 'prompt' in file else 0)
     else:
-        arch, options = file.replace('_224', ''), {}
+        arch, options = file.replace('_patch16', '').replace('_224', ''), {}
     assert list(recorded.items()) == list(layout(arch, **options).items())
     tensors = convert_state_dict(light(recorded), arch).tensors
     back = convert_state_dict(tensors, arch, to='release').tensors

@@ -20,7 +20,7 @@ def _random_(module):
 
 @pytest.mark.parametrize(
     ('model', 'arch'),
-    [('deit_tiny_patch16_224', 'vit_tiny_patch16'), ('vit_base_patch16_224', 'vit_base_patch16')],
+    [('deit_tiny_patch16_224', 'vit_tiny'), ('vit_base_patch16_224', 'vit_base')],
 )
 def test_same_logits(network_names, model, arch):
     theirs = _random_(timm.create_model(model, pretrained=False))
@@ -40,5 +40,5 @@ def test_same_logits(network_names, model, arch):
 def test_a_distilled_deit_is_refused():
     theirs = timm.create_model('deit_tiny_distilled_patch16_224', pretrained=False)
     with pytest.raises(ValueError, match='distilled DeiT') as caught:
-        convert_state_dict(theirs.state_dict(), 'vit_tiny_patch16')
+        convert_state_dict(theirs.state_dict(), 'vit_tiny')
     assert 'head_dist.weight' in str(caught.value)

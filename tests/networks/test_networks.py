@@ -9,9 +9,9 @@ from mmvars.errors import InputError
 from mmvars.networks import MODELS, ClassPrototype, TopDown, create_model, token_weights
 
 PARAMETERS = {  # variants of Table 2.2 with a 1000-class head, counted from the released models
-    'absvit_tiny_patch16': 6_602_344,
-    'absvit_small_patch16': 25_589_992,
-    'absvit_base_patch16': 100_724_200,
+    'absvit_tiny': 6_602_344,
+    'absvit_small': 25_589_992,
+    'absvit_base': 100_724_200,
     'absvit_tiny_patch8_gap': 6_604_648,
 }
 
@@ -39,8 +39,8 @@ def test_any_image_size(name, size, tiny_size):
 
 
 def test_the_first_pass_is_the_plain_network_to_the_last_bit(tiny_size):
-    plain = create_model('vit_tiny_patch16', num_classes=5, **tiny_size).eval()
-    network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size).eval()
+    plain = create_model('vit_tiny', num_classes=5, **tiny_size).eval()
+    network = create_model('absvit_tiny', num_classes=5, **tiny_size).eval()
     network.trunk.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 64, 80)
     expected, output = plain(images), network(images)
@@ -50,7 +50,7 @@ def test_the_first_pass_is_the_plain_network_to_the_last_bit(tiny_size):
 
 
 def test_every_parameter_gets_a_finite_gradient(tiny_size):
-    network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size)
+    network = create_model('absvit_tiny', num_classes=5, **tiny_size)
     output = network(torch.randn(2, 3, 64, 50), reconstruction=True)
     loss = network.forward_head(output.second).square().sum() + output.reconstruction.sum()
     loss.backward()
@@ -60,15 +60,15 @@ def test_every_parameter_gets_a_finite_gradient(tiny_size):
 
 
 def test_reconstruction_trains_the_maps_to_below_alone(tiny_size):
-    network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size)
+    network = create_model('absvit_tiny', num_classes=5, **tiny_size)
     network(torch.randn(1, 3, 64, 64), reconstruction=True).reconstruction.sum().backward()
     trained = {name for name, p in network.named_parameters() if p.grad is not None}
     assert trained == {f'feedback.decoders.{i}.to_below.weight' for i in range(3)}
 
 
 def test_checkpointing_changes_nothing_but_memory(tiny_size):
-    plain = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size)
-    twin = create_model('absvit_tiny_patch16', num_classes=5, grad_checkpointing=True, **tiny_size)
+    plain = create_model('absvit_tiny', num_classes=5, **tiny_size)
+    twin = create_model('absvit_tiny', num_classes=5, grad_checkpointing=True, **tiny_size)
     twin.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 64, 64)
     for network in (plain, twin):
@@ -79,7 +79,7 @@ def test_checkpointing_changes_nothing_but_memory(tiny_size):
 
 
 def test_bfloat16_runs_and_agrees_roughly(tiny_size):
-    network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size).eval()
+    network = create_model('absvit_tiny', num_classes=5, **tiny_size).eval()
     images = torch.randn(1, 3, 64, 64)
     expected = network.forward_head(network(images).second)
     with torch.autocast('cpu', dtype=torch.bfloat16):
@@ -89,7 +89,7 @@ def test_bfloat16_runs_and_agrees_roughly(tiny_size):
 
 
 def test_deep_copies_are_independent_and_strict_loading_works(tiny_size):
-    network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size).eval()
+    network = create_model('absvit_tiny', num_classes=5, **tiny_size).eval()
     twin = copy.deepcopy(network)
     images = torch.randn(1, 3, 64, 64)
     twin.trunk.head.weight.data.zero_()
@@ -115,7 +115,7 @@ class TestPrior:
         assert (weights == 0).all() and tokens.grad.isfinite().all()
 
     def test_vectors_of_a_call_replace_the_query(self, tiny_size):
-        network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size).eval()
+        network = create_model('absvit_tiny', num_classes=5, **tiny_size).eval()
         images, vectors = torch.randn(2, 3, 64, 64), torch.randn(2, 48)
         both = network(images, prior=vectors)
         for i in range(2):
@@ -127,7 +127,7 @@ class TestPrior:
 
     def test_class_prototypes_are_rows_of_the_classifier(self, tiny_size):
         network = create_model(
-            'absvit_tiny_patch16', num_classes=5, prior='class_prototype', **tiny_size
+            'absvit_tiny', num_classes=5, prior='class_prototype', **tiny_size
         ).eval()
         images, rows = torch.randn(2, 3, 64, 64), network.trunk.head.weight.detach()
         by_id = network(images, prior=torch.tensor([4, 1]))
@@ -148,27 +148,27 @@ class TestPrior:
         ],
     )
     def test_priors_that_do_not_fit(self, prior, message, tiny_size):
-        network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size)
+        network = create_model('absvit_tiny', num_classes=5, **tiny_size)
         with pytest.raises(InputError, match=message):
             network(torch.randn(2, 3, 64, 64), prior=prior)
 
     def test_missing_priors(self, tiny_size):
         images = torch.randn(1, 3, 64, 64)
         for prior in ('given', 'class_prototype'):
-            network = create_model('absvit_tiny_patch16', num_classes=5, prior=prior, **tiny_size)
+            network = create_model('absvit_tiny', num_classes=5, prior=prior, **tiny_size)
             with pytest.raises(InputError, match='has no prior of its own'):
                 network(images)
         with pytest.raises(InputError, match='names class'):
             network(images, prior=torch.tensor(5))
         with pytest.raises(InputError, match='copies the rows of a classifier'):
-            create_model('absvit_tiny_patch16', num_classes=0, prior='class_prototype', **tiny_size)
+            create_model('absvit_tiny', num_classes=0, prior='class_prototype', **tiny_size)
         with pytest.raises(InputError, match='num_classes of the class prototypes must be'):
             ClassPrototype(8, 0)
 
 
 class TestAlpha:
     def test_scales_the_top_down_inputs_linearly(self, tiny_size):
-        network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size).eval()
+        network = create_model('absvit_tiny', num_classes=5, **tiny_size).eval()
         images = torch.randn(2, 3, 64, 64)
         once, thrice = network(images), network(images, alpha=3.0)
         for a, b in zip(once.top_down, thrice.top_down, strict=True):
@@ -176,12 +176,12 @@ class TestAlpha:
         each = network(images, alpha=torch.tensor([1.0, 3.0]))
         torch.testing.assert_close(each.second.tokens[0], once.second.tokens[0])
         torch.testing.assert_close(each.second.tokens[1], thrice.second.tokens[1])
-        built = create_model('absvit_tiny_patch16', num_classes=5, alpha=3.0, **tiny_size).eval()
+        built = create_model('absvit_tiny', num_classes=5, alpha=3.0, **tiny_size).eval()
         built.load_state_dict(network.state_dict())
         torch.testing.assert_close(built(images).second.tokens, thrice.second.tokens)
 
     def test_wrong_shape(self, tiny_size):
-        network = create_model('absvit_tiny_patch16', num_classes=5, **tiny_size)
+        network = create_model('absvit_tiny', num_classes=5, **tiny_size)
         with pytest.raises(InputError, match='alpha must be a number'):
             network(torch.randn(2, 3, 64, 64), alpha=torch.ones(3))
 
@@ -189,7 +189,7 @@ class TestAlpha:
 class TestPrompts:
     def test_deep_prompts_replace_the_slots(self, tiny_size):
         network = create_model(
-            'absvit_tiny_patch16', num_classes=5, num_prompt_tokens=4, **tiny_size
+            'absvit_tiny', num_classes=5, num_prompt_tokens=4, **tiny_size
         ).eval()
         images = torch.randn(1, 3, 64, 64)
         output = network(images)
@@ -201,7 +201,7 @@ class TestPrompts:
 
     def test_shallow_prompts(self, tiny_size):
         network = create_model(
-            'vit_tiny_patch16', num_classes=5, num_prompt_tokens=4, deep_prompts=False, **tiny_size
+            'vit_tiny', num_classes=5, num_prompt_tokens=4, deep_prompts=False, **tiny_size
         )
         assert not hasattr(network, 'deep_prompt_embeddings')
         assert network(torch.randn(1, 3, 64, 64)).tokens.shape == (1, 21, 48)
@@ -210,7 +210,7 @@ class TestPrompts:
 class TestPositions:
     def test_equal_area_inputs_get_different_positions(self, tiny_size):
         """16 tokens both; the released segmentation models use the 4x4 table for 2x8 as it is."""
-        trunk = create_model('vit_tiny_patch16', num_classes=0, **tiny_size)
+        trunk = create_model('vit_tiny', num_classes=0, **tiny_size)
         images = torch.zeros(1, 3, 64, 64)
         square, _ = trunk.forward_embed(images)
         wide, grid = trunk.forward_embed(images.reshape(1, 3, 32, 128))
@@ -218,17 +218,15 @@ class TestPositions:
         assert (square - wide).abs().max() > 0.01
 
     def test_tables_follow_the_grid_through_checkpoints(self, tiny_size):
-        square = create_model('vit_tiny_patch16', num_classes=0, **tiny_size)
-        wide = create_model(
-            'vit_tiny_patch16', num_classes=0, **tiny_size | dict(img_size=(32, 128))
-        )
+        square = create_model('vit_tiny', num_classes=0, **tiny_size)
+        wide = create_model('vit_tiny', num_classes=0, **tiny_size | dict(img_size=(32, 128)))
         wide.load_state_dict(square.state_dict(), strict=True)
         assert (wide.pos_embed - square.pos_embed).abs().max() > 0.01
         again = copy.deepcopy(wide)
         again.pos_embed.data.zero_()
         again.load_state_dict(wide.state_dict(), strict=True)
         assert torch.equal(again.pos_embed, wide.pos_embed)
-        larger = create_model('vit_tiny_patch16', num_classes=0, **tiny_size | dict(img_size=128))
+        larger = create_model('vit_tiny', num_classes=0, **tiny_size | dict(img_size=128))
         larger.load_state_dict(wide.state_dict(), strict=True)
         assert larger.pos_embed.shape == (1, 65, 48)
 
@@ -237,7 +235,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         'arguments, message',
         [
-            (dict(name='absvit_huge'), 'must be one of vit_tiny_patch16'),
+            (dict(name='absvit_huge'), 'must be one of vit_tiny'),
             (dict(depht=3), 'takes no argument depht'),
             (dict(depth=0), 'depth must be'),
             (dict(global_pool='max'), 'global_pool must be'),
@@ -249,23 +247,23 @@ class TestMistakes:
         ],
     )
     def test_construction(self, arguments, message, tiny_size):
-        arguments = dict(name='absvit_tiny_patch16') | tiny_size | arguments
+        arguments = dict(name='absvit_tiny') | tiny_size | arguments
         with pytest.raises(InputError, match=message):
             create_model(**arguments)
 
     def test_feedback_needs_a_value_path(self, tiny_size):
-        parts = create_model('absvit_tiny_patch16', num_classes=0, **tiny_size)
+        parts = create_model('absvit_tiny', num_classes=0, **tiny_size)
         parts.trunk.blocks[1].attn.takes_top_down = False
         with pytest.raises(InputError, match='block 1 mixes tokens with SelfAttention'):
             TopDown(parts.trunk, parts.prior, parts.feedback)
 
     def test_calls(self, tiny_size):
-        plain = create_model('vit_tiny_patch16', num_classes=0, **tiny_size)
+        plain = create_model('vit_tiny', num_classes=0, **tiny_size)
         images = torch.randn(1, 3, 64, 64)
         with pytest.raises(TypeError, match='alpha'):
             plain(images, alpha=2.0)
         with pytest.raises(InputError, match='has no classifier'):
             plain.forward_head(plain(images))
-        network = create_model('vit_tiny_patch16', 'perceiver_io', num_classes=0, **tiny_size)
+        network = create_model('vit_tiny', 'perceiver_io', num_classes=0, **tiny_size)
         with pytest.raises(InputError, match='needs feedback through decoders'):
             network(images, reconstruction=True)

@@ -11,10 +11,10 @@ from mmvars.networks import TopDown, create_model, token_weights
 VIT = dict(embed_dim=48, depth=4, num_heads=3, patch_size=16)
 RVT = dict(embed_dim=(24, 48), depth=(2, 1), num_heads=(2, 4))
 FAN = dict(embed_dim=64, depth=2, num_heads=4)
-TRUNKS = {'vit_tiny_patch16': VIT, 'rvt_tiny': RVT, 'fan_tiny': FAN}
+TRUNKS = {'vit_tiny': VIT, 'rvt_tiny': RVT, 'fan_tiny': FAN}
 
 
-def build(name='vit_tiny_patch16', **arguments):
+def build(name='vit_tiny', **arguments):
     return (
         create_model(name, 'absvit', num_classes=5, img_size=64, **TRUNKS[name], **arguments)
         .double()
@@ -146,11 +146,11 @@ class TestCosts:
 @pytest.mark.parametrize(
     ('name', 'top_down'),
     [
-        ('vit_tiny_patch16', None),
-        ('vit_tiny_patch16', 'absvit'),
-        ('vit_tiny_patch16', 'absvit_qkv'),
-        ('vit_tiny_patch16', 'mask_attention'),
-        ('vit_tiny_patch16', 'perceiver_io'),
+        ('vit_tiny', None),
+        ('vit_tiny', 'absvit'),
+        ('vit_tiny', 'absvit_qkv'),
+        ('vit_tiny', 'mask_attention'),
+        ('vit_tiny', 'perceiver_io'),
         ('rvt_tiny', 'absvit'),
         ('fan_tiny', 'absvit'),
         ('vit_tiny_patch8_gap', 'absvit'),
@@ -170,7 +170,7 @@ def test_pooled_only_changes_no_score(name, top_down):
             top_down == 'perceiver_io'
         )
         everything, pooled = everything.second, pooled.second
-    alone = name == 'vit_tiny_patch16'
+    alone = name == 'vit_tiny'
     assert pooled.tokens.shape[1] == 1 if alone else pooled.tokens.shape == everything.tokens.shape
     torch.testing.assert_close(
         network.forward_head(pooled), network.forward_head(everything), rtol=0, atol=1e-12
@@ -238,8 +238,8 @@ class TestSmallFirstPass:
 
     def test_it_needs_a_second_pass(self):
         with pytest.raises(InputError, match='needs a second pass'):
-            create_model('vit_tiny_patch16', 'perceiver_io', first_pass_scale=0.5, **VIT)
-        network = create_model('vit_tiny_patch16', 'mask_attention', first_pass_scale=0.5, **VIT)
+            create_model('vit_tiny', 'perceiver_io', first_pass_scale=0.5, **VIT)
+        network = create_model('vit_tiny', 'mask_attention', first_pass_scale=0.5, **VIT)
         output = network.eval()(images().float())
         assert output.first.grid != output.second.grid
         assert output.token_weights.shape[1] == output.second.tokens.shape[1]

@@ -52,7 +52,7 @@ def models(*argv: str) -> list[Case]:
 def _small_tiny(monkeypatch) -> None:
     """ViT-Ti and AbSViT-Ti in miniature: everything here is about the frame."""
     small = VisionTransformer, dict(embed_dim=24, depth=4, num_heads=2)
-    monkeypatch.setitem(ARCH_ZOO, 'vit_tiny_patch16', small)
+    monkeypatch.setitem(ARCH_ZOO, 'vit_tiny', small)
 
 
 # Timing
@@ -264,14 +264,14 @@ def test_linear_mixers_have_linear_counts():
 @pytest.mark.parametrize(
     'text, library, name, options',
     [
-        ('absvit_tiny', 'mmvars', 'absvit_tiny_patch16', {}),
+        ('absvit_tiny', 'mmvars', 'absvit_tiny', {}),
         ('absvit_tiny_patch8_gap', 'mmvars', 'absvit_tiny_patch8_gap', {}),
-        ('timm/vit_base', 'timm', 'vit_base_patch16', {}),
+        ('timm/vit_base', 'timm', 'vit_base', {}),
         ('rvt_tiny:mixer=vars_d', 'mmvars', 'rvt_tiny', dict(mixer='vars_d')),
         (
             'vit_tiny:grad_checkpointing=True:depth=3',
             'mmvars',
-            'vit_tiny_patch16',
+            'vit_tiny',
             dict(grad_checkpointing=True, depth=3),
         ),
     ],

@@ -349,7 +349,7 @@ def test_two_passes_and_rows_without_code(tmp_path, capsys):
         'other_rows',
         'reconstruction',
     }
-    assert (reading['top_down'], reading['arch']) == ('absvit', 'vit_tiny_patch16')
+    assert (reading['top_down'], reading['arch']) == ('absvit', 'vit_tiny')
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

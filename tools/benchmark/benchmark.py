@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from mmvars.errors import InputError, check_choice, check_number
 from mmvars.layers import MIXERS, TokenGrid, build_mixer, fuse
-from mmvars.networks import MODELS, Feedback, Trunk, TrunkOutput, create_model
+from mmvars.networks import Feedback, Trunk, TrunkOutput, create_model, network_name
 from mmvars.parsers.benchmark import parse_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # the scripts beside this one
@@ -208,7 +208,7 @@ class ModelSpec:
     Attributes:
         text: As written: its name in tables.
         library: A key of :data:`LIBRARIES`.
-        name: Of :data:`mmvars.networks.MODELS`, ``_patch16`` written out.
+        name: Of :data:`mmvars.networks.MODELS`.
         options: Arguments of the network, and ``fuse``.
         img_size: ``(H, W)`` that it is built for.
         num_classes: 0 for features.
@@ -329,7 +329,7 @@ class TimmModel(Model):
         weights = trunk.state_dict()
         weights.pop('trained_grid', None)
         self.model = timm.create_model(
-            f'{spec.name}_224',
+            f'{spec.name}_patch16_224',
             img_size=spec.img_size,
             num_classes=spec.num_classes,
             embed_dim=trunk.embed_dim,
@@ -431,11 +431,9 @@ def parse_model(text: str) -> ModelSpec:
     library, slash, name = whole.rpartition('/')
     library = library if slash else 'mmvars'
     check_choice(f'the library of {text!r}', library, LIBRARIES)
-    if f'{name}_patch16' in MODELS:
-        name = f'{name}_patch16'
-    check_choice('network name', name, MODELS)
+    name = network_name(name)
     family = dict(timm='vit', reference='absvit').get(library, '')
-    if family and not re.fullmatch(f'{family}_.*_patch16', name):
+    if family and not re.fullmatch(f'{family}_(tiny|small|base)', name):
         raise InputError(
             f'{library} has {family}_tiny, {family}_small and {family}_base here, got {name!r}'
         )
