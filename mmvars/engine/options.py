@@ -215,7 +215,9 @@ def _is_section(value: Any) -> bool:
 
 
 def _leaves(cfg: Config) -> dict[str, str]:
-    """Path -> text of every entry that is no section."""
-    return {
-        path: str(plain(value)) for path, value in walk(cfg._cfg_dict) if not _is_section(value)
-    }
+    """Path -> text of every entry that is no section; lists of plain values are one."""
+    leaves: dict[str, str] = {}
+    for path, value in walk(cfg._cfg_dict):
+        if not _is_section(value) and path.rpartition('.')[0] not in leaves:
+            leaves[path] = str(plain(value))
+    return leaves

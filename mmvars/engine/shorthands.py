@@ -5,6 +5,7 @@ padding and of the backbone. After parsing these ties are gone, so the shorthand
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from mmengine.config import Config
@@ -83,18 +84,19 @@ def _set_data_root(cfg: Config, named: Mapping[str, Any]) -> None:
         )
     }
     roots = {key: root for key, root in roots.items() if key not in named}
-    old = next(iter(roots.values()), None)
-    if not old or any(root != old for root in roots.values()):
+    folders = {str(root or '').rstrip('/') for root in roots.values()}
+    old = folders.pop() if len(folders) == 1 else None
+    if not old:
         raise InputError(
             f'data_root={new} needs data sets with one root, but this config has '
             f'{", ".join(f"{key}={root}" for key, root in roots.items()) or "none"}: '
             'name in full those that are to differ, or all'
         )
-    old = old.rstrip('/')
     for node in dicts({part: cfg[part] for part in cfg if part.endswith(_DATA_PARTS)}):
         for key, value in node.items():
-            if isinstance(value, str) and f'{value}/'.startswith(f'{old}/'):
-                node[key] = new if value.rstrip('/') == old else new.rstrip('/') + value[len(old) :]
+            if isinstance(value, str | PurePath) and f'{value}/'.startswith(f'{old}/'):
+                below = str(value)[len(old) :].strip('/')
+                node[key] = f'{new.rstrip("/")}/{below}' if below else new
 
 
 def class_entries(cfg: Mapping) -> Iterator[tuple[str, dict]]:

@@ -1,6 +1,8 @@
 """Checks of a training run before its first step: warm-ups, and numbers of classes."""
 
 import logging
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from mmvars.engine.checks import check_num_classes, check_warmups
 from mmvars.engine.options import apply_options
 from mmvars.errors import InputError
 
+read = cache(Config.fromfile)  # takes longer than the tests
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
 
@@ -67,7 +70,7 @@ class TestWarmups:
     @pytest.mark.parametrize('key', ['max_iters', 'train_cfg.max_iters'])
     @pytest.mark.parametrize('max_iters', [1, 2, 8, 16, 19, 20, 25])
     def test_the_rate_rises_in_the_shortest_runs(self, name, key, max_iters):
-        cfg = Config.fromfile(CONFIGS / f'{name}.py')
+        cfg = deepcopy(read(CONFIGS / f'{name}.py'))
         apply_options(cfg, {key: max_iters})
         runner = runner_of(cfg)
         check_warmups(runner)
@@ -77,7 +80,7 @@ class TestWarmups:
     @pytest.mark.parametrize('num_batches', [1, 2, 7])
     @pytest.mark.parametrize('max_epochs', [1, 2, 9, 20, 31])
     def test_by_epoch(self, max_epochs, num_batches, convert):
-        cfg = Config.fromfile(next((CONFIGS / 'absvit').glob('absvit-base-p16_8xb128*')))
+        cfg = deepcopy(read(next((CONFIGS / 'absvit').glob('absvit-base-p16_8xb128*'))))
         apply_options(cfg, {'max_epochs': max_epochs})
         cfg.param_scheduler[0].convert_to_iter_based = convert
         runner = runner_of(cfg, num_batches)
@@ -143,11 +146,11 @@ class TestWarmups:
 class TestNumClasses:
     @pytest.fixture
     def seg(self) -> Config:
-        return Config.fromfile(CONFIGS / 'absvit_upernet_voc12.py')
+        return deepcopy(read(CONFIGS / 'absvit_upernet_voc12.py'))
 
     @pytest.fixture
     def cls(self) -> Config:
-        return Config.fromfile(next((CONFIGS / 'absvit').glob('absvit-base-p16_8xb128*')))
+        return deepcopy(read(next((CONFIGS / 'absvit').glob('absvit-base-p16_8xb128*'))))
 
     def test_equal_numbers_pass(self, seg, cls):
         check_num_classes(runner_of(seg, train=21, val=21))
