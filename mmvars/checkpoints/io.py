@@ -128,7 +128,7 @@ def check_checkpoint_file(path: str | Path, name: str = 'checkpoint') -> None:
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise InputError(f'{name} {str(path)[:MAX_VALUE]!r} cannot be read: {reason}') from None
+        raise InputError(f'{name} {str(path)!r} cannot be read: {reason}') from None
     for is_kind, words in _KINDS:
         if is_kind(status.st_mode):
             raise InputError(f'{name} {path} {words}; give the path of a .pth or .safetensors file')
@@ -279,7 +279,7 @@ def _read_plain(file: IO[bytes]) -> Any:
         nonlocal available
         dtype, key, numel = _described(description, len_expected=6)
         if isinstance(dtype, str):
-            return Storage(torch.empty(0), dtype)
+            raise InputError(f'cannot be used: it holds {dtype} tensors')
         if key not in storages:
             available -= numel * dtype.itemsize
             if available < 0:
@@ -297,6 +297,8 @@ def _read_plain(file: IO[bytes]) -> Any:
         if struct.unpack('<q', file.read(8))[0] * width != data.numel():
             raise InputError(_damage('a storage has another size than its tensors say'))
         _fill(data, file)
+    if file.read(1):
+        raise InputError(_damage('something follows its tensors'))
     return content
 
 

@@ -25,6 +25,7 @@ __all__ = ['LoggedValues', 'NumpyArray', 'Storage', 'Unusable', 'check_key', 'un
 MAX_INSTRUCTIONS = 1_500_000  # a training state of 1,000 parameters has 200,000
 MAX_ENTRIES = 200_000  # of all dicts together; such a state has 20,000
 MAX_KEY = 1024  # characters
+MAX_AXES = 16  # of a tensor
 MIN_CLAIM = 2**20  # bytes that a tensor may have, however small its storage is
 
 _NUMBERS = dict(
@@ -66,8 +67,8 @@ class _NumpyType:
 
     def __init__(self, code: str, *_: Any) -> None:
         if code not in _NUMBERS:
-            raise InputError(_refusal(f'numpy.dtype.{code}'))
-        self.code, self.order = _NUMBERS[code], '<'
+            raise InputError(_refusal(f'numpy.dtype({str(code)[:20]!r})'))
+        self.name, self.code, self.order = code, _NUMBERS[code], '<'
 
     def build(self, state: tuple) -> None:
         self.order = '>' if state[1] == '>' else '<'
@@ -80,11 +81,12 @@ class NumpyArray:
     """Stands in for ``numpy.ndarray``: numbers in the order of memory."""
 
     shape: tuple[int, ...] = ()
-    fortran_order, values = False, ()
+    dtype, fortran_order, values = 'f8', False, ()
 
     def build(self, state: tuple) -> None:
         _, shape, dtype, self.fortran_order, data = state
         self.shape, self.values = tuple(map(_whole, shape)), dtype.read(_to_bytes(data))
+        self.dtype = dtype.name
         if math.prod(self.shape) != len(self.values):
             raise InputError(f'is damaged: an array of {self.shape} has {len(self.values)} numbers')
 
@@ -303,13 +305,13 @@ def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any) 
     if not isinstance(storage, Storage) or isinstance(storage.dtype, str):
         return Unusable(f'not a plain dense tensor ({getattr(storage, "dtype", "damaged")})')
     sizes, strides = list(map(_whole, size)), list(map(_whole, stride))
-    if len(sizes) != len(strides):
-        raise InputError(f'is damaged: a tensor has sizes {sizes} and strides {strides}')
+    if len(sizes) != len(strides) or len(sizes) > MAX_AXES:
+        raise InputError(f'is damaged: a tensor has {len(sizes)} sizes, {len(strides)} strides')
     width, stored = storage.dtype.itemsize, storage.data.numel()
     last = _whole(offset) + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     claimed = math.prod(sizes) * width
     if claimed and ((last + 1) * width > stored or claimed > max(stored, MIN_CLAIM)):
-        return Unusable(f'a view of {claimed} bytes on {stored}')
+        return Unusable(f'a view of {min(claimed, 2**63)} bytes on {stored}')
     if not claimed:
         return torch.empty(sizes, dtype=storage.dtype, device=storage.data.device)
     return storage.data.view(storage.dtype).as_strided(sizes, strides, offset)

@@ -4,9 +4,10 @@ import argparse
 import errno
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS, RUNNERS
-from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_state_dict
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
 from mmvars.checkpoints.formats import MMVARS, mixer_meta, recorded_mixer
-from mmvars.checkpoints.io import read_meta
+from mmvars.checkpoints.io import read_meta, tensor_fault
 from mmvars.checkpoints.key_mapping import mixers_seen
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport, Status
@@ -38,6 +40,7 @@ from mmvars.engine.options import apply_options
 from mmvars.engine.resume import adopt_seed, build_train_loop, progress_meta, resume_progress
 from mmvars.engine.safe_load import load_from_local
 from mmvars.engine.samples import check_pipelines
+from mmvars.engine.training_state import check_training_state
 from mmvars.errors import InputError, check_choice
 from mmvars.networks import Trunk, rename_old_keys
 from mmvars.resources import config_path
@@ -222,18 +225,68 @@ class StrictRunner(Runner):
         filename: str,
         map_location: str | Callable = 'cpu',
         strict: bool | None = None,
-        **kwargs: Any,
+        revise_keys: Sequence[tuple[str, str]] = ((r'^module.', ''),),
     ) -> dict:
         """Load a checkpoint into the model; ``strict`` None means: in testing and resuming.
 
         Raises:
-            InputError: If it does not fit the model, or cannot be resumed from.
+            InputError: If it does not fit the model, or cannot be resumed from; then the model is
+                as it was.
         """
         fine_tuning = self._training and not self._resume
         strict = not fine_tuning if strict is None else strict
-        before = self._versions() if fine_tuning else {}
+        checkpoint = CheckpointLoader.load_checkpoint(filename, map_location, 'current')
+        if self._resume:
+            if not is_training_state(checkpoint):
+                raise InputError(
+                    f'checkpoint {filename!r} holds weights only, no training state to '
+                    'resume from: use --cfg-options load_from=... to start from it'
+                )
+            try:
+                check_training_state(checkpoint, self)
+            except InputError as error:
+                raise InputError(f'checkpoint {filename}: {error}') from None
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        versions = self._versions() if fine_tuning else {}
         try:
-            checkpoint = super().load_checkpoint(filename, map_location, strict=strict, **kwargs)
+            self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+            self._fill(model, checkpoint, filename, strict, revise_keys)
+            if (trunk := self._trunk()) is not None:
+                report = ConversionReport(f'checkpoint {filename!r}')
+                recorded = recorded_mixer(read_meta(filename, checkpoint), report.title)
+                check_constants(trunk, recorded, report, allowed_constants(self.cfg))
+            if fine_tuning:
+                self._check_fills_backbone(checkpoint, filename, versions)
+            elif self._resume:
+                resume_progress(self, checkpoint['meta'], filename)
+        except BaseException:
+            model.load_state_dict(before)
+            raise
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return checkpoint
+
+    def _fill(
+        self,
+        model: nn.Module,
+        checkpoint: dict,
+        filename: str,
+        strict: bool,
+        revise_keys: Sequence[tuple[str, str]],
+    ) -> None:
+        """Copy the weights of a checkpoint into the model."""
+        weights = checkpoint.get('state_dict', checkpoint)
+        renamed = OrderedDict(
+            (reduce(lambda name, rule: re.sub(*rule, name), revise_keys, key), value)
+            for key, value in weights.items()
+        )
+        renamed._metadata = getattr(weights, '_metadata', None)  # type: ignore[attr-defined]
+        for name, target in model.state_dict().items():
+            if name in renamed and (fault := tensor_fault(renamed[name], target)):
+                raise InputError(f'checkpoint {filename}: {name} is {fault}')
+        try:
+            load_state_dict(model, renamed, strict, 'current')
         except RuntimeError as error:
             if 'do not match exactly' not in str(error):
                 raise
@@ -244,20 +297,6 @@ class StrictRunner(Runner):
                 f'{_other_mixer(report)}Use the config that it was trained with; '
                 'a released or timm file goes through `mmvars convert` first'
             )
-        if (trunk := self._trunk()) is not None:
-            report = ConversionReport(f'checkpoint {filename!r}')
-            recorded = recorded_mixer(read_meta(filename, checkpoint), report.title)
-            check_constants(trunk, recorded, report, allowed_constants(self.cfg))
-        if fine_tuning:
-            self._check_fills_backbone(checkpoint, filename, before)
-        elif self._resume:
-            if not is_training_state(checkpoint):
-                raise InputError(
-                    f'checkpoint {filename!r} holds weights only, no training state to '
-                    'resume from: use --cfg-options load_from=... to start from it'
-                )
-            resume_progress(self, checkpoint['meta'], filename)
-        return checkpoint
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; in training, one that a full disk stops is left out with a warning.
@@ -495,7 +534,10 @@ def _network_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _network_shapes(state_dict: Mapping[str, Any]) -> dict[str, torch.Size]:
-    return {name: state_dict[key].shape for key, name in _network_names(state_dict).items()}
+    return {
+        name: getattr(state_dict[key], 'shape', ())
+        for key, name in _network_names(state_dict).items()
+    }
 
 
 def _first_of(names: Sequence[str]) -> str:

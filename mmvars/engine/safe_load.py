@@ -42,47 +42,45 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         raise InputError(f'checkpoint {filename} holds a {type(checkpoint).__name__}, not a dict')
     if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
         checkpoint = dict(state_dict=checkpoint)  # mmengine's EMA hook looks for the entry
-    state = checkpoint.get('state_dict', checkpoint)
+    state, meta = checkpoint.get('state_dict', checkpoint), checkpoint.get('meta')
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise InputError(
             f'checkpoint {filename} holds no state dict (names and tensors), but a '
             f'{type(state).__name__}; save the state dict of the model'
         )
-    faults = {
-        key: fault
-        for key, value in state.items()
-        if isinstance(value, Tensor) and (fault := tensor_fault(value))
-    }
-    if faults:
-        more = f' and {len(faults) - 5} more' if len(faults) > 5 else ''
-        raise InputError(
-            f'checkpoint {filename} holds NaN or infinity in '
-            f'{", ".join(list(faults)[:5])}{more}: the training that wrote it '
-            f'diverged; use an earlier one'
-        )
-    meta = checkpoint.get('meta')
-    if isinstance(meta, dict) and meta.pop('config', None) is not None:
+    if not isinstance(meta, (dict, type(None))):
+        raise InputError(f'checkpoint {filename}: its meta is a {type(meta).__name__}, not a dict')
+    if 'state_dict' in checkpoint:
+        _check_finite(state, filename)
+    if meta is not None and meta.pop('config', None) is not None:
         print_log(
             f"{filename}: meta['config'] was removed, since resuming would execute it",
             logger='current',
         )
-    _restore(checkpoint)
-    return checkpoint
+    return _restored(checkpoint)
 
 
-def _restore(content: dict | list, seen: set[int] | None = None) -> None:
-    """Put arrays and log histories in the place of their stand-ins, in nested dicts and lists."""
-    seen = set() if seen is None else seen
-    seen.add(id(content))
-    for key, value in list(content.items() if isinstance(content, dict) else enumerate(content)):
-        if isinstance(value, NumpyArray):
-            content[key] = _array(value)
-        elif isinstance(value, LoggedValues):
-            content[key] = HistoryBuffer(value.values, value.counts, value.max_length)
-        elif isinstance(value, (dict, list)) and id(value) not in seen:
-            _restore(value, seen)
+def _check_finite(state: dict[str, Any], filename: str) -> None:
+    faults = {key: fault for key, value in state.items() if (fault := tensor_fault(value))}
+    for key, fault in faults.items():
+        if 'infinite of' not in fault:
+            raise InputError(f'checkpoint {filename}: {key} is {fault}')
+    if faults:
+        more = f' and {len(faults) - 5} more' if len(faults) > 5 else ''
+        raise InputError(
+            f'checkpoint {filename} holds NaN or infinity in {", ".join(list(faults)[:5])}{more}: '
+            f'the training that wrote it diverged; use an earlier one'
+        )
 
 
-def _array(stand_in: NumpyArray) -> np.ndarray:
-    order = 'F' if stand_in.fortran_order else 'C'
-    return np.array(stand_in.values).reshape(stand_in.shape, order=order)
+def _restored(value: Any) -> Any:
+    """``value`` with arrays and log histories in the place of their stand-ins, at any depth."""
+    if isinstance(value, NumpyArray):
+        order = 'F' if value.fortran_order else 'C'
+        return np.array(value.values, value.dtype).reshape(value.shape, order=order)
+    if isinstance(value, LoggedValues):
+        return HistoryBuffer(value.values, value.counts, value.max_length)
+    if isinstance(value, (dict, list)):
+        for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            value[key] = _restored(inner)
+    return tuple(map(_restored, value)) if type(value) is tuple else value
