@@ -47,6 +47,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if optim_wrapper_cfg.get('optimizer', {}).get('weight_decay') is not None:
             for key in ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult'):
                 paramwise.setdefault(key, 0.0)
+        paramwise.setdefault('bias_lr_mult', 1.0)  # mmengine passes over an empty paramwise_cfg
         super().__init__(optim_wrapper_cfg, paramwise)
         if self.base_lr is None:
             raise InputError('layer-wise decay needs optimizer.lr, which it multiplies')

@@ -118,6 +118,20 @@ def test_norms_and_biases_are_not_decayed_by_default(tiny_arch) -> None:
         assert group.get('weight_decay', DECAY) == (0 if flat else DECAY), name
 
 
+def test_rates_fall_without_a_weight_decay_too(tiny_arch) -> None:
+    """mmengine leaves all parameters in one group where paramwise_cfg says nothing else."""
+    wrapper = build_optim_wrapper(
+        Segmentor(tiny_arch),
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=LR),
+            constructor='mmvars.LayerDecayOptimWrapperConstructor',
+            paramwise_cfg=dict(layer_decay_rate=RATE),
+        ),
+    )
+    assert len({group['lr'] for group in wrapper.optimizer.param_groups}) == LAYERS
+
+
 def test_custom_keys_multiply_with_the_layer_rate(tiny_arch) -> None:
     by_name = groups(
         Segmentor(tiny_arch),
