@@ -8,6 +8,7 @@ tensors start with ``trunk.``, ``prior.`` or ``feedback.``, for plain networks t
 
 import fnmatch
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -93,6 +94,8 @@ _WRAPPERS = {
     '_orig_mod.': 'torch.compile',
     'model.': "Lightning's module",
 }
+
+_OPENMMLAB_VIT = re.compile(r'(^|\.)layers\.\d+\.(ln1|attn\.attn|ffn\.layers)\.')  # keys of theirs
 
 _REMEDY = (
     'The module was left as it is. Files of the release, timm or DeiT are converted with '
@@ -321,13 +324,9 @@ def name_tensors(
     Raises:
         InputError: If the keys are those of no known format.
     """
-    source = detect_format(state_dict)
+    source = None if any(map(_OPENMMLAB_VIT.search, state_dict)) else detect_format(state_dict)
     if source is None:
-        known = ', '.join(f.title for f in FORMATS)
-        raise InputError(
-            f'{report.title}: the keys are those of no known source ({known}); they '
-            f'begin with {", ".join(list(state_dict)[:5])}'
-        )
+        raise InputError(f'{report.title}: {_unknown_names(list(state_dict))}')
     report.remark(f'source names: {source.title}')
     named: dict[str, Source] = {}
     passthrough = {}
@@ -366,6 +365,28 @@ def name_tensors(
                 value = value.squeeze(axes)
             named[name] = Source(key, value, shape)
     return source, named, passthrough
+
+
+def _unknown_names(keys: list[str]) -> str:
+    """What is known of a file whose keys are those of no known format, and the remedy."""
+    if any(map(_OPENMMLAB_VIT.search, keys)):
+        return (
+            'the file is of a VisionTransformer of MMPretrain or MMSegmentation, whose names '
+            'mmvars does not convert; take the file of timm, DeiT or the release that it was made '
+            'from'
+        )
+    for prefix in dict.fromkeys(key.split('.')[0] + '.' for key in keys if '.' in key):
+        inside = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+        if (source := detect_format(inside)) is not None:
+            return (
+                f'the keys after {prefix!r} are those of: {source.title}; take them alone with '
+                f'--prefix {prefix[:-1]} (prefix={prefix!r})'
+            )
+    known = ', '.join(f.title for f in FORMATS)
+    return (
+        f'the keys are those of no known source ({known}); they begin with '
+        f'{", ".join(keys[:5]) or "nothing: there are none"}'
+    )
 
 
 def check_mixer(

@@ -158,6 +158,25 @@ def test_more_than_the_encoder_names_the_way_to_leave_it_out(layout, light):
     convert_state_dict(source, 'vit_tiny', ignore=['mask_token', 'decoder_*'])
 
 
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+@pytest.mark.parametrize('leaf', ['ln1.weight', 'ffn.layers.0.0.weight', 'attn.attn.in_proj_bias'])
+def test_a_vit_of_openmmlab_is_named_as_what_it_is(prefix, leaf):
+    keys = ('cls_token', 'pos_embed', 'patch_embed.projection.weight', f'layers.0.{leaf}')
+    source = {prefix + key: torch.zeros(1) for key in keys}
+    with pytest.raises(InputError, match='VisionTransformer of MMPretrain or MMSegmentation'):
+        convert_state_dict(source, 'vit_tiny_patch16')
+
+
+def test_the_prefix_that_would_help_is_named(layout, light):
+    """MoCo v3 has two encoders, Lightning losses beside the model."""
+    source = {
+        f'base_encoder.{key}': value for key, value in light(layout('vit_tiny_patch16')).items()
+    }
+    source |= {'criterion.weight': torch.zeros(1), 'predictor.0.weight': torch.zeros(1)}
+    with pytest.raises(InputError, match="'base_encoder.' are .* timm.*--prefix base_encoder"):
+        convert_state_dict(source, 'vit_tiny_patch16')
+
+
 def test_timm_names_hold_no_top_down_part(layout, light):
     with pytest.raises(CheckpointError) as caught:
         convert_state_dict(light(layout('absvit_tiny')), 'absvit_tiny', to='timm')
