@@ -453,14 +453,11 @@ def _archives(weights: dict) -> Iterator[tuple[str, bytes]]:
     plain = saved(weights, _use_new_zipfile_serialization=False)
     yield 'archive-plain-then-zip', plain + zipped(members)
     yield 'archive-zip-then-plain', good + plain
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode='w') as archive:
-        for name in ('storages', 'tensors', 'pickle', 'sys_info'):
-            content = pickle.dumps(Runs(), 2)
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    tar = buffer.getvalue()
+    program, none = pickle.dumps(Runs(), 2), pickle.dumps(0, 2)
+    tar = _tar(dict.fromkeys(('storages', 'tensors', 'pickle', 'sys_info'), program))
+    whole = dict(storages=none + pickle.dumps([], 2), tensors=none, pickle=program)
+    yield 'archive-tar-whole', _tar(whole)
+    yield 'archive-tar-link', _tar(whole | dict(storages=b''), link='storages')
     yield 'archive-tar', tar
     yield 'archive-tar-then-zip', tar + good
     # A member of a tar file may be named as any file starts.
@@ -511,6 +508,19 @@ def _archives(weights: dict) -> Iterator[tuple[str, bytes]]:
     yield 'archive-gzip', b'\x1f\x8b\x08\0' + bytes(99)
     yield 'archive-npz', zipped({'a.npy': b'\x93NUMPY'})
     yield 'archive-empty-file', b''
+
+
+def _tar(members: dict[str, bytes], link: str = '') -> bytes:
+    """A file as torch wrote before 0.1.10, which torch before 2.6 unpacks to read it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode='w') as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            if name == link:
+                info.type, info.linkname = tarfile.SYMTYPE, '/etc/passwd'
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def _header(header: Any, data: bytes = b'\0' * 16) -> bytes:
