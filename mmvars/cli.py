@@ -37,6 +37,9 @@ COMMANDS = {
 }
 """Command -> the module, or the script of the clone or wheel, whose ``main`` it is; its purpose."""
 
+_OPENMMLAB = ('train', 'test', 'compare', 'export', 'visualize')
+"""Commands that import OpenMMLab."""
+
 _STACK = {
     'torch',
     'torchvision',
@@ -92,6 +95,8 @@ def run_tool(tool: str | Callable[..., int | None], argv: list[str] | None = Non
     try:
         if isinstance(tool, str):  # for --help and wrong arguments, before torch is imported
             import_module(f'mmvars.parsers.{tool}').parse_args(argv)
+            if tool in _OPENMMLAB:
+                import_module('mmvars.engine.notices').leave_out_notices()
         return (load_command(tool) if isinstance(tool, str) else tool)(argv) or 0
     except KeyboardInterrupt:
         return _print_error('stopped by Ctrl-C', status=130)

@@ -6,7 +6,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mmvars.checkpoints.key_mapping import mixers_seen
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.checkpoints.write import whole_or_nothing, write_text
+from mmvars.engine.brief import brief_console
 from mmvars.engine.checkpoint_hook import KeepingCheckpointHook
 from mmvars.engine.cpu import setup_cpu
 from mmvars.engine.errors import building
@@ -117,7 +118,8 @@ def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Run
     cfg.launcher = args.launcher
     CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_local, force=True)
     notes = notes + setup_cpu(cfg) + adopt_seed(cfg)
-    with building('the Runner'):
+    console = brief_console() if args.brief else nullcontext()
+    with building('the Runner'), console:
         if 'runner_type' not in cfg:
             runner = StrictRunner.from_cfg(cfg)
         elif cfg.runner_type == 'FlexibleRunner':

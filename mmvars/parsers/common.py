@@ -61,6 +61,12 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_cfg_options(parser)
     parser.add_argument(
+        '--brief',
+        action='store_true',
+        help='short lines on the console: progress, loss, time left, scores, warnings; the log '
+        'file in the work dir has all',
+    )
+    parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',

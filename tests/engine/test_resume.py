@@ -169,7 +169,7 @@ def train(folder: Path, options: Sequence[dict] = (), resume: Path | None = None
         cfg.merge_from_dict(deepcopy(option))
     if resume is not None:
         cfg.merge_from_dict(dict(resume=True, load_from=str(resume)))
-    runner = build_runner(cfg, argparse.Namespace(launcher='none', local_rank=0), [])
+    runner = build_runner(cfg, argparse.Namespace(launcher='none', local_rank=0, brief=False), [])
     runner.train()
     record = next(hook for hook in runner.hooks if isinstance(hook, Record))
     return dict(

@@ -1,0 +1,33 @@
+"""Notices of other packages that say nothing to the user of a working installation.
+
+Each is known by its text; all other warnings and messages stay.
+"""
+
+import re
+import warnings
+
+import mmengine.logging
+
+__all__ = ['NOTICES', 'leave_out_notices']
+
+NOTICES = (
+    # mmcv without compiled ops, which nothing in mmvars needs
+    'Fail to import ``MultiScaleDeformableAttention``',
+    # a switched-off hook of the config, and the loss as MMSegmentation's configs have it
+    'The draw is False, it means that the hook for visualization will not take effect',
+    'Default ``avg_non_ignore`` is False, if you would like to ignore the certain label',
+)
+_PRINTED = 'Could not import OneDL'  # a client of a company's data service
+_print_log = mmengine.logging.print_log
+
+
+def leave_out_notices() -> None:
+    """Leave them out from here on; for the commands, not for programs that import mmvars."""
+    for text in NOTICES:
+        warnings.filterwarnings('ignore', message=re.escape(text))
+    mmengine.logging.print_log = _print_but_for_notice
+
+
+def _print_but_for_notice(msg, *args, **kwargs) -> None:
+    if msg != _PRINTED:
+        _print_log(msg, *args, **kwargs)
