@@ -40,6 +40,15 @@ _KNOWN = {
         'the data set has reduce_zero_label={0}, and LoadAnnotations in its pipeline another '
         'value: set the same in train_pipeline, test_pipeline and tta_pipeline'
     ),
+    r'(HTTP Error \d+[^>]*|urlopen error [^>]*)': (
+        'a file cannot be downloaded ({0}): check connection and proxy, or fetch it by hand to '
+        'where the config says (data_root of a data set)'
+    ),
+    r'Expected more than 1 value per channel when training, got input size (.*)': (
+        'batch norm in training got one value a channel ({0}), of which there is no variance: '
+        'raise train_dataloader.batch_size, or set norm_cfg of that part to another norm, such as '
+        "dict(type='GN', num_groups=32)"
+    ),
 }
 """Pattern in the text of an error -> message."""
 

@@ -65,9 +65,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> None:
     """Arrange for ``--out``: the metrics write predictions."""
+    evaluator = cfg.get('test_evaluator') or []
+    metrics = evaluator if isinstance(evaluator, list) else [evaluator]
     if args.out is None:
         if args.out_item:
             raise InputError('--out-item says what --out FILE holds: give --out too')
+        if any(metric.get('format_only') and not metric.get('output_dir') for metric in metrics):
+            raise InputError(
+                'test_evaluator has format_only=True, to write predictions and nothing else: say '
+                'where with --out FOLDER'
+            )
         return
     if args.out_item == 'metrics':
         if not args.out.endswith(('.json', '.pkl', '.yml', '.yaml')):
@@ -75,7 +82,6 @@ def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> No
                 f'--out {args.out!r}: metrics are written to a .json, .pkl or .yml file'
             )
         return
-    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     if segmentation:
         if os.path.isfile(args.out) or args.out.endswith(('.pkl', '.json')):
             raise InputError(

@@ -1,5 +1,7 @@
 """Which errors of mmengine, the frameworks and torch are turned into a message, and which not."""
 
+from urllib.error import HTTPError, URLError
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +40,9 @@ def raised(function) -> Exception:
             ),
             'num_classes=3 train_dataloader.dataset.metainfo.classes=NAME,... val_dataloader.da',
         ),
+        (URLError('[Errno -2] Name or service not known'), 'cannot be downloaded (urlopen error'),
+        (HTTPError('http://x', 404, 'Not Found', None, None), '(HTTP Error 404: Not Found)'),
+        (raised(lambda: nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1))), 'one value a channel'),
         (FileNotFoundError(2, 'No such file', 'a.png'), 'file not found: a.png'),
     ],
 )
@@ -80,7 +85,6 @@ def test_shapes_that_do_not_fit_are_the_config_s_before_the_first_step_alone(mis
         AttributeError("'Linear' object has no attribute 'x'"),
         ValueError('a bug'),
         RuntimeError('Trying to backward through the graph a second time'),
-        raised(lambda: nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1))),
     ],
 )
 def test_others_keep_their_traceback(error) -> None:

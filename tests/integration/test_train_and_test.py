@@ -272,6 +272,9 @@ def test_augmented_segmentation_tests_write_predictions(extra, toy, trained, tmp
     config = tmp_path / 'seg.py'
     config.write_text((toy / 'seg.py').read_text() + extra)
     out = tmp_path / 'out'
+    if 'format_only' in extra:
+        with pytest.raises(InputError, match='format_only=True.*--out FOLDER'):
+            run_test([str(config), str(trained['seg'] / 'iter_6.pth'), '--work-dir', str(tmp_path)])
     run_test(
         [
             str(config),
