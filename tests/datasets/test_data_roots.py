@@ -110,6 +110,24 @@ def test_images_of_another_suffix(ade):
     assert 'holds no file *.jpg' in _message(_cfg(_ade(ade)))
 
 
+def test_images_that_a_listing_would_leave_out(ade):
+    path = sorted((ade / 'images' / 'training').iterdir())[3]
+    path.rename(path.with_suffix('.JPG'))
+    message = _message(_cfg(_ade(ade)))
+    assert f"'{path.with_suffix('.JPG')}' would be left out" in message and "is '.jpg'" in message
+    path.with_suffix('.JPG').unlink()
+    labels = ade / 'annotations' / 'training' / f'{path.stem}.png'
+    message = _message(_cfg(_ade(ade)))
+    assert f"1 labels of ADE20KDataset have no image *.jpg in '{path.parent}'" in message
+    assert repr(str(labels)) in message and 'ann_file' in message
+    names = [image.stem for image in path.parent.iterdir()]
+    (ade / 'those.txt').write_text('\n'.join(names))  # the remedy
+    check_data_roots(_cfg(dict(_ade(ade), ann_file='those.txt')))
+    unlabeled = _ade(ade)
+    unlabeled['data_prefix'] = dict(img_path='images/training')
+    check_data_roots(_cfg(unlabeled))
+
+
 def test_lost_labels_are_counted(ade):
     lost = sorted((ade / 'annotations' / 'training').iterdir())[3:5]
     for path in lost:
