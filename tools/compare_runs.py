@@ -38,6 +38,7 @@ from mmvars.checkpoints.write import write_text
 from mmvars.datasets import check_data_roots
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import parse_cfg_options
+from mmvars.engine.processes import PARENT
 from mmvars.engine.runner import load_config
 from mmvars.errors import InputError
 from mmvars.parsers.compare import parse_args
@@ -50,6 +51,7 @@ except ImportError:  # Windows: no guard against two comparisons in one folder
 
 _NAME = re.compile(r'[A-Za-z0-9][\w.+-]*', re.ASCII)  # it becomes a folder
 _NOT_AN_OPTION = ('randomness', 'work_dir', 'resume', 'launcher')
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, 'SIGHUP', None)]))
 _NOT_A_METRIC = {'data_time', 'time', 'step', 'iter', 'epoch', 'memory'}
 
 
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments; ``None`` for the command line's.
 
     Returns:
-        Exit status: 0 if the table is complete, 130 or 143 if a signal stopped it.
+        Exit status: 0 if the table is complete, 130, 143 or 129 if a signal stopped it.
 
     Raises:
         InputError: If arguments, variants or data cannot be used, or runs in the work dir were
@@ -274,7 +276,7 @@ class Run:
                 too.
 
         Returns:
-            0, or the signal that stopped it (SIGINT, SIGTERM), sent to either process.
+            0, or the signal that stopped it, sent to either process.
 
         Raises:
             InputError: If the training fails; it may be tried again.
@@ -305,7 +307,7 @@ class Run:
         else:
             self._save(status='stopped')
             signum = signum or (-status if status < 0 else status - 128)
-        if signum in (signal.SIGINT, signal.SIGTERM):
+        if signum in _SIGNALS:
             return signum
         if status != 0:
             lines = [line.strip() for line in self.log.read_text('utf-8', 'replace').splitlines()]
@@ -433,7 +435,7 @@ def one_at_a_time(work_dir: Path) -> Iterator[int | None]:
 
 
 def _run(command: list[str], log: Any, lock: int | None) -> tuple[int, int]:
-    """Run to the end, passing SIGINT and SIGTERM on; returns Popen's status and the signal, or 0.
+    """Run to the end, passing signals on; returns Popen's status and the signal, or 0.
 
     In a session of its own, so that a terminal's Ctrl-C arrives once, and from here: training takes
     a second one for the wish to stop at once, without saving.
@@ -446,10 +448,14 @@ def _run(command: list[str], log: Any, lock: int | None) -> tuple[int, int]:
         if child is not None:
             child.send_signal(signum)
 
-    previous = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, pass_on) for s in _SIGNALS}
     try:
         # The modules of this process, wherever it was started.
-        env = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+        env = dict(
+            os.environ,
+            PYTHONPATH=os.pathsep.join(path for path in sys.path if path),
+            **{PARENT: str(os.getpid())},
+        )
         child = subprocess.Popen(
             command,
             stdout=log,

@@ -26,6 +26,10 @@ _KNOWN = {
         '--resume: the optimizer of the checkpoint is not that of this config ({0}): resume with '
         'the config of that run, or start from its weights with --cfg-options load_from=...'
     ),
+    r'(?:Connection (?:closed|reset) by peer|Broken pipe.*gloo|remote process exited)': (
+        'another process of this run has ended, and this one cannot go on alone: that one has said '
+        'why, or it was killed, as when memory runs out; start the run again with --resume'
+    ),
     r'Target (-?\d+) is out of bounds': (
         'a label is {0}, which is none of the classes of the model (num_classes of the heads): '
         'correct num_classes, reduce_zero_label or the labels. mmvars.CheckLabels in the '

@@ -38,6 +38,7 @@ from mmvars.engine.cpu import setup_cpu
 from mmvars.engine.errors import building
 from mmvars.engine.hooks import TrainingInterrupted
 from mmvars.engine.options import apply_options
+from mmvars.engine.processes import end_with_parent
 from mmvars.engine.resume import adopt_seed, build_train_loop, progress_meta, resume_progress
 from mmvars.engine.safe_load import load_from_local
 from mmvars.engine.samples import check_pipelines
@@ -115,6 +116,7 @@ def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Run
     that a config names are as untrusted as those of the command line.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    end_with_parent()
     cfg.launcher = args.launcher
     CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_local, force=True)
     notes = notes + setup_cpu(cfg) + adopt_seed(cfg)

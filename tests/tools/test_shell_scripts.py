@@ -81,7 +81,7 @@ def test_launchers_pass_their_arguments_on(script, arguments, expected, repo, tm
     python = fake(tmp_path, 'python', 'echo "$@"')
     for found in (dict(PATH=f'{tmp_path}:{os.environ["PATH"]}'), dict(PYTHON=python)):
         done = bash(f'tools/{script}', *arguments, cwd=repo, **found)
-        assert done.stdout.startswith('-m torch.distributed.run --nnodes=1'), done
+        assert done.stdout.startswith('tools/_launch.py --nnodes=1'), done
         assert done.stdout.strip().endswith(expected), done
 
 
