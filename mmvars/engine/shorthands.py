@@ -68,7 +68,7 @@ def follow_shorthands(
             follow = _follow_backbone if key in ('arch', 'mixer') else _follow_length
             follow(cfg, key, old)
     if any(key.startswith('model.backbone.arch') for key in checked):
-        _leave_out_channels(cfg, named)
+        _leave_out_channels(cfg)
 
 
 def _set_data_root(cfg: Config, named: Mapping[str, Any]) -> None:
@@ -218,24 +218,12 @@ def _follow_backbone(cfg: Config, key: str, old: Config) -> None:
         backbone.out_type = 'pooled'  # not every size and mixer has a class token
 
 
-def _leave_out_channels(cfg: Config, named: Mapping[str, Any]) -> None:
+def _leave_out_channels(cfg: Config) -> None:
     """Drop the heads' ``in_channels``: the models of mmvars take them from the backbone.
 
-    A neck does not, so its own are to be stated anew.
+    A neck does not; these models refuse one that does not fit.
     """
-    neck = cfg.model.get('neck')
-    for path, node in walk({'model.neck': neck}):
-        key = f'{path}.in_channels'
-        if (
-            isinstance(node, dict)
-            and 'in_channels' in node
-            and not {key, path, 'model.neck'} & named.keys()
-        ):
-            raise InputError(
-                f'another arch may have other channels than the {node["in_channels"]} that the '
-                f'neck {class_name(node.get("type"))} takes: set {key} too, or model.neck=None'
-            )
-    if _is_of_mmvars(cfg.model.get('type')) and neck is None:
+    if _is_of_mmvars(cfg.model.get('type')) and cfg.model.get('neck') is None:
         heads = [cfg.model.get(name) for name in ('decode_head', 'auxiliary_head', 'head')]
         for head in dicts(heads):
             head.pop('in_channels', None)

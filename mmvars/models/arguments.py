@@ -209,15 +209,20 @@ def _check_keys(
 
 
 def fill_in_channels(head: Any, backbone: Any, neck: Any, in_index: Any) -> Any:
-    """A head's config with ``in_channels``, where it is left out.
+    """A head's config with ``in_channels``, where it is left out or ``None``.
 
     Args:
         head: Config of a head that takes ``in_channels``.
         backbone, neck: Their ``out_channels`` are those of each feature, or one number for all;
             the neck's, where there is one.
         in_index: Features that the head reads: an index, or a sequence of them.
+
+    Raises:
+        InputError: If there are no such features, they have other channels than those stated (what
+            a neck puts out is its own affair), or a neck does not say how many.
     """
-    if not isinstance(head, dict) or head.get('in_channels') is not None:
+    stated = head.get('in_channels') if isinstance(head, dict) else None
+    if not isinstance(head, dict) or (neck is not None and stated is not None):
         return head
     channels = getattr(backbone if neck is None else neck, 'out_channels', None)
     if channels is None:
@@ -235,6 +240,12 @@ def fill_in_channels(head: Any, backbone: Any, neck: Any, in_index: Any) -> Any:
             f'are not there: the {"backbone" if neck is None else "neck"} has '
             f'{len(channels)}'
         ) from error
+    if stated is not None and widths != ([stated] if isinstance(stated, int) else [*stated]):
+        raise InputError(
+            f'{head.get("type")} has in_channels={stated!r}, but the features that it reads '
+            f'(in_index={in_index!r}) have {widths}: write in_channels=None, which takes them '
+            'from the backbone'
+        )
     head = head.copy()  # a ConfigDict stays one
     head['in_channels'] = widths[0] if isinstance(in_index, int) else widths
     return head

@@ -86,6 +86,14 @@ class EncoderDecoder(_EncoderDecoder):
                 f'mmvars.EncoderDecoder needs an mmvars backbone, got '
                 f'{type(self.backbone).__name__}; use type="mmseg.EncoderDecoder"'
             )
+        channels = list(self.backbone.out_channels)
+        taken = getattr(self.neck, 'in_channels', None) if self.with_neck else None
+        if isinstance(taken, list | tuple) and list(taken) != channels:
+            raise InputError(
+                f'the neck {type(self.neck).__name__} has in_channels={list(taken)}, but the '
+                f'features of the backbone have {channels}: write neck=None, or in_channels='
+                f'{channels} in the neck'
+            )
         super()._init_decode_head(self._with_in_channels(decode_head))
 
     def _init_auxiliary_head(self, auxiliary_head: dict | list[dict] | None) -> None:

@@ -66,16 +66,21 @@ def test_channels_that_are_named_or_that_a_neck_makes_stay(rvt):
     assert rvt.model.auxiliary_head.in_channels == 7
 
 
-def test_a_neck_that_states_its_channels_asks_for_new_ones(rvt):
-    """It takes none from the backbone, in any model."""
-    rvt.model.neck = dict(type='mmseg.MultiLevelNeck', in_channels=[384] * 4, out_channels=384)
-    with pytest.raises(InputError, match=r'MultiLevelNeck takes: set model.neck.in_channels too'):
-        apply_options(rvt, {'arch': 'rvt_tiny'})
-    widths = [192, 192, 384, 384]
-    apply_options(rvt, {'arch': 'rvt_tiny', 'model.neck.in_channels': widths})
-    assert rvt.model.neck.in_channels == widths
-    apply_options(rvt, {'arch': 'rvt_small', 'model.neck': None})
-    assert rvt.model.neck is None
+def test_a_neck_that_takes_other_channels_is_refused(rvt):
+    """The message names those of the new arch, which work when they are typed."""
+    neck = dict(type='mmseg.MultiLevelNeck', in_channels=[384] * 4, out_channels=64, scales=[1] * 4)
+    heads = dict(channels=8, num_classes=3)
+    rvt.model.neck = neck
+    rvt.model.decode_head.update(heads)
+    rvt.model.auxiliary_head.update(heads)
+    apply_options(rvt, {'arch': 'rvt_tiny', 'mixer': 'vars_sd'})
+    with pytest.raises(InputError, match='neck=None, or in_channels=.* in the neck') as error:
+        built(rvt)
+    widths = [192, 192, 192, 384]
+    assert f'MultiLevelNeck has in_channels={[384] * 4}, ' in str(error.value)
+    assert f'in_channels={widths} in the neck' in str(error.value)
+    apply_options(rvt, {'model.neck.in_channels': widths})
+    assert built(rvt).decode_head.in_channels == [64] * 4
 
 
 def test_models_of_the_frameworks_need_their_channels(rvt):
@@ -178,7 +183,8 @@ def test_options_of_the_mixer_are_open_to_the_command_line(rvt):
 
 def built(cfg: Config) -> nn.Module:
     """The model of a config, without memory for its weights."""
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+    scope = cfg.get('default_scope', 'mmseg')
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'):
         return MODELS.build(cfg.model)
 
 

@@ -120,9 +120,13 @@ def test_training_options(options, words, toy, work_dir, capsys) -> None:
         (
             'seg',
             ['model.backbone.out_indices=[0]'],
-            'do not fit one another or the data: IndexError',
+            'in_index=1 of FCNHead asks for features that are not there: the backbone has 1',
         ),
-        ('seg', ['model.decode_head.in_channels=64'], 'to have 64 channels, but got 48'),
+        (
+            'seg',
+            ['model.decode_head.in_channels=64'],
+            'FCNHead has in_channels=64, but the features that it reads (in_index=1) have [48]',
+        ),
         (
             'seg',
             ['model.decode_head.num_classes=3'],

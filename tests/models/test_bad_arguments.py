@@ -178,6 +178,31 @@ class TestRemediesWork:
         refused(RVT, dict(arch='tiny', out_type='cls_token'), "out_type='avg_featmap'")
         RVT(arch='tiny', img_size=32, out_type='avg_featmap')
 
+    def test_channels_of_another_backbone(self):
+        """As in a config that inherits its heads and neck."""
+        pytest.importorskip('mmseg.models', exc_type=ImportError)
+        pytest.importorskip('mmpretrain.models', exc_type=ImportError)
+        backbone = dict(type='mmvars.ViT', arch=SIZES, img_size=32, out_indices=(0, 1))
+        head = dict(type='mmseg.FCNHead', channels=8, num_classes=3, in_index=0)
+        model = dict(type='mmvars.EncoderDecoder', backbone=backbone)
+        with pytest.raises(InputError, match=r'FCNHead has in_channels=768, .* have \[16\]: write'):
+            MODELS.build(dict(model, decode_head=dict(head, in_channels=768)))
+        head['in_channels'] = None
+        neck = dict(type='mmseg.MultiLevelNeck', in_channels=[768] * 2, out_channels=16)
+        with pytest.raises(InputError, match=r'has in_channels=\[768, 768\], .* have \[16, 16\]'):
+            MODELS.build(dict(model, decode_head=head, neck=neck))
+        MODELS.build(dict(model, decode_head=head, neck=dict(neck, in_channels=[16, 16])))
+        assert MODELS.build(dict(model, decode_head=head, neck=None)).decode_head.in_channels == 16
+        classifier = dict(
+            type='mmvars.ImageClassifier',
+            backbone=dict(backbone, out_indices=-1, out_type='pooled'),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=192),
+        )
+        with pytest.raises(InputError, match='LinearClsHead has in_channels=192'):
+            MODELS.build(classifier)
+        classifier['head']['in_channels'] = None
+        assert MODELS.build(classifier).head.in_channels == 16
+
     def test_a_prior_for_a_plain_backbone(self):
         with pytest.raises(InputError, match='mmvars.ViT has no top-down attention and takes no'):
             ViT(arch=SIZES, img_size=32)(torch.zeros(1, 3, 32, 32), prior=torch.ones(16))
