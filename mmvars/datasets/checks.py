@@ -11,6 +11,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
+from mmvars.datasets.files import refuse_special_file
 from mmvars.errors import InputError
 from mmvars.registry import TRANSFORMS
 
@@ -161,6 +162,7 @@ def _problem(cfg: Mapping) -> str | None:
     for path in filter(None, (root, *(os.path.join(root, p) for p in (*prefixes, ann_file) if p))):
         if not os.path.exists(path):
             return f'The path {path!r} of {name} does not exist'
+        refuse_special_file(path)
     if not (isinstance(cls, type) and issubclass(cls, BaseDataset)):
         return None  # a class that we know nothing of, or none: the Runner says so
     try:  # only now, since some classes assert in their constructor that paths exist
@@ -234,7 +236,11 @@ def _fault(path: str) -> str:
 
 def _missing_samples(dataset: BaseDataset, name: str, unlabeled: bool) -> str | None:
     """Which images or label files of a segmentation data set are not there."""
-    samples = dataset.load_data_list()
+    try:
+        samples = dataset.load_data_list()
+    except Exception as error:  # a list that is no text, or a class of the user's own that fails
+        where = f'the list {dataset.ann_file!r}' if dataset.ann_file else 'the samples'
+        return f'{where} of {name} cannot be read: {type(error).__name__}: {error}'
     if not samples:
         return (
             f'The folder {dataset.data_prefix["img_path"]!r} of {name} holds no file '

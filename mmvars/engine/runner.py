@@ -409,6 +409,7 @@ class StrictFlexibleRunner(FlexibleRunner):
     """
 
     _training = False
+    build_dataloader = staticmethod(StrictRunner.build_dataloader)
 
     def train(self) -> Any:
         self._training = True

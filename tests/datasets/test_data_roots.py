@@ -1,5 +1,6 @@
 """check_data_roots: silent on good data, one message with every path on bad ones."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,16 @@ def test_lost_image_of_a_list(tmp_path):
     root = Path(shutil.copytree(mini_root('voc12'), tmp_path / 'voc'))
     (root / 'JPEGImages' / '2012_000007.jpg').unlink()
     assert '1 of 48 samples' in _message(_cfg(_voc(root)))
+
+
+def test_a_list_that_is_none(ade):
+    cfg = _cfg(dict(_ade(ade), ann_file='list.txt'))
+    os.mkfifo(ade / 'list.txt')
+    assert f"'{ade}/list.txt' is a FIFO" in _message(cfg)
+    (ade / 'list.txt').unlink()
+    (ade / 'list.txt').write_bytes(b'\xff\xfe\x00a')
+    message = _message(cfg)
+    assert f"the list '{ade}/list.txt' of ADE20KDataset cannot be read: UnicodeDecode" in message
 
 
 def test_classification(tmp_path):
