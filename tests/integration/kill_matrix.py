@@ -50,6 +50,9 @@ default_hooks['checkpoint'] = dict(
     rule='greater')
 val_evaluator = dict(type='StepMetric')
 custom_hooks = [dict(type='Trace')]
+train_dataloader['dataset']['pipeline'] = [
+    *pipeline[:-1], dict(type='RandomFlip', prob=0.5), pipeline[-1]]
+model['backbone']['drop_path_rate'] = 0.3
 """
 
 MOMENTS = {
