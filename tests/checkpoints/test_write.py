@@ -1,11 +1,23 @@
 """Writing destroys nothing."""
 
+import errno
+import os
+import signal
+import socket
+import time
+
 import pytest
 import torch
 
 from mmvars.checkpoints import write
 from mmvars.checkpoints.io import read_checkpoint
-from mmvars.checkpoints.write import check_destination, write_checkpoint, write_text
+from mmvars.checkpoints.write import (
+    WriteError,
+    check_destination,
+    whole_or_nothing,
+    write_checkpoint,
+    write_text,
+)
 from mmvars.errors import InputError
 
 TENSORS = {'b': torch.arange(6.0).reshape(2, 3), 'a': torch.tensor([1, 2])}
@@ -73,3 +85,71 @@ def test_text_is_kept_too(tmp_path):
     with pytest.raises(InputError, match='exists'):
         write_text(tmp_path / 'r.json', 'two')
     assert (tmp_path / 'r.json').read_text() == 'one'
+
+
+def test_a_full_disk_is_called_by_its_name(tmp_path, monkeypatch):
+    """torch hides the cause behind an error of its own."""
+    path = tmp_path / 'x.pth'
+    path.write_bytes(b'precious')
+
+    class Full:
+        name = ''
+
+        def write(self, content):
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    save = torch.save
+    monkeypatch.setattr(write.torch, 'save', lambda content, file: save(content, Full()))
+    with pytest.raises(WriteError, match='x.pth cannot be written: No space left on device'):
+        write_checkpoint(path, TENSORS, overwrite=True)
+    assert path.read_bytes() == b'precious'
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pth']
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+    writer = os.fork()
+    if not writer:
+        with whole_or_nothing(tmp_path / 'x.pth') as file:
+            file.write(b'half')
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(writer, 0)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith('.x.pth.') and left.read_bytes() == b'half'
+    write_text(tmp_path / 'report.json', 'other')
+    assert [p.name for p in tmp_path.iterdir()] == ['report.json']
+
+
+def test_what_may_still_be_written_is_left(tmp_path):
+    host = socket.gethostname()
+    stay = [
+        f'.a.pth.{os.getpid()}@{host}.partial',  # alive
+        '.b.pth.999999999@elsewhere.partial',  # on a host that shares the folder
+        f'.c.pth.{2**80}@{host}.partial',
+        '.d.partial',  # somebody else's
+        'e.pth.999999999@elsewhere.partial',
+    ]
+    old = ['.f.pth.1@elsewhere.partial', '.g.pth.1.partial']  # the latter: of an older mmvars
+    for name in stay + old:
+        (tmp_path / name).write_text('half')
+    for name in old:
+        os.utime(tmp_path / name, (time.time() - 90_000,) * 2)
+    write_text(tmp_path / 'x.json', 'text')
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*stay, 'x.json']
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(tmp_path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, os.replace
+
+    def flush(file):
+        steps.append('folder' if os.path.isdir(f'/dev/fd/{file}') else 'file')
+        fsync(file)
+
+    def rename(source, target):
+        steps.append('name')
+        replace(source, target)
+
+    monkeypatch.setattr(write.os, 'fsync', flush)
+    monkeypatch.setattr(write.os, 'replace', rename)
+    write_text(tmp_path / 'x.json', 'text')
+    assert steps == ['file', 'name', 'folder']

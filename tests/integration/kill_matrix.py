@@ -1,8 +1,8 @@
 """Kills training runs with SIGKILL at chosen and random moments, and fills their disks.
 
-Not collected by pytest (``test_kills.py`` runs the chosen moments of one process). By hand:
+Not collected by pytest; ``test_kills.py`` runs it with the chosen moments alone. By hand:
 
-    python tests/integration/kill_matrix.py [--random 50] [--processes 1 2] [--frameworks seg cls]
+    python tests/integration/kill_matrix.py [--random 50] [--processes 1 2] [--frameworks cls seg]
 
 After every kill each file under a final name must load, nothing that had stood may be lost, and
 ``--resume`` must reach the weights of a run that was not killed, in every bit. The runs are forked
@@ -375,6 +375,7 @@ def main() -> int:
     parser.add_argument('--random', type=int, default=50, help='random moments')
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--frameworks', nargs='+', default=['cls', 'seg'])
+    parser.add_argument('--only-kills', action='store_true', help='leave out the full disks')
     args = parser.parse_args()
     prepare_forks()
     failed = 0
@@ -401,7 +402,7 @@ def main() -> int:
             for index in range(args.random):
                 faults = at_random(config, root, processes, whole, index, pause)
                 results[f'kill at random {index}'] = faults
-            for index in itertools.count():
+            for index in itertools.count() if not args.only_kills else ():
                 faults = full_disk(config, root, processes, index)
                 if faults is None:
                     break
