@@ -54,7 +54,6 @@ def main(argv: list[str] | None = None) -> int:
     images = part.random_images(2, args.size)  # a batch of one would be taken for a constant
     _check_predicts_as(part, images)
     program = _traced(part, images, args.dynamic)
-    partial = path.with_name(f'.{path.stem}.unchecked{path.suffix}')
     meta = dict(
         made_by=f'mmvars {__version__}',
         config=Path(args.config).name,
@@ -62,19 +61,14 @@ def main(argv: list[str] | None = None) -> int:
         part=part.task,
         input='pixels 0 to 255' if args.normalize else 'normalized images',
     )
-    try:
-        if path.suffix == '.onnx':
-            content = _onnx_bytes(program, part, meta, args)
-        else:
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer, extra_files=meta)
-            content = buffer.getvalue()
-        write_bytes(partial, content, overwrite=True)
-        worst = _compared(part, partial, args)
-        check_destination(path, args.checkpoint, args.overwrite, SUFFIXES)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    if path.suffix == '.onnx':
+        content = _onnx_bytes(program, part, meta, args)
+    else:
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files=meta)
+        content = buffer.getvalue()
+    worst = _compared(part, _program(content, path.suffix), args)
+    write_bytes(path, content, args.overwrite)
     test_cfg = cfg.model.get('test_cfg') or {}
     if part.task == 'segmentor' and test_cfg.get('mode') == 'slide':
         print(
@@ -306,25 +300,31 @@ def _exporting(any_size: bool) -> Iterator[None]:
 
 
 def open_file(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
-    """The written file as a function of images: in onnxruntime on the CPU, or in torch."""
-    if path.suffix == '.pt2':
-        return torch.export.load(str(path)).module()
+    """A written file as a function of images: in onnxruntime on the CPU, or in torch."""
+    return _program(path.read_bytes(), path.suffix)
+
+
+def _program(content: bytes, suffix: str) -> Callable[[Tensor], Sequence[Tensor]]:
+    if suffix == '.pt2':
+        return torch.export.load(io.BytesIO(content)).module()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     return lambda images: [
         torch.from_numpy(array) for array in session.run(None, {name: images.numpy()})
     ]
 
 
-def _compared(part: ExportedPart, path: Path, args: argparse.Namespace) -> float:
-    """Greatest relative difference over images of several sizes.
+def _compared(
+    part: ExportedPart, run: Callable[[Tensor], Sequence[Tensor]], args: argparse.Namespace
+) -> float:
+    """Greatest relative difference over images of several sizes, before anything is written.
 
     Raises:
-        InputError: If the file does not run, or differs by more than ``--tolerance``.
+        InputError: If the program does not run, or differs by more than ``--tolerance``.
     """
-    run, worst = open_file(path), 0.0
+    worst = 0.0
     height, width = args.size
     sizes = [(2, height, width), (1, height, width), (3, height, width)]
     if args.dynamic:  # larger, smaller, and no multiple of anything

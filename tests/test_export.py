@@ -220,8 +220,8 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch) -> None
     files = trained('vit')
     monkeypatch.setattr(
         module,
-        'open_file',
-        lambda path: lambda images: [torch.zeros(images.shape[0], 5, *images.shape[2:])],
+        '_program',
+        lambda content, suffix: lambda images: [torch.zeros(images.shape[0], 5, *images.shape[2:])],
     )
     with pytest.raises(InputError, match='differs from the model'):
         export(files, tmp_path / 'model.pt2', '--size', '64')
@@ -235,7 +235,7 @@ def test_a_file_that_does_not_run_is_not_kept(trained, tmp_path, monkeypatch) ->
     def fails(images) -> None:
         raise RuntimeError('invalid index\nmore')
 
-    monkeypatch.setattr(module, 'open_file', lambda path: fails)
+    monkeypatch.setattr(module, '_program', lambda content, suffix: fails)
     with pytest.raises(InputError, match=r'does not run for 2 images of 64x64 \(invalid index\)'):
         export(files, tmp_path / 'model.pt2', '--size', '64')
     assert not list(tmp_path.glob('*.pt2')) and not list(tmp_path.glob('.*'))

@@ -283,7 +283,7 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config_file.parent.mkdir(exist_ok=True)
-        self.cfg.dump(str(self.config_file))
+        write_text(self.config_file, self.cfg.dump(), overwrite=True)
         resumes = self.resumes
         if not resumes:  # what an earlier try took is not part of this run
             self.record |= dict(sessions=0, seconds=0.0)

@@ -1,6 +1,7 @@
 """The one writer of checkpoints and other results, which destroys nothing."""
 
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -135,6 +136,7 @@ def whole_or_nothing(path: str | Path, overwrite: bool = False) -> Iterator[Bina
             temporary.unlink()
 
 
+@functools.cache  # once a run: a folder of pictures is long
 def _remove_partials(folder: Path) -> None:
     """Remove what writers left that were killed.
 

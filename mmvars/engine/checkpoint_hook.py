@@ -16,7 +16,7 @@ from mmvars.checkpoints.write import WriteError, write_bytes, write_text
 from mmvars.engine.resume import unite_processes
 from mmvars.errors import InputError
 
-__all__ = ['KeepingCheckpointHook', 'save_state']
+__all__ = ['KeepingCheckpointHook', 'save_state', 'told_by_main_process']
 
 
 def save_state(
@@ -44,8 +44,13 @@ def save_state(
         except InputError as error:
             saved = False
             runner.logger.warning(f'{error}. It does not name {path}; give --resume that name')
-    told = torch.tensor(int(saved))
-    broadcast(told)  # only the main process writes
+    return told_by_main_process(saved)
+
+
+def told_by_main_process(flag: bool) -> bool:
+    """The flag of the main process, which alone writes, in all processes."""
+    told = torch.tensor(int(flag))
+    broadcast(told)
     return bool(told)
 
 

@@ -31,9 +31,9 @@ from mmvars.checkpoints.io import read_meta, tensor_fault
 from mmvars.checkpoints.key_mapping import mixers_seen
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport, Status
-from mmvars.checkpoints.write import whole_or_nothing, write_text
+from mmvars.checkpoints.write import WriteError, whole_or_nothing, write_text
 from mmvars.engine.brief import brief_console
-from mmvars.engine.checkpoint_hook import KeepingCheckpointHook
+from mmvars.engine.checkpoint_hook import KeepingCheckpointHook, told_by_main_process
 from mmvars.engine.cpu import setup_cpu
 from mmvars.engine.errors import building
 from mmvars.engine.hooks import TrainingInterrupted
@@ -220,9 +220,16 @@ class StrictRunner(Runner):
         would take the place of the config that the checkpoints beside it were trained with.
         """
         super().load_or_resume()
-        if self._training and is_main_process():
+        if self._training:
             name = os.path.basename(self.cfg.filename or f'{self.timestamp}.py')
-            write_text(Path(self.work_dir, name), self.cfg.dump(), overwrite=True)
+            fault = None
+            if is_main_process():
+                try:
+                    write_text(Path(self.work_dir, name), self.cfg.dump(), overwrite=True)
+                except WriteError as error:
+                    fault = error
+            if not told_by_main_process(fault is None):
+                raise fault or WriteError('the main process cannot write the config')
 
     def load_checkpoint(
         self,

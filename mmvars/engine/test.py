@@ -3,11 +3,15 @@
 import argparse
 import os
 from copy import deepcopy
+from typing import Any
 
 import mmengine
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.evaluator import DumpResults
+from mmengine.registry import METRICS
 
+from mmvars.checkpoints.write import write_bytes
 from mmvars.datasets import check_data_roots
 from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.errors import user_errors
@@ -59,8 +63,24 @@ def main(argv: list[str] | None = None) -> int:
             runner.register_hook(LabelMapHook(args.out))
         metrics = runner.test()
         if args.out and args.out_item == 'metrics' and is_main_process():
-            mmengine.dump(metrics, args.out)
+            _dump(metrics, args.out)
     return 0
+
+
+def _dump(content: Any, path: str) -> None:
+    """``mmengine.dump`` of a whole file or none."""
+    text = mmengine.dump(content, file_format=os.path.splitext(path)[1][1:])
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    write_bytes(path, text if isinstance(text, bytes) else text.encode(), overwrite=True)
+
+
+@METRICS.register_module()
+class WholeDumpResults(DumpResults):
+    """mmengine's, but a file of results is written whole or not at all."""
+
+    def compute_metrics(self, results: list) -> dict:
+        _dump(results, self.out_file_path)
+        return {}
 
 
 def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> None:
@@ -91,7 +111,8 @@ def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> No
         for metric in metrics:
             metric['output_dir'] = args.out
     elif args.out.endswith(('.pkl', '.pickle')):
-        cfg.test_evaluator = [*metrics, dict(type='mmengine.DumpResults', out_file_path=args.out)]
+        dump = dict(type='mmengine.WholeDumpResults', out_file_path=args.out)
+        cfg.test_evaluator = [*metrics, dump]
     else:
         raise InputError(
             f'--out {args.out!r}: predictions of a classifier are written to a .pkl file'

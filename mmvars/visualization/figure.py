@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from mmvars.checkpoints.write import whole_or_nothing
 from mmvars.errors import InputError
 
 if TYPE_CHECKING:
@@ -354,14 +355,12 @@ def save_figure(figure: 'Figure', path: str) -> None:
     Raises:
         InputError: If the folder cannot be written to.
     """
-    stem, suffix = os.path.splitext(path)
-    part = f'{stem}.part{suffix}'
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        figure.savefig(part)
-        os.replace(part, path)
     except OSError as error:
         raise InputError(f'cannot write the picture {path!r}: {error.strerror or error}') from error
+    with whole_or_nothing(path, overwrite=True) as file:
+        figure.savefig(file, format=os.path.splitext(path)[1][1:] or None)
 
 
 def figure_to_array(figure: 'Figure') -> np.ndarray:

@@ -63,7 +63,7 @@ MOMENTS = {
     'before the renaming of last_checkpoint': ('whole', 'last_checkpoint', 3),
     'before the removal of the older one': ('remove', 'iter_2.pth'),
     'after the removal of the older one': ('removed', 'iter_2.pth'),
-    'in validation': ('validate', '', 6),
+    'in validation': ('validate', '', 2),
     'inside the write of the best': ('half', 'best_step_iter_4.pth'),
     'before the best is noted': ('renamed', 'best_step_iter_4.pth'),
     'inside the second write of a checkpoint': ('half', 'iter_4.pth', 2),

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from mmvars.checkpoints.write import write_text
 from mmvars.errors import InputError, check_choice
 from mmvars.layers import SelfAttention, TokenGrid
 from mmvars.layers.fan import FANAttention
@@ -692,7 +693,7 @@ def check_json_arguments(args: argparse.Namespace) -> None:
 def write_json(args: argparse.Namespace, result: Any) -> None:
     """Write the file, if one was named."""
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+        write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
 
 
 def main(argv: list[str] | None = None) -> int:
