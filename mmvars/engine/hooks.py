@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvars.engine.checkpoint_hook import save_state
+from mmvars.engine.resume import is_accumulating
 from mmvars.errors import InputError, check_number
 from mmvars.layers.vars_static import VARSStatic
 from mmvars.registry import HOOKS
@@ -54,9 +55,10 @@ class TrainingInterrupted(SystemExit):
 class SaveOnInterruptHook(Hook):
     """On SIGINT, SIGTERM or SIGHUP: finish the step, save a checkpoint for ``--resume``, leave.
 
-    All ranks agree on the stop after every training step (one integer is all-reduced), so a signal
-    to any of them stops all. During validation a signal takes effect after the batch in a single
-    process, and after the validation in distributed runs, where ranks may be at different batches.
+    All ranks agree on the stop after every step of the optimizer (one integer is all-reduced), so a
+    signal to any of them stops all. During validation a signal takes effect after the batch in a
+    single process, and after the validation in distributed runs, where ranks may be at different
+    batches.
     A second Ctrl-C stops at once, without saving.
     """
 
@@ -108,7 +110,9 @@ class SaveOnInterruptHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        self._stop_if_signaled(runner, next_iter=runner.iter + 1)
+        # Until the optimizer makes a step, each process has gradients of its own.
+        if get_world_size() == 1 or not is_accumulating(runner.optim_wrapper):
+            self._stop_if_signaled(runner, next_iter=runner.iter + 1)
 
     def after_val_iter(
         self,

@@ -18,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import all_reduce, all_reduce_params, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS
 from mmengine.runner import Runner, loops
 from mmengine.runner.base_loop import BaseLoop
@@ -34,6 +34,7 @@ __all__ = [
     'TrainLoader',
     'adopt_seed',
     'build_train_loop',
+    'is_accumulating',
     'progress_meta',
     'resume_progress',
     'seed_generators',
@@ -339,10 +340,21 @@ def _parameters(runner: Runner) -> dict[str, nn.Parameter]:
     return dict(model.named_parameters())
 
 
+def is_accumulating(optim_wrapper: Any) -> bool:
+    """Whether there are gradients that no step of the optimizer has used (``accumulative_counts``).
+
+    Several optimizers, and those of a DeepSpeed strategy, do not say.
+    """
+    return (
+        isinstance(optim_wrapper, OptimWrapper)
+        and not isinstance(optim_wrapper, OptimWrapperDict)
+        and not optim_wrapper.should_update()
+    )
+
+
 def _gradients(runner: Runner) -> dict[str, Tensor]:
-    """Gradients since the last step of the optimizer (``accumulative_counts``), by parameter."""
-    optim_wrapper = runner.optim_wrapper
-    if isinstance(optim_wrapper, OptimWrapperDict) or optim_wrapper.should_update():
+    """Gradients since the last step of the optimizer, by parameter."""
+    if not is_accumulating(runner.optim_wrapper):
         return {}
     return {
         name: parameter.grad

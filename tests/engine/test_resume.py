@@ -154,10 +154,11 @@ ACCUMULATION = dict(optim_wrapper=dict(accumulative_counts=5))
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch) -> None:
-    """Without what costs mmengine most: printing the config, and searching for compilers."""
+    """Without what costs most: printing the config, looking for compilers, waiting for the disk."""
     monkeypatch.setattr(Config, 'pretty_text', '')
     monkeypatch.setattr(Runner, '_log_env', lambda self, env: None)
     monkeypatch.setattr('mmengine.runner.runner.get_git_hash', str)
+    monkeypatch.setattr('os.fsync', lambda file: None)
 
 
 def train(folder: Path, options: Sequence[dict] = (), resume: Path | None = None) -> dict[str, Any]:
