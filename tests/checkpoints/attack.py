@@ -91,9 +91,9 @@ def runner_of(folder: Path) -> Any:
     from mmengine.registry import init_default_scope
 
     from mmvars.engine.runner import build_runner, load_config
-    from mmvars.engine.train import _parser
+    from mmvars.parsers.train import parse_args
 
-    args = _parser().parse_args([str(folder / 'config.py')])
+    args = parse_args([str(folder / 'config.py')])
     cfg, notes = load_config(args.config)
     init_default_scope('mmseg')
     runner = build_runner(cfg, args, notes)

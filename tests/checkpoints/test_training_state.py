@@ -95,6 +95,15 @@ def test_a_runs_own_state_is_taken(kind, options, tmp_path) -> None:
     check_training_state(read_checkpoint(tmp_path / 'x.pth'), _run(kind, **options))
 
 
+def test_switches_of_optimizers_that_only_one_torch_has(tmp_path) -> None:
+    state = _saved(_run())
+    for group in (*state['optimizer']['param_groups'], state['optimizer']['base_param_settings']):
+        group.pop('foreach')
+        group['not_yet_known'] = False
+    torch.save(state, tmp_path / 'x.pth')
+    check_training_state(read_checkpoint(tmp_path / 'x.pth'), _run())
+
+
 def test_a_best_checkpoint_outside_of_the_name_that_mmengine_gives_is_refused() -> None:
     """mmengine deletes what the entry names, folders too, once there is a better one."""
     state = _saved(_run())
