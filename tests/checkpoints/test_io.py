@@ -1,8 +1,11 @@
 """Reading runs nothing."""
 
 import argparse
+import functools
 import pickle
 import struct
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -180,6 +183,35 @@ def test_what_is_no_checkpoint_is_said_so(tmp_path, kind, said):
 def test_an_address_is_no_file(address):
     with pytest.raises(InputError, match='download it first'):
         read_checkpoint(address)
+
+
+@pytest.mark.parametrize('name', ['x.pth', 'x.safetensors'])
+def test_an_address_is_downloaded_once_and_read_as_carefully(tmp_path, monkeypatch, name):
+    """Against a server of our own."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'cache'))
+    (tmp_path / 'served').mkdir()
+    write_checkpoint(tmp_path / 'served' / name, TENSORS)
+    torch.save({'model': nn.Linear(2, 2)}, tmp_path / 'served' / 'module.pth')
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / 'served'))
+    with HTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        found = read_checkpoint(f'{address}/{name}')
+        with pytest.raises(InputError, match='Linear'):
+            read_checkpoint(f'{address}/module.pth')
+        with pytest.raises(InputError, match='gone.pth cannot be downloaded: HTTP Error 404'):
+            read_checkpoint(f'{address}/gone.pth')
+        server.shutdown()
+    _same({key: found[key] for key in TENSORS}, TENSORS)
+    assert read_checkpoint(f'{address}/{name}').keys() == TENSORS.keys()
+    assert io.read_meta(f'{address}/{name}', found) == (
+        {'format': 'pt'} if name.endswith('safetensors') else {}
+    )
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def test_a_safetensors_header_longer_than_the_file(tmp_path):
