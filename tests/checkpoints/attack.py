@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from corpus import corpus
 from PIL import Image
+from torch import Tensor, nn
 
 from mmvars.errors import InputError
 
@@ -159,7 +160,7 @@ def attack(entry: str, folder: Path, every: int) -> dict[str, str]:
     signal.signal(signal.SIGALRM, _stop)
     times, outcome = {}, {}
     for name, path in [('warm-up', paths['good-training']), *list(paths.items())[::every]]:
-        before = [] if model is None else [each.clone() for each in model.state_dict().values()]
+        before = [] if model is None else _changed(model)
         peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         harm.clear()
         signal.alarm(HANGS)
@@ -186,6 +187,13 @@ def attack(entry: str, folder: Path, every: int) -> dict[str, str]:
             outcome[name] = f'executed: {harm}'
             Path('executed').unlink(missing_ok=True)
     return outcome
+
+
+def _changed(model: nn.Module) -> list[Tensor]:
+    """Other values than those of the files, so that each tensor that is filled is seen."""
+    for each in model.state_dict().values():
+        each.copy_(each + 1 if each.is_floating_point() else each)
+    return [each.clone() for each in model.state_dict().values()]
 
 
 def _same(before: list, after: Any) -> bool:
