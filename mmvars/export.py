@@ -2,16 +2,18 @@
 
 import argparse
 import io
+import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn import functional as F
@@ -25,7 +27,17 @@ from mmvars.layers.vars_attention import VARSConvolutionalDynamic
 from mmvars.layers.vars_static import VARSStatic
 from mmvars.models.sliding_window import whole_image_metas
 from mmvars.parsers.export import parse_args
-from mmvars.visualization.model import Model, build_model, is_segmentor, read_config, swaps_channels
+from mmvars.visualization.model import (
+    ClassTable,
+    Model,
+    build_model,
+    class_sources,
+    dataset_of,
+    is_segmentor,
+    num_classes_of,
+    read_config,
+    swaps_channels,
+)
 
 __all__ = ['ExportedPart', 'main', 'open_file']
 
@@ -47,12 +59,15 @@ def main(argv: list[str] | None = None) -> int:
     path = check_destination(args.output, args.checkpoint, args.overwrite, SUFFIXES)
     _check_packages(path)
     cfg = read_config(args.config, parse_cfg_options(args.cfg_options))
-    model, _ = build_model(cfg, args.checkpoint, torch.device('cpu'), heads=args.part == 'model')
+    model, recorded = build_model(
+        cfg, args.checkpoint, torch.device('cpu'), heads=args.part == 'model'
+    )
     part = ExportedPart(model, args.part, args.labels, args.normalize).eval()
     if args.dynamic:
         _check_any_size(part, path)
     images = part.random_images(2, args.size)  # a batch of one would be taken for a constant
     _check_predicts_as(part, images)
+    print('tracing the model', flush=True)
     program = _traced(part, images, args.dynamic)
     meta = dict(
         made_by=f'mmvars {__version__}',
@@ -60,13 +75,18 @@ def main(argv: list[str] | None = None) -> int:
         checkpoint=Path(args.checkpoint).name,
         part=part.task,
         input='pixels 0 to 255' if args.normalize else 'normalized images',
+        channels=_channel_order(cfg, part),
     )
+    if classes := _class_names(cfg, model, recorded):
+        meta['classes'] = json.dumps(classes)
     if path.suffix == '.onnx':
+        print('writing it in operators of ONNX', flush=True)
         content = _onnx_bytes(program, part, meta, args)
     else:
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files=meta)
         content = buffer.getvalue()
+    print('running the file beside the model', flush=True)
     worst = _compared(part, _program(content, path.suffix), args)
     write_bytes(path, content, args.overwrite)
     test_cfg = cfg.model.get('test_cfg') or {}
@@ -180,6 +200,25 @@ class ExportedPart(nn.Module):
             batch, self.num_channels, *size, generator=torch.Generator().manual_seed(batch)
         )
         return (images * 60 + 120).clamp(0, 255) if self.normalizes else images
+
+
+def _channel_order(cfg: Config, part: ExportedPart) -> str:
+    """Of the images that the file takes."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    orders = ['BGR', 'RGB']  # as mmcv loads images, and as most networks see them
+    if preprocessor.get('rgb_to_bgr'):
+        orders.reverse()
+    return orders[part.swaps_channels and not part.normalizes]
+
+
+def _class_names(cfg: Config, model: Model, recorded: Mapping) -> list[str]:
+    """Names of the classes, in order; empty where none are known."""
+    try:
+        sources = class_sources(dataset_of(cfg), recorded)
+        table = ClassTable.of(num_classes_of(model), *sources)
+    except InputError:  # no data, or nothing that predicts
+        return []
+    return list(table.names) if table.named else []
 
 
 def _check_packages(path: Path) -> None:
@@ -325,6 +364,7 @@ def _compared(
         InputError: If the program does not run, or differs by more than ``--tolerance``.
     """
     worst = 0.0
+    remedy = '; leave out --dynamic and export one file for each size' if args.dynamic else ''
     height, width = args.size
     sizes = [(2, height, width), (1, height, width), (3, height, width)]
     if args.dynamic:  # larger, smaller, and no multiple of anything
@@ -335,9 +375,6 @@ def _compared(
         try:
             outputs = list(run(images))
         except Exception as error:  # whatever the runtime makes of the file
-            remedy = (
-                '; leave out --dynamic and export one file for each size' if args.dynamic else ''
-            )
             raise InputError(
                 f'the exported file does not run for {words} '
                 f'({str(error).splitlines()[0][:200]}); nothing was written{remedy}'
@@ -347,7 +384,7 @@ def _compared(
             raise InputError(
                 f'the exported file differs from the model by {difference:.1e} of the '
                 f'greatest output (--tolerance {args.tolerance:g}) for {words}; '
-                'nothing was written'
+                f'nothing was written{remedy}'
             )
         worst = max(worst, difference)
     return worst

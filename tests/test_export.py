@@ -148,6 +148,8 @@ def test_a_segmentor_for_any_size_gives_the_logits_of_mmseg(trained, tmp_path, c
     assert [value.name for value in file.graph.output] == ['logits']
     meta = {entry.key: entry.value for entry in file.metadata_props}
     assert meta['config'] == 'absvit.py' and meta['input'] == 'pixels 0 to 255'
+    assert meta['channels'] == 'BGR'  # as mmcv loads them; the file turns them to RGB
+    assert 'classes' not in meta  # none of the config's data set has so many
 
 
 @needs_new_torch
@@ -277,3 +279,13 @@ def test_a_head_that_pools_to_a_fixed_grid_is_refused_before_tracing(
     message = 'traced' if suffix == '.pt2' else r'PSPHead pools to a fixed grid .*write a .pt2'
     with pytest.raises(InputError, match=message):
         export(files, tmp_path / f'model{suffix}', '--size', '64', '--dynamic')
+
+
+@pytest.mark.parametrize('count, names', [(2, ['sky', 'ground']), (3, [])])
+def test_names_of_classes_are_those_that_are_known(count, names, monkeypatch) -> None:
+    dataset = dict(type='BaseDataset', pipeline=[], metainfo=dict(classes=('sky', 'ground')))
+    cfg = Config(dict(test_dataloader=dict(dataset=dataset)))
+    monkeypatch.setattr(module, 'num_classes_of', lambda model: count)
+    assert module._class_names(cfg, None, {}) == names
+    recorded = dict(dataset_meta=dict(classes=('a', 'b', 'c')))
+    assert module._class_names(cfg, None, recorded) == (names or ['a', 'b', 'c'])

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mmvars.data import mini_root
+from mmvars.parsers.common import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/absvit/absvit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256.py'
@@ -24,7 +25,9 @@ PROGRESS = re.compile(
 
 def main() -> int:
     """Run all steps; returns the exit status."""
-    out = new_folder(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / 'quickstart_output')
+    parser = Parser('Train a small model on the embedded scenes, test it and draw its attention.')
+    parser.add_argument('output', nargs='?', type=Path, default=ROOT / 'quickstart_output')
+    out = new_folder(parser.parse_args().output)
     log = out / 'log.txt'
     started = time.monotonic()
     checkpoint = out / 'training' / f'iter_{ITERATIONS}.pth'

@@ -178,6 +178,6 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         raise InputError(f'{path} is a folder; give the path of a file')
     if path.exists() and not overwrite:
         raise InputError(
-            f'{path} exists and is kept as it is; choose another name, or say '
-            f'--overwrite (overwrite=True)'
+            f'{path} exists and is kept as it is; choose another name, or replace it with '
+            '--overwrite (in Python: overwrite=True)'
         )

@@ -73,9 +73,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'source',
         metavar='SRC',
         type=Path,
-        help='.pth or .safetensors: a training checkpoint or a bare state dict',
+        help='.pth, .pt, .bin or .safetensors: a training checkpoint or a bare state dict',
     )
-    add('destination', metavar='DST', type=Path, help='.pth or .safetensors to write')
+    add('destination', metavar='DST', type=Path, help='.pth, .pt, .bin or .safetensors to write')
     add(
         '--arch',
         required=True,
@@ -163,7 +163,7 @@ def _option(text: str) -> tuple[str, Any]:
     """``num_steps=3`` as a pair; a value that is no Python literal is a word."""
     name, _, value = text.partition('=')
     if not name.isidentifier() or not value:
-        raise argparse.ArgumentTypeError(f'--mixer-cfg takes KEY=VALUE, got {text!r}')
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form KEY=VALUE')
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

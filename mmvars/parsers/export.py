@@ -78,5 +78,5 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _size(text: str) -> tuple[int, int]:
     sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split('x')]
     if len(sides) > 2 or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f'--size takes N or HEIGHTxWIDTH, got {text!r}')
+        raise argparse.ArgumentTypeError(f'takes N or HEIGHTxWIDTH, got {text!r}')
     return sides[0], sides[-1]
