@@ -38,7 +38,7 @@ HARM = (
     'os.posix_spawn',
     'os.fork',
     'subprocess',
-    'socket',
+    'socket.connect',
     'shutil.rmtree',
 )
 
