@@ -264,7 +264,9 @@ def adopt_seed(cfg: Config) -> list[str]:
     Raises:
         InputError: If the file cannot be read, or its seed is none.
     """
-    if not cfg.get('resume') or not cfg.get('load_from') or '://' in str(cfg.load_from):
+    if not cfg.get('resume') or not cfg.get('load_from'):
+        return []
+    if 'runner_type' in cfg or '://' in str(cfg.load_from):  # its checkpoint may be a folder
         return []
     seed = read_meta(cfg.load_from, read_checkpoint(cfg.load_from)).get('seed')
     if seed is None:
