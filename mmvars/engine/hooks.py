@@ -275,6 +275,12 @@ class FuseHook(Hook):
             if hasattr(getattr(module, 'backbone', None), 'fuse'):
                 module.backbone.fuse()
 
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        # The EMA hook has put the trained weights back, through ``.data``, which no one can notice.
+        for module in list(runner.model.modules()):
+            if hasattr(getattr(module, 'backbone', None), 'unfuse'):
+                module.backbone.unfuse()
+
 
 class LabelMapHook(Hook):
     """Color the label maps that mmseg's metrics write into ``output_dir``.

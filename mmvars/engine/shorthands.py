@@ -214,7 +214,7 @@ def _follow_backbone(cfg: Config, key: str, old: Config) -> None:
         backbone.mixer_cfg = {
             name: option for name, option in backbone.mixer_cfg.items() if name == 'preset'
         }
-    if backbone.get('out_type', 'featmap') != 'featmap':
+    if backbone.get('out_type', 'featmap') in ('cls_token', 'avg_featmap'):
         backbone.out_type = 'pooled'  # not every size and mixer has a class token
 
 

@@ -53,7 +53,8 @@ def is_plain_linear(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a layer computes nothing but ``x W' + b``, so that rows of W can be used alone.
 
     Not so for a layer that was replaced or wrapped (LoRA, quantization), whose weight is
-    parametrized or pruned, or that has hooks: such a layer must be called.
+    parametrized or pruned, or that has hooks: such a layer must be called. Hooks of all modules at
+    once do not count: they observe, as torch's FLOP counter, what runs without them.
     """
     return (
         type(linear) is nn.Linear

@@ -16,7 +16,7 @@ from mmvars.networks import PerceiverIO, TopDown, Trunk, TrunkOutput
 
 __all__ = ['Backbone', 'BackboneTrainOutput']
 
-OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'pooled')
+OUT_TYPES = ('featmap', 'cls_token', 'avg_featmap', 'pooled', 'featmap_cls_token')
 
 
 class BackboneTrainOutput(NamedTuple):
@@ -42,7 +42,8 @@ class Backbone(BaseModule):
         out_indices: Blocks whose output is returned, 0-based, negative from the end.
         out_type: ``'featmap'``: maps ``(B, C, h, w)``. ``'cls_token'``: ``(B, C)``, for trunks with
             a class token. ``'avg_featmap'``: mean of the patch tokens ``(B, C)``. ``'pooled'``:
-            that of the two which the trunk's own classifier reads.
+            that of the two which the trunk's own classifier reads. ``'featmap_cls_token'``: pairs
+            of map and class token, as DPT heads read them (``output_cls_token`` of MMSegmentation).
         final_norm: Apply the final norm to the last block's output, as the release does; outputs
             of earlier blocks are never normalized.
         frozen_stages: -1: nothing; 0: the embedding; k: the embedding and the first k blocks are
@@ -86,18 +87,18 @@ class Backbone(BaseModule):
             by_token = trunk.num_prefix and getattr(trunk, 'global_pool', 'token') == 'token'
             out_type = 'cls_token' if by_token else 'avg_featmap'
         check_flag('final_norm', final_norm)
-        if not final_norm and out_type != 'featmap':
+        if not final_norm and not out_type.startswith('featmap'):
             raise InputError(f"final_norm=False needs out_type='featmap', got {out_type!r}")
-        if out_type == 'cls_token' and not trunk.num_prefix:
+        if out_type.endswith('cls_token') and not trunk.num_prefix:
             raise InputError(
-                "out_type='cls_token' needs a class token, which this trunk does not "
+                f'out_type={out_type!r} needs a class token, which this trunk does not '
                 "have; use out_type='avg_featmap'"
             )
         self.out_indices = _resolve_indices(out_indices, trunk.depth)
         is_last_alone = self.out_indices == (trunk.depth - 1,)
-        if out_type == 'cls_token' and not trunk.num_block_prefix and not is_last_alone:
+        if out_type.endswith('cls_token') and not trunk.num_block_prefix and not is_last_alone:
             raise InputError(
-                f"out_type='cls_token' needs out_indices=-1 here, since the blocks of "
+                f'out_type={out_type!r} needs out_indices=-1 here, since the blocks of '
                 f'this trunk have no class token yet, got {out_indices!r}'
             )
         check_number('frozen_stages', frozen_stages, -1, trunk.depth, whole=True)
@@ -238,7 +239,11 @@ class Backbone(BaseModule):
         return self._features(output), output._replace(intermediates=(), grids=())
 
     def fuse(self) -> None:
-        """Multiply weights out for faster inference; ``train()`` undoes it."""
+        """Multiply weights out for faster inference; ``train()`` undoes it.
+
+        Call it again after changes that nothing can notice: of ``parameter.data``, and any between
+        two calls of a compiled backbone.
+        """
         self.network.fuse()
 
     def unfuse(self) -> None:
@@ -287,7 +292,7 @@ class Backbone(BaseModule):
         layers = [*zip(output.intermediates, output.grids, strict=True)]
         if self._ends_with_norm:
             layers.append((output.tokens, output.grid))
-        feats: list[Tensor] = []
+        feats: list[Any] = []
         for tokens, grid in layers:
             is_last = len(feats) == len(output.intermediates)
             if self.out_type == 'cls_token':
@@ -296,7 +301,9 @@ class Backbone(BaseModule):
                 mean = grid.patch_tokens(tokens).mean(dim=1)
                 feats.append(trunk.fc_norm(mean) if is_last else mean)
             else:
-                feats.append(grid.to_map(trunk.fc_norm(tokens) if is_last else tokens).contiguous())
+                tokens = trunk.fc_norm(tokens) if is_last else tokens
+                maps = grid.to_map(tokens).contiguous()
+                feats.append(maps if self.out_type == 'featmap' else (maps, tokens[:, 0]))
         return tuple(feats)
 
     def _two_pass_network(self) -> TopDown:

@@ -298,10 +298,14 @@ class Feedback(Fusible):
         layers = [
             layer for decoder in self.decoders for layer in (decoder.to_below, decoder.to_value)
         ]
-        hooked = any(
-            decoder._forward_hooks or decoder._forward_pre_hooks for decoder in self.decoders
+        called = any(
+            type(decoder) is not LayerDecoder
+            or 'forward' in vars(decoder)
+            or decoder._forward_hooks
+            or decoder._forward_pre_hooks
+            for decoder in self.decoders
         )
-        if hooked or not all(map(is_plain_linear, layers)):
+        if called or not all(map(is_plain_linear, layers)):
             return None
         return [layer.weight for layer in layers]
 

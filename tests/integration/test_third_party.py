@@ -1,8 +1,4 @@
-"""Tools of others on every backbone: what replaces, wraps or hooks a layer acts in every pass.
-
-The networks call their linear layers instead of reading their weights, except where a layer is
-exactly ``nn.Linear`` without hooks; their parameters lie in memory as usual.
-"""
+"""Tools of others on every backbone; those that change layers: ``test_adapters.py``."""
 
 import copy
 import io
@@ -13,8 +9,8 @@ from mmengine.registry import MODELS as ROOT
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from mmengine.structures import PixelData
 from torch import nn
-from torch.nn.utils import parametrizations, prune
 
+from mmvars.errors import InputError
 from mmvars.layers import MIXERS
 from mmvars.models import FAN, RVT, VARS, AbSViT, GFNet, ViT
 
@@ -39,17 +35,6 @@ BACKBONES = {
     'gfnet': (GFNet, dict(arch=FLAT)),
     'fan': (FAN, dict(arch=FLAT)),
 }
-QUERY_KEY_VALUE = {
-    'vars_d': ['qv'],
-    'vars_sd': ['qv'],
-    'absvit_vars_sd': ['qv'],
-    'vars_s': ['attn.proj'],
-    'gfnet': ['mlp.fc1'],
-    'fan': ['q', 'kv'],
-    'absvit_fan': ['q', 'kv'],
-}
-"""Names of the layers that a user of LoRA would choose, where they are not ``qkv``."""
-
 every_backbone = pytest.mark.parametrize('name', BACKBONES)
 
 
@@ -72,17 +57,6 @@ def images():
     return torch.randn(2, 3, 64, 48, generator=generator, dtype=torch.double)
 
 
-def linear_layers(backbone):
-    return {
-        name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear)
-    }
-
-
-def replace(backbone, name, module):
-    parent, _, child = name.rpartition('.')
-    setattr(backbone.get_submodule(parent), child, module)
-
-
 def close(a, b, tolerance=1e-5):
     for x, y in zip(a, b, strict=True):
         assert x.isfinite().all()
@@ -91,107 +65,6 @@ def close(a, b, tolerance=1e-5):
 
 def different(a, b):
     return any((x - y).abs().max() > 1e-2 * y.abs().max() for x, y in zip(a, b, strict=True))
-
-
-class Doubled(nn.Module):
-    """Stands for whatever wraps a linear layer: it has no ``weight``."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.inside = linear
-
-    def forward(self, x):
-        return 2 * self.inside(x)
-
-
-@every_backbone
-@torch.no_grad()
-def test_a_layer_that_is_wrapped_acts_like_one_with_other_weights(name):
-    wrapped, weighted = build(name).eval(), build(name).eval()
-    before = wrapped(images())
-    for key, linear in linear_layers(weighted).items():
-        replace(wrapped, key, Doubled(wrapped.get_submodule(key)))
-        linear.weight.mul_(2)
-        if linear.bias is not None:
-            linear.bias.mul_(2)
-    close(wrapped(images()), weighted(images()))
-    assert different(before, weighted(images()))
-    wrapped.fuse()
-    close(wrapped(images()), weighted(images()))
-
-
-@pytest.mark.parametrize(
-    'name, feedback',
-    [
-        (name, feedback)
-        for name in BACKBONES
-        for feedback in (False, True)
-        if name.startswith('absvit') or not feedback
-    ],
-)
-def test_peft_lora(name, feedback):
-    peft = pytest.importorskip('peft')
-    targets = ['to_below', 'to_value'] if feedback else QUERY_KEY_VALUE.get(name, ['qkv'])
-    backbone = build(name, out_type='pooled').eval()
-    plain = backbone(images())
-    model = peft.get_peft_model(
-        backbone,
-        peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False),
-    )
-    for key, parameter in model.named_parameters():
-        if 'lora_B' in key:
-            parameter.data.mul_(8)
-    model.double().train()
-    sum(x.square().sum() for x in model(images())).backward()
-    adapters = {key: p for key, p in model.named_parameters() if 'lora_' in key}
-    assert adapters and all(p.grad is not None and p.grad.any() for p in adapters.values())
-    assert {key for key, p in model.named_parameters() if p.requires_grad} == set(adapters)
-    model.eval()
-    with torch.no_grad():
-        before = model(images())
-        merged = model.merge_and_unload().eval()
-        close(merged(images()), before)
-        merged.fuse()
-        close(merged(images()), before)
-    assert different(before, plain)
-
-
-@every_backbone
-def test_mmpretrain_lora(name):
-    pytest.importorskip('mmpretrain.models', exc_type=ImportError)
-    cls, arguments = BACKBONES[name]
-    targets = [dict(type=f'.*{target}') for target in QUERY_KEY_VALUE.get(name, ['qkv'])]
-    torch.manual_seed(1)
-    model = (
-        ROOT.build(
-            dict(
-                type='mmpretrain.LoRAModel',
-                alpha=8,
-                rank=4,
-                targets=targets,
-                module=dict(
-                    type=f'mmvars.{cls.__name__}', img_size=64, out_type='pooled', **arguments
-                ),
-            )
-        )
-        .double()
-        .train()
-    )
-    for key, parameter in model.named_parameters():
-        if 'lora_up' in key:
-            nn.init.normal_(parameter)
-    sum(x.square().sum() for x in model(images())).backward()
-    adapters = {key: p for key, p in model.named_parameters() if p.requires_grad}
-    assert adapters and all(p.grad.any() for p in adapters.values())
-    model.eval()
-    with torch.no_grad():
-        before = model(images())
-        for key, module in list(model.module.named_modules()):
-            if type(module).__name__ == 'LoRALinear':
-                linear = module.original_layer
-                linear.weight.add_(module.scaling * module.lora_up.weight @ module.lora_down.weight)
-                replace(model.module, key, linear)
-        close(model(images()), before)
 
 
 def test_mmpretrain_lora_inside_our_frameworks_models():
@@ -220,75 +93,6 @@ def test_mmpretrain_lora_inside_our_frameworks_models():
     losses = model.loss(images().float(), samples)
     assert set(losses) == {'loss_bottom_up', 'loss_top_down', 'backbone.loss_reconstruction'}
     assert len(model.predict(images().float(), samples)) == 2
-
-
-@every_backbone
-@torch.no_grad()
-def test_dynamic_quantization(name):
-    backbone = build(name).float().eval()
-    small = torch.ao.quantization.quantize_dynamic(copy.deepcopy(backbone), {nn.Linear})
-    layers = [
-        m
-        for m in small.modules()
-        if type(m).__module__.endswith('quantized.dynamic.modules.linear')
-    ]
-    assert len(layers) == len(linear_layers(backbone))
-    for x, y in zip(small(images().float()), backbone(images().float()), strict=True):
-        assert x.isfinite().all() and (x - y).norm() < 0.25 * y.norm()
-
-
-@every_backbone
-def test_pruning_and_weight_norm_then_training(name):
-    """Masks act by hooks before a layer's call, weight norm by a property in place of a weight."""
-    backbone = build(name).train()
-    for linear in linear_layers(backbone).values():
-        prune.l1_unstructured(linear, 'weight', amount=0.3)
-    optimizer = torch.optim.SGD(backbone.parameters(), lr=1e-4)
-    for _ in range(2):
-        optimizer.zero_grad()
-        sum(x.square().mean() for x in backbone(images())).backward()
-        optimizer.step()
-    backbone.eval()
-    with torch.no_grad():
-        before = backbone(images())
-        for linear in linear_layers(backbone).values():
-            prune.remove(linear, 'weight')
-            assert (linear.weight == 0).float().mean() > 0.25
-        close(backbone(images()), before)
-    for linear in linear_layers(backbone).values():
-        parametrizations.weight_norm(linear)
-    close(backbone(images()), before)
-    sum(x.square().mean() for x in backbone.train()(images())).backward()
-    assert all(
-        linear.parametrizations.weight.original0.grad is not None
-        for linear in linear_layers(backbone).values()
-    )
-
-
-@every_backbone
-def test_hooks_are_called_in_training(name):
-    """On the backbone and on every linear layer: once a pass, and what they return is used."""
-    backbone = build(name).train()
-    passes = 2 if name.startswith('absvit') else 1
-    calls = dict.fromkeys(linear_layers(backbone), 0)
-
-    def count(key):
-        def hook(module, args, output):
-            calls[key] += 1
-
-        return hook
-
-    for key, linear in linear_layers(backbone).items():
-        linear.register_forward_hook(count(key))
-    outputs = []
-    backbone.register_forward_hook(lambda module, args, output: outputs.append(output))
-    feats = backbone(images(), return_losses=True).feats
-    assert outputs[0].feats is feats
-    assert all(number >= (1 if 'feedback' in key else passes) for key, number in calls.items())
-    before = [feat.detach() for feat in feats]
-    for linear in linear_layers(backbone).values():
-        linear.register_forward_hook(lambda module, args, output: 2 * output)
-    assert different(before, backbone(images()))
 
 
 @every_backbone
@@ -476,3 +280,38 @@ def test_class_activation_maps_find_the_pass_that_predicts(name):
     side = trunk.patch_embed.patch_size * (2 if name == 'absvit_rvt' else 1)
     assert maps.shape == (2, (64 // side) * -(-48 // side))
     assert maps.any(dim=1).all()
+
+
+@pytest.mark.parametrize('readout', ['ignore', 'add', 'project'])
+def test_dpt_heads_read_pairs_of_map_and_class_token(readout):
+    pytest.importorskip('mmseg.models', exc_type=ImportError)
+    backbone = dict(
+        type='mmvars.AbSViT',
+        arch=dict(FLAT, num_layers=4),
+        img_size=64,
+        out_indices=(0, 1, 2, 3),
+        out_type='featmap_cls_token',
+    )
+    head = dict(
+        type='mmseg.DPTHead',
+        in_channels=(24,) * 4,
+        in_index=(0, 1, 2, 3),
+        input_transform='multiple_select',
+        channels=8,
+        embed_dims=24,
+        post_process_channels=[8] * 4,
+        readout_type=readout,
+        num_classes=3,
+        norm_cfg=dict(type='GN', num_groups=2),
+    )
+    model = ROOT.build(dict(type='mmvars.EncoderDecoder', backbone=backbone, decode_head=head))
+    pairs = model.backbone(images().float())
+    tokens = model.backbone.network(images().float(), out_indices=(0,)).second
+    for maps, token in pairs:
+        assert maps.shape == (2, 24, 4, 3) and token.shape == (2, 24)
+    assert torch.equal(pairs[0][1], tokens.intermediates[0][:, 0])
+    assert torch.equal(pairs[-1][1], tokens.tokens[:, 0])  # normalized
+    model(images().float(), mode='tensor').sum().backward()
+    assert (model.backbone.trunk.cls_token.grad != 0).any()
+    with pytest.raises(InputError, match="out_type='featmap_cls_token' needs a class token"):
+        build('rvt', out_type='featmap_cls_token')

@@ -400,3 +400,19 @@ def test_a_plain_trunk_and_perceiver_io_can_be_asked_too():
         after = network.forward_head(network(images) if design is None else network(images).second)
         assert torch.equal(before, after)
         assert network.unfuse() is network
+
+
+def test_after_a_test_nothing_stays_fused():
+    """An EMA hook swaps weights back through ``.data``, behind the products' back."""
+    pytest.importorskip('mmengine')
+    from types import SimpleNamespace
+
+    from mmvars.engine.hooks import FuseHook
+
+    model = nn.Module()
+    model.backbone = small().eval()
+    runner = SimpleNamespace(model=model)
+    FuseHook().before_test_epoch(runner)
+    assert is_fused(model.backbone)
+    FuseHook().after_test_epoch(runner)
+    assert not is_fused(model.backbone)
