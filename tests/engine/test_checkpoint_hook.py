@@ -3,6 +3,7 @@
 import errno
 import itertools
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from mmvars.checkpoints import read_checkpoint, write
+from mmvars.engine.hooks import SaveOnInterruptHook, TrainingInterrupted
 from mmvars.engine.runner import StrictRunner
 from mmvars.errors import InputError
 
@@ -200,6 +202,40 @@ def test_a_refusal_is_said_once_with_a_remedy(build, tmp_path, monkeypatch):
     assert f'{folder / "x.pth"} cannot be written: Read-only file system' in said[0]
     assert 'make room' in said[0]
     assert files(folder) == []
+
+
+def test_a_best_one_that_could_not_be_saved_is_not_noted(build, tmp_path, monkeypatch):
+    save = StrictRunner.save_checkpoint
+    monkeypatch.setattr(
+        StrictRunner,
+        'save_checkpoint',
+        lambda self, folder, name, **options: (
+            not name.startswith('best') and save(self, folder, name, **options)
+        ),
+    )
+    build(**BEST).train()
+    info = read_checkpoint(tmp_path / 'work' / 'iter_4.pth')['message_hub']['runtime_info']
+    assert not {'best_score', 'best_ckpt'} & info.keys()
+
+
+def test_ctrl_c_on_a_full_disk_says_that_nothing_is_saved(build, tmp_path, monkeypatch):
+    class Press(Hook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            if runner.iter == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                monkeypatch.setattr(write.os, 'fsync', refuse)
+
+    def refuse(file):
+        raise OSError(errno.EDQUOT, 'Disk quota exceeded')
+
+    runner, said = build(Press(), SaveOnInterruptHook(), interval=2), []
+    monkeypatch.setattr(runner.logger, 'error', said.append)
+    with pytest.raises(TrainingInterrupted) as caught:
+        runner.train()
+    assert caught.value.code == 130 and caught.value.checkpoint is None
+    assert len(said) == 1 and 'its state is NOT saved' in said[0]
+    assert files(tmp_path / 'work') == ['iter_2.pth', 'last_checkpoint']
+    check_loadable(tmp_path / 'work')
 
 
 def test_while_weights_are_nan_the_last_good_one_stays(build, tmp_path):
