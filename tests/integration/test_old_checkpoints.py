@@ -1,4 +1,4 @@
-"""Checkpoints of mmvars 0.1 through the tools: test, resume, fine-tuning."""
+"""Checkpoints of mmvars 0.1, and of either stack, through the tools: test, resume, fine-tuning."""
 
 import runpy
 from pathlib import Path
@@ -8,18 +8,25 @@ import pytest
 from mmvars.checkpoints import read_checkpoint
 from mmvars.cli import run_tool
 
-OLD = Path(__file__).parents[1] / 'checkpoints' / 'old'
+FILES = Path(__file__).parents[1] / 'checkpoints'
+RECORDED = [
+    *(('old', name) for name in ('vit', 'absvit', 'abs_rvt', 'rvt_vars_s', 'rvt_vars_sd')),
+    ('stacks', 'onedl'),
+    ('stacks', 'official'),
+]
 
 
-@pytest.mark.parametrize('name', ['vit', 'absvit', 'abs_rvt', 'rvt_vars_s', 'rvt_vars_sd'])
-def test_test_resume_and_load_from(toy, tmp_path, forget_runs, monkeypatch, name) -> None:
+@pytest.mark.parametrize('folder, name', RECORDED)
+def test_test_resume_and_load_from(toy, tmp_path, forget_runs, monkeypatch, folder, name) -> None:
     pytest.importorskip('mmseg.models', exc_type=ImportError)
     monkeypatch.setenv('MMVARS_DEBUG', '1')
-    recorded = runpy.run_path(str(OLD / 'record.py'))
-    config, checkpoint = tmp_path / 'seg.py', str(OLD / f'{name}.pth')
+    recorded = runpy.run_path(str(FILES / 'old' / 'record.py'))
+    config, checkpoint = tmp_path / 'seg.py', str(FILES / folder / f'{name}.pth')
     config.write_text(
         (toy / 'seg.py').read_text()
-        + recorded['CHANGES'].format(backbone=recorded['BACKBONES'][name])
+        + recorded['CHANGES'].format(
+            backbone=recorded['BACKBONES']['absvit' if folder == 'stacks' else name]
+        )
         + 'train_cfg["max_iters"] = 3\n'
     )
     place = ('--work-dir', str(tmp_path / 'run'))
