@@ -16,6 +16,8 @@ NOTICES = (
     # a switched-off hook of the config, and the loss as MMSegmentation's configs have it
     'The draw is False, it means that the hook for visualization will not take effect',
     'Default ``avg_non_ignore`` is False, if you would like to ignore the certain label',
+    # torch 2.4, of a module that mmengine 0.10.7 imports
+    '`TorchScript` support for functional optimizers is deprecated',
 )
 _PRINTED = 'Could not import OneDL'  # a client of a company's data service
 _print_log = mmengine.logging.print_log

@@ -153,12 +153,14 @@ def test_parts_that_do_not_fit_show_in_the_first_step(
     assert not list(folder.rglob('*.pth'))
 
 
-def test_options_must_be_pairs(toy, capsys) -> None:
-    for bad in ('max_iters', 'data_root=[a,(b'):
-        with pytest.raises(SystemExit) as caught:
-            run_tool('train', [str(toy / 'seg.py'), '--cfg-options', bad])
-        assert caught.value.code == 2
+def test_options_must_be_pairs(toy, tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_tool('train', [str(toy / 'seg.py'), '--cfg-options', 'max_iters'])
+    assert caught.value.code == 2
     assert "'max_iters' is not of the form KEY=VALUE" in capsys.readouterr().err
+    arguments = (toy / 'seg.py', '--cfg-options', 'data_root=[a,(b')
+    message = refused(capsys, 'train', *arguments, work_dir=tmp_path / 'work')
+    assert message.startswith('--cfg-options data_root=[a,(b: ')
 
 
 def test_load_from_that_fills_nothing(toy, work_dir, checkpoint, capsys) -> None:
