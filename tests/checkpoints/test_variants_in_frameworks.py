@@ -103,8 +103,8 @@ def test_options_of_the_command_line(tmp_path, released, capsys):
     ('arguments', 'said'),
     [
         (['--mixer', 'vars_x'], "invalid choice: 'vars_x'"),
-        (['--mixer-cfg', 'num_steps'], "takes KEY=VALUE, got 'num_steps'"),
-        (['--mixer-cfg', 'num_steps='], "takes KEY=VALUE, got 'num_steps='"),
+        (['--mixer-cfg', 'num_steps'], "'num_steps' is not of the form KEY=VALUE"),
+        (['--mixer-cfg', 'num_steps='], "'num_steps=' is not of the form KEY=VALUE"),
         (['--mixer-cfg', 'nums=3'], 'takes no option nums'),
         (['--mixer-cfg', 'preset=paper'], 'preset must be one of'),
         (

@@ -113,14 +113,16 @@ def test_fan_trains_by_its_own_scripts():
 @pytest.mark.parametrize('path', SHORT_NAMES, ids=_id)
 def test_short_names_are_the_published_recipe(path):
     cfg = _load(path)
+    name, spread, _ = path.stem.partition('_fsdp')
     iterations, crop, classes = {
         'ade20k': (160_000, (512, 512), 150),
         'cityscapes': (40_000, (512, 1024), 19),
         'voc12': (20_000, (512, 512), 21),
-    }[path.stem.rpartition('_')[2]]
+    }[name.rpartition('_')[2]]
     backbone = cfg.model.backbone
     assert backbone.type == 'mmvars.AbSViT'
-    assert (cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size) == (iterations, 8)
+    batch_size = 2 if spread else 8
+    assert (cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size) == (iterations, batch_size)
     assert tuple(cfg.crop_size) == crop
     assert cfg.model.decode_head.num_classes == classes
     optimizer = cfg.optim_wrapper.optimizer

@@ -12,7 +12,14 @@ from mmvars.models import AbSViT, ViT
 IMAGES = (2, 3, 64, 50)
 
 
-@pytest.mark.parametrize('scope', ['mmseg', 'mmpretrain', 'mmengine'])
+@pytest.mark.parametrize(
+    'scope',
+    [
+        'mmseg',
+        pytest.param('mmpretrain', marks=pytest.mark.slow),
+        pytest.param('mmengine', marks=pytest.mark.slow),
+    ],
+)
 def test_builds_in_a_fresh_process_from_any_scope_and_folder(scope, tmp_path):
     code = (
         'from mmengine.registry import MODELS, DefaultScope\n'

@@ -49,7 +49,14 @@ WRONG_VERSION = ('AssertionError', 'MMCV==2.2.0 is used but incompatible')
             'mmvars.models.classifiers',
             marks=pytest.mark.slow,
         ),
-        ('mmpretrain', *NO_OPS, 'ImageClassifier', 'EncoderDecoder', 'mmvars.models.segmentors'),
+        pytest.param(
+            'mmpretrain',
+            *NO_OPS,
+            'ImageClassifier',
+            'EncoderDecoder',
+            'mmvars.models.segmentors',
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_other_framework_works_and_the_broken_one_says_why(
@@ -74,6 +81,7 @@ def test_the_other_framework_works_and_the_broken_one_says_why(
     assert found['cause'] == kind
 
 
+@pytest.mark.slow
 def test_our_own_import_errors_are_not_taken_for_the_frameworks(repo) -> None:
     pytest.importorskip('mmpretrain.models')
     broken = BUILD.partition('from mmengine')[0].replace(

@@ -206,7 +206,9 @@ def test_known_counts_of_the_released_fan(name, parameters, linear, everything):
     assert released.all > size.executed.all
 
 
-@pytest.mark.parametrize('trunk, width', [('ViT-Ti', 192), ('RVT-Ti', 384)])
+@pytest.mark.parametrize(
+    'trunk, width', [pytest.param('ViT-Ti', 192, marks=pytest.mark.slow), ('RVT-Ti', 384)]
+)
 def test_rivals_cost_what_their_parts_cost(trunk, width):
     plain, perceiver, feedback, mask, full = (
         measured('2.3', row['name']) for row in TABLES['2.3'] if row['name'].split(' ')[0] == trunk
