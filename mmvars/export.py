@@ -19,7 +19,6 @@ from torch.export import ExportedProgram
 from torch.nn import functional as F
 
 from mmvars import __version__
-from mmvars.checkpoints.write import check_destination, write_bytes
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.layers.global_filter import GlobalFilter
@@ -38,6 +37,7 @@ from mmvars.visualization.model import (
     read_config,
     swaps_channels,
 )
+from mmvars.write import check_destination, write_bytes
 
 __all__ = ['ExportedPart', 'main', 'open_file']
 

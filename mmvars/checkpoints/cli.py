@@ -4,9 +4,9 @@ import json
 
 from mmvars.checkpoints.convert import convert_checkpoint
 from mmvars.checkpoints.report import CheckpointError
-from mmvars.checkpoints.write import check_destination, write_text
 from mmvars.errors import InputError
 from mmvars.parsers.convert import parse_args
+from mmvars.write import check_destination, write_text
 
 __all__ = ['main']
 

@@ -40,9 +40,10 @@ from mmvars.checkpoints.load import (
     with_prefix,
 )
 from mmvars.checkpoints.report import ConversionReport, Status
-from mmvars.checkpoints.write import check_destination, write_checkpoint
+from mmvars.checkpoints.write import write_checkpoint
 from mmvars.errors import InputError, check_choice
 from mmvars.networks import ARCH_ZOO, MODELS, VisionTransformer, create_model, network_name
+from mmvars.write import check_destination
 
 __all__ = ['TASKS', 'Conversion', 'convert_checkpoint', 'convert_state_dict']
 

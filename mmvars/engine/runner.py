@@ -31,7 +31,6 @@ from mmvars.checkpoints.io import read_meta, tensor_fault
 from mmvars.checkpoints.key_mapping import mixers_seen
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport, Status
-from mmvars.checkpoints.write import WriteError, whole_or_nothing, write_text
 from mmvars.engine.brief import brief_console
 from mmvars.engine.checkpoint_hook import KeepingCheckpointHook, told_by_main_process
 from mmvars.engine.cpu import setup_cpu
@@ -46,6 +45,7 @@ from mmvars.engine.training_state import check_training_state
 from mmvars.errors import InputError, check_choice
 from mmvars.networks import Trunk, rename_old_keys
 from mmvars.resources import config_path
+from mmvars.write import WriteError, whole_or_nothing, write_text
 
 __all__ = [
     'StrictFlexibleRunner',

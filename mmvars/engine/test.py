@@ -11,7 +11,6 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.registry import METRICS
 
-from mmvars.checkpoints.write import write_bytes
 from mmvars.datasets import check_data_roots
 from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.errors import user_errors
@@ -27,6 +26,7 @@ from mmvars.engine.safe_load import check_checkpoint_file
 from mmvars.engine.shorthands import class_name
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.test import parse_args
+from mmvars.write import write_bytes
 
 __all__ = ['main']
 

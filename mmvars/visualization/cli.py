@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from mmvars.checkpoints.write import check_destination, write_text
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError
@@ -47,6 +46,7 @@ from mmvars.visualization.model import (
     read_config,
 )
 from mmvars.visualization.priors import PanelConfig, panel_configs, scale_of
+from mmvars.write import check_destination, write_text
 
 __all__ = ['main']
 

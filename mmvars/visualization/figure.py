@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mmvars.checkpoints.write import whole_or_nothing
 from mmvars.errors import InputError
+from mmvars.write import whole_or_nothing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

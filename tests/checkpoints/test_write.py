@@ -11,14 +11,14 @@ import torch
 
 from mmvars.checkpoints import write
 from mmvars.checkpoints.io import read_checkpoint
-from mmvars.checkpoints.write import (
+from mmvars.checkpoints.write import write_checkpoint
+from mmvars.errors import InputError
+from mmvars.write import (
     WriteError,
     check_destination,
     whole_or_nothing,
-    write_checkpoint,
     write_text,
 )
-from mmvars.errors import InputError
 
 TENSORS = {'b': torch.arange(6.0).reshape(2, 3), 'a': torch.tensor([1, 2])}
 
@@ -57,7 +57,7 @@ def test_the_new_file_takes_the_old_ones_place_in_one_step(tmp_path, monkeypatch
         assert read_checkpoint(temporary).keys() == TENSORS.keys()  # complete by now
         raise PermissionError(13, 'no')
 
-    monkeypatch.setattr(write.os, 'replace', refuse)
+    monkeypatch.setattr(os, 'replace', refuse)
     with pytest.raises(InputError, match='cannot be written'):
         write_checkpoint(path, TENSORS, overwrite=True)
     assert path.read_bytes() == b'precious'
@@ -149,7 +149,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_then_the_name_is(tmp_p
         steps.append('name')
         replace(source, target)
 
-    monkeypatch.setattr(write.os, 'fsync', flush)
-    monkeypatch.setattr(write.os, 'replace', rename)
+    monkeypatch.setattr(os, 'fsync', flush)
+    monkeypatch.setattr(os, 'replace', rename)
     write_text(tmp_path / 'x.json', 'text')
     assert steps == ['file', 'name', 'folder']

@@ -36,8 +36,8 @@ from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS, METRICS
 from mmengine.runner import ValLoop
 
-from mmvars import cli
-from mmvars.checkpoints import read_checkpoint, write
+from mmvars import cli, write
+from mmvars.checkpoints import read_checkpoint
 from mmvars.engine import checkpoint_hook, train  # noqa: F401  what a forked run would import
 from mmvars.engine.checkpoint_hook import KeepingCheckpointHook
 from mmvars.errors import InputError

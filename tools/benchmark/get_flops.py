@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from mmvars.checkpoints.write import write_text
 from mmvars.errors import InputError, check_choice
 from mmvars.layers import SelfAttention, TokenGrid
 from mmvars.layers.fan import FANAttention
@@ -35,6 +34,7 @@ from mmvars.layers.mixers import resolve_mixer_cfg
 from mmvars.networks import TopDown, create_model
 from mmvars.networks.feedback import Feedback
 from mmvars.parsers.table import parse_args
+from mmvars.write import write_text
 
 aten = torch.ops.aten
 
