@@ -12,9 +12,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
 from mmvars.checkpoints.io import tensor_fault
-from mmvars.checkpoints.write import WriteError, write_bytes, write_text
 from mmvars.engine.resume import unite_processes
 from mmvars.errors import InputError
+from mmvars.write import WriteError, write_bytes, write_text
 
 __all__ = ['KeepingCheckpointHook', 'save_state', 'told_by_main_process']
 
@@ -195,6 +195,8 @@ class KeepingCheckpointHook(CheckpointHook):
         try:
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):  # of a strategy that writes one
+                self.file_backend.rmtree(path)
         except OSError as error:
             runner.logger.warning(f'{path} is outdated, but cannot be removed: {error.strerror}')
 

@@ -24,6 +24,7 @@ from mmvars.engine.resume import is_accumulating
 from mmvars.errors import InputError, check_number
 from mmvars.layers.vars_static import VARSStatic
 from mmvars.registry import HOOKS
+from mmvars.write import whole_or_nothing
 
 __all__ = [
     'FuseHook',
@@ -59,7 +60,8 @@ class SaveOnInterruptHook(Hook):
     signal to any of them stops all. During validation a signal takes effect after the batch in a
     single process, and after the validation in distributed runs, where ranks may be at different
     batches.
-    A second Ctrl-C stops at once, without saving.
+    A second Ctrl-C stops at once, without saving. A signal that was ignored at the start stays so,
+    as nohup and background jobs of shells want it.
     """
 
     # After every other hook: ParamSchedulerHook has stepped, CheckpointHook has saved.
@@ -81,7 +83,11 @@ class SaveOnInterruptHook(Hook):
             return
         self._process = os.getpid()
         try:
-            self._previous = {s: signal.signal(s, self._on_signal) for s in _SIGNALS}
+            self._previous = {
+                signum: signal.signal(signum, self._on_signal)
+                for signum in _SIGNALS
+                if signal.getsignal(signum) is not signal.SIG_IGN
+            }
             register_after_fork(self, SaveOnInterruptHook._shield_worker)
         except ValueError:  # not the main thread: whoever started it handles signals
             self._previous = {}
@@ -329,7 +335,8 @@ class LabelMapHook(Hook):
             first = int(bool(sample.get('reduce_zero_label')))
             palette[first : first + len(colors)] = colors
             image.putpalette(palette.tobytes())
-            image.save(path)
+            with whole_or_nothing(path, overwrite=True) as file:
+                image.save(file, 'PNG')
 
     def _map_of(self, image: str) -> str:
         return os.path.join(self.folder, f'{os.path.splitext(os.path.basename(image))[0]}.png')

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 
-from mmvars.checkpoints import read_checkpoint, write
+from mmvars.checkpoints import read_checkpoint
 from mmvars.engine.hooks import SaveOnInterruptHook, TrainingInterrupted
 from mmvars.engine.runner import StrictRunner
 from mmvars.errors import InputError
@@ -166,7 +166,7 @@ def test_a_full_disk_costs_no_file_that_stood(build, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, 'No space left on device')
         fsync(file)
 
-    monkeypatch.setattr(write.os, 'fsync', flush)
+    monkeypatch.setattr(os, 'fsync', flush)
     for room in itertools.count(2, 2):  # a file and its folder; the first is the config
         left[0], folder = room, tmp_path / f'room{room}'
         refused.clear()
@@ -195,7 +195,7 @@ def test_a_refusal_is_said_once_with_a_remedy(build, tmp_path, monkeypatch):
         raise OSError(errno.EROFS, 'Read-only file system')
 
     monkeypatch.setattr(runner.logger, 'warning', said.append)
-    monkeypatch.setattr(write.os, 'replace', refuse)
+    monkeypatch.setattr(os, 'replace', refuse)
     assert runner.save_checkpoint(str(folder), 'x.pth') is False
     said = [text for text in said if 'scheduler' not in text]
     assert len(said) == 1
@@ -223,7 +223,7 @@ def test_ctrl_c_on_a_full_disk_says_that_nothing_is_saved(build, tmp_path, monke
         def after_train_iter(self, runner, *args, **kwargs):
             if runner.iter == 2:
                 os.kill(os.getpid(), signal.SIGINT)
-                monkeypatch.setattr(write.os, 'fsync', refuse)
+                monkeypatch.setattr(os, 'fsync', refuse)
 
     def refuse(file):
         raise OSError(errno.EDQUOT, 'Disk quota exceeded')
@@ -303,3 +303,37 @@ def test_other_errors_of_a_hook_do(build):
     hook.number = errno.ECONNRESET
     with pytest.raises(ConnectionResetError):
         build(hook, interval=-1).train()
+
+
+def test_outdated_checkpoints_that_are_folders_go_too(build, tmp_path):
+    """Strategies such as DeepSpeed's write them."""
+
+    class Folders(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            path = tmp_path / 'work' / f'iter_{runner.iter}.pth'
+            if runner.iter and path.is_file():
+                path.unlink()
+                path.mkdir()
+                (path / 'rank0.pth').touch()
+
+    build(Folders()).train()
+    assert [path.name for path in (tmp_path / 'work').glob('iter_*')] == ['iter_4.pth']
+
+
+def test_signals_that_are_ignored_at_the_start_stay_ignored():
+    """SIGHUP is for ``nohup mmvars train``, SIGINT for background jobs of shells."""
+    child = os.fork()
+    if not child:
+        hook = SaveOnInterruptHook()
+        ignored = signal.SIGHUP, signal.SIGINT
+        for signum in ignored:
+            signal.signal(signum, signal.SIG_IGN)
+        hook.install()
+        for signum in ignored:
+            signal.raise_signal(signum)
+        reacted = hook._signum
+        signal.raise_signal(signal.SIGTERM)
+        hook.uninstall()
+        stay = all(signal.getsignal(signum) is signal.SIG_IGN for signum in ignored)
+        os._exit(0 if not reacted and hook._signum == signal.SIGTERM and stay else 1)
+    assert os.waitpid(child, 0)[1] == 0
