@@ -12,6 +12,7 @@ from pathlib import Path
 from mmvars.base_configs import SCHEME
 from mmvars.errors import InputError, did_you_mean
 from mmvars.parsers.configs import parse_args
+from mmvars.write import write_bytes
 
 __all__ = ['config_path', 'main', 'resource_root', 'shipped_config', 'shipped_configs']
 
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f'{target} exists and is not what would be copied: give another DIR')
     for path, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
+        write_bytes(target, path.read_bytes(), overwrite=True)
     print('\n'.join(str(args.copy / name) for name in names))
     return 0
 

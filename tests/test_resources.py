@@ -1,5 +1,7 @@
 """Finding the shipped configs from anywhere."""
 
+import os
+
 import pytest
 
 from mmvars import resources
@@ -60,3 +62,13 @@ def test_an_installation_without_configs_says_so(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(resources, '__file__', str(tmp_path / 'mmvars' / 'resources.py'))
     with pytest.raises(InputError, match='install it anew'):
         resource_root()
+
+
+def test_a_full_disk_leaves_no_cut_copy(tmp_path, monkeypatch) -> None:
+    def refuse(file: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', refuse)
+    with pytest.raises(InputError, match='cannot be written: No space left'):
+        resources.main([NAME, '--copy', str(tmp_path)])
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmvars.data import mini_root
 from mmvars.parsers.common import Parser
+from mmvars.write import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/absvit/absvit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256.py'
@@ -74,7 +75,7 @@ def main() -> int:
             print(f'\n{tool} failed with status {status}; its output is in {log}', file=sys.stderr)
             return status
     summary = summarize(log.read_text(), labels_of(root))
-    (out / 'results.txt').write_text(summary)
+    write_text(out / 'results.txt', summary)
     print(
         f'\n{summary}\nThis took {(time.monotonic() - started) / 60:.1f} minutes. In {out}:\n'
         '  results.txt   the table above\n'

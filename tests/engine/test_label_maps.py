@@ -1,5 +1,6 @@
 """LabelMapHook: colors for the label maps of a metric; pixel values and bit depth stay."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -55,3 +56,17 @@ def test_what_would_be_lost_is_refused_before_the_test(tmp_path) -> None:
     hook.before_test_epoch(_runner(classes=256))
     with pytest.raises(InputError, match='8 bits, and the data set has 256 classes'):
         hook.before_test_epoch(_runner(classes=256, reduce_zero_label=True))
+
+
+def test_a_full_disk_leaves_the_map_of_the_metric(tmp_path, monkeypatch) -> None:
+    Image.fromarray(LABELS).save(tmp_path / 'a.png')
+    before = (tmp_path / 'a.png').read_bytes()
+
+    def refuse(file: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', refuse)
+    sample = BaseDataElement(metainfo=dict(img_path='a.jpg'))
+    with pytest.raises(InputError, match='cannot be written'):
+        LabelMapHook(str(tmp_path)).after_test_iter(_runner(palette=COLORS), 0, outputs=[sample])
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {'a.png': before}
