@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -170,8 +171,12 @@ def _problem(cfg: Mapping) -> str | None:
     except TypeError:
         return None  # a user's class with other arguments; what lies below its paths is its own
     for folder in filter(None, dataset.data_prefix.values()):
-        if not any(files for _, _, files in os.walk(folder, followlinks=True)):
+        entries = _walk(folder)
+        is_readable = os.path.isdir(folder) and os.access(folder, os.R_OK)
+        if not is_readable or all(is_folder for *_, is_folder in entries):
             return f'The folder {folder!r} of {name} does not exist or holds no file'
+        if not _has_list(dataset):
+            deque(entries, maxlen=0)  # the class lists all of it: no link may lead back
     if (problem := _dropped_images(dataset, name)) or not hasattr(dataset, 'seg_map_suffix'):
         return problem
     unlabeled = isinstance(prefix, Mapping) and not prefix.get('seg_map_path', True)
@@ -200,8 +205,11 @@ def _dropped_images(dataset: BaseDataset, name: str) -> str | None:
 def _lists_folder(dataset: BaseDataset) -> bool:
     """Whether all files of a folder count, as mmseg and mmpretrain have it, not those of a list."""
     owner = type(dataset).load_data_list.__qualname__.partition('.')[0]
-    has_list = dataset.ann_file and not os.path.isdir(dataset.ann_file)
-    return owner in ('BaseSegDataset', 'CustomDataset') and not has_list
+    return owner in ('BaseSegDataset', 'CustomDataset') and not _has_list(dataset)
+
+
+def _has_list(dataset: BaseDataset) -> bool:
+    return bool(dataset.ann_file) and not os.path.isdir(dataset.ann_file)
 
 
 def _entries(folder: str) -> Iterator[tuple[str, bool, bool]]:
@@ -217,11 +225,27 @@ def _entries(folder: str) -> Iterator[tuple[str, bool, bool]]:
                 yield entry.path, entry.is_file(), entry.is_dir()
 
 
+def _walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, bool, bool]]:
+    """The :func:`_entries` of a folder and all below it; links are followed.
+
+    Raises:
+        InputError: If a link leads back to a folder that it stands in: the walk would not end.
+    """
+    real = os.path.realpath(folder)
+    if any(f'{path}{os.sep}'.startswith(f'{real.rstrip(os.sep)}{os.sep}') for path in above):
+        raise InputError(
+            f'{folder!r} is a link back to {real!r}, in which it stands: a listing of the data '
+            'would not end; remove the link'
+        )
+    for path, is_file, is_folder in _entries(folder):
+        yield path, is_file, is_folder
+        if is_folder:
+            yield from _walk(path, (*above, real))
+
+
 def _files(folder: str) -> Iterator[tuple[str, bool]]:
     """All paths below a folder but hidden ones, and whether each is a file."""
-    for path, is_file, is_folder in _entries(folder):
-        if is_folder:
-            yield from _files(path)
+    for path, is_file, _ in _walk(folder):
         if not os.path.basename(path).startswith('.'):
             yield path, is_file
 

@@ -211,3 +211,22 @@ def test_what_is_no_path_is_named(change, ade) -> None:
 def test_a_loader_that_is_no_dict_is_named() -> None:
     with pytest.raises(InputError, match='train_dataloader must be a dict with a dataset, got 5'):
         check_data_roots(Config(dict(train_dataloader=5)))
+
+
+@pytest.mark.parametrize('links', [('.', '.'), ('../..', '..'), ('../validation/m', '../training')])
+def test_links_that_lead_back_are_named_where_a_folder_is_listed(links, ade) -> None:
+    """The frameworks follow them without end."""
+    folder = ade / 'images' / 'training'
+    for path in (folder / 'l', folder.parent / 'validation' / 'm'):
+        path.symlink_to(links[path.name == 'm'])
+    if links[1] == '.':
+        (folder / 'm').symlink_to('.')
+    assert 'is a link back to' in _message(_cfg(_ade(ade)))
+
+
+def test_links_to_other_folders_pass(ade) -> None:
+    elsewhere = ade / 'elsewhere'
+    (ade / 'images' / 'training').rename(elsewhere)
+    for name in ('training', 'training-2'):
+        (ade / 'images' / name).symlink_to(elsewhere)
+    check_data_roots(_cfg(_ade(ade)))
