@@ -34,7 +34,6 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 
 from mmvars import __version__
-from mmvars.checkpoints.write import write_text
 from mmvars.datasets import check_data_roots
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import parse_cfg_options
@@ -43,6 +42,7 @@ from mmvars.engine.runner import load_config
 from mmvars.errors import InputError
 from mmvars.parsers.compare import parse_args
 from mmvars.resources import config_path, resource_root
+from mmvars.write import write_text
 
 try:
     import fcntl
@@ -448,7 +448,11 @@ def _run(command: list[str], log: Any, lock: int | None) -> tuple[int, int]:
         if child is not None:
             child.send_signal(signum)
 
-    previous = {s: signal.signal(s, pass_on) for s in _SIGNALS}
+    previous = {
+        signum: signal.signal(signum, pass_on)
+        for signum in _SIGNALS
+        if signal.getsignal(signum) is not signal.SIG_IGN  # as nohup wants it
+    }
     try:
         # The modules of this process, wherever it was started.
         env = dict(
@@ -596,10 +600,7 @@ def render(summary: Mapping[str, Any]) -> str:
     ]
     lines += [f'- {key}: {value}' for key, value in summary['environment'].items()]
     if summary['resumed']:
-        lines.append(
-            '- runs that were interrupted and resumed (their random augmentations differ '
-            f'from an uninterrupted run): {summary["resumed"]}'
-        )
+        lines.append(f'- runs that were interrupted and resumed: {summary["resumed"]}')
     return '\n'.join(lines) + '\n'
 
 
