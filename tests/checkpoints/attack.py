@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from corpus import corpus
+from peak_memory import start_peak
 from PIL import Image
 from torch import Tensor, nn
 
@@ -161,7 +161,7 @@ def attack(entry: str, folder: Path, every: int) -> dict[str, str]:
     times, outcome = {}, {}
     for name, path in [('warm-up', paths['good-training']), *list(paths.items())[::every]]:
         before = [] if model is None else _changed(model)
-        peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        growth, start = start_peak(), time.process_time()
         harm.clear()
         signal.alarm(HANGS)
         try:
@@ -177,7 +177,7 @@ def attack(entry: str, folder: Path, every: int) -> dict[str, str]:
             outcome[name] = f'traceback: {type(error).__name__}: {error}'
         signal.alarm(0)
         times[name] = time.process_time() - start
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
+        grown = growth()
         size = path.stat().st_size if os.path.isfile(path) else 0
         if grown > max(MEMORY, 3 * size) and name != 'warm-up':
             outcome[name] = f'over memory: {grown >> 20} MiB'

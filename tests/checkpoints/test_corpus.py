@@ -1,7 +1,6 @@
 """Hostile and odd files: refused in one line, in no time, within memory, and nothing runs."""
 
 import pickle
-import resource
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from corpus import FINE, Runs, corpus
+from peak_memory import needs_proc, start_peak
 
 from mmvars.checkpoints.io import read_checkpoint
 from mmvars.errors import InputError
@@ -79,6 +79,7 @@ def _training(weights: dict[str, torch.Tensor]) -> dict:
     )
 
 
+@needs_proc
 def test_every_file_is_read_or_refused_in_one_line(tmp_path, monkeypatch, watch) -> None:
     monkeypatch.chdir(tmp_path)
     weights = _weights()
@@ -93,7 +94,7 @@ def test_every_file_is_read_or_refused_in_one_line(tmp_path, monkeypatch, watch)
         read_checkpoint(paths['archive-html'])
     accepted, faults = [], {}
     for name, path in paths.items():
-        peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        growth, start = start_peak(), time.process_time()
         try:
             watch(read_checkpoint, path)
             accepted.append(name)
@@ -106,7 +107,7 @@ def test_every_file_is_read_or_refused_in_one_line(tmp_path, monkeypatch, watch)
             faults[name] = f'did {_seen}'
         if (spent := time.process_time() - start) > 2:
             faults[name] = f'{spent:.1f} s'
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak > 256 * 1024:  # KiB
+        if growth() > 256 << 20:
             faults[name] = 'memory'
     assert not faults
     assert {name for name in paths if name.startswith('good')} <= set(accepted)
@@ -123,6 +124,7 @@ def test_the_hook_sees_what_the_payload_does(tmp_path, monkeypatch, watch) -> No
     assert any(event.startswith('os.system') for event in _seen)
 
 
+@needs_proc
 @pytest.mark.slow
 def test_every_entry_point(tmp_path) -> None:
     """A part of the corpus; ``python tests/checkpoints/attack.py FOLDER`` takes all of it."""

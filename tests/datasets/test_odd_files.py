@@ -4,7 +4,6 @@ The whole way of `mmvars train` and `mmvars test` to a sample, with the transfor
 configs and with the frameworks' own; the commands themselves are in a slow test.
 """
 
-import resource
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from odd_files import KINDS, good_image, good_labels
+from peak_memory import needs_proc, start_peak
 from PIL import Image
 
 from mmvars.datasets import LoadImageFromFile, check_data_roots
@@ -92,6 +92,7 @@ def _read_all(dataset: dict) -> int:
     return len([built[index] for index in range(len(built))])
 
 
+@needs_proc
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('pipeline, role', READABLE)
 def test_every_kind_is_named_or_read(pipeline, role, tmp_path) -> None:
@@ -104,7 +105,7 @@ def test_every_kind_is_named_or_read(pipeline, role, tmp_path) -> None:
     good = odd.read_bytes()
     dataset = _dataset(tmp_path, pipeline)
     assert _read_all(dataset) == 3
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    growth = start_peak()
     read, faults = set(), {}
     for kind, write in KINDS.items():
         odd.unlink()
@@ -134,8 +135,7 @@ def test_every_kind_is_named_or_read(pipeline, role, tmp_path) -> None:
     # A folder without labels does not tell what is missing.
     unknown = {'missing'} if pipeline == 'classification' else set()
     assert read - {'gif'} == (READABLE[pipeline, role] | unknown) - {'gif'}  # OpenCV 5 has it
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert used < 256 << 10  # KiB: less than half of what one such bomb takes
+    assert growth() < 256 << 20  # less than half of what one such bomb takes
 
 
 def test_the_loader_of_pictures_names_what_it_refuses(tmp_path) -> None:
