@@ -11,7 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from mmvars.engine.shorthands import (
     SHORT_NAMES,
@@ -27,16 +27,20 @@ from mmvars.errors import InputError
 
 __all__ = ['apply_options', 'check_options', 'parse_cfg_options']
 
-_TOP_LEVEL = {
-    *(inspect.signature(Runner).parameters.keys() - {'cfg'}),
-    'allow_constants',
-    'runner_type',
-    'tta_model',
-    'tta_pipeline',
+_RUNNER_KEYS = {
+    *inspect.signature(Runner).parameters.keys(),
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
     'find_unused_parameters',
     'model_wrapper_cfg',
     'sync_bn',
-}
+} - {'cfg'}
+_FLEXIBLE_KEYS = {
+    *inspect.signature(FlexibleRunner).parameters.keys(),
+    'init_weights_for_test_or_val',
+} - {'cfg', 'compile'}  # its from_cfg passes no `compile` on
+_OWN_KEYS = {'allow_constants', 'runner_type', 'tta_model', 'tta_pipeline'}
 _SEGMENTOR_KEYS = [
     f'model.test_cfg.{key}'
     for key in ('keep_logits', 'logits_device', 'logits_dtype', 'window_batch')
@@ -122,8 +126,9 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
     Raises:
         InputError: With all wrong keys and values at once, and what was probably meant.
     """
+    runner_type = options.get('runner_type', cfg.get('runner_type', 'Runner'))
     problems = [
-        _find_problem(cfg, key, value)
+        _find_problem(cfg, key, value, runner_type)
         for key, value in options.items()
         if key not in SHORTHANDS and not key.startswith('+')
     ]
@@ -131,11 +136,12 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
         raise InputError('--cfg-options: ' + '\n  '.join(filter(None, problems)))
 
 
-def _find_problem(cfg: Config, option: str, value: Any) -> str | None:
+def _find_problem(cfg: Config, option: str, value: Any, runner_type: str) -> str | None:
     if option == 'launcher':
         return "'launcher': the flag --launcher sets it"
     if option.startswith('data_preprocessor') and 'data_preprocessor' in (cfg.get('model') or {}):
         return f'{option!r}: the model has its own: set model.{option}'
+    top_level = _OWN_KEYS | _top_level_keys(runner_type)
     node: Any = cfg._cfg_dict
     path = ''
     for key in option.split('.'):
@@ -158,8 +164,10 @@ def _find_problem(cfg: Config, option: str, value: Any) -> str | None:
                 f'{option!r}: {cfg.model.type} would not read it; it is for '
                 "type='mmvars.EncoderDecoder'"
             )
-        elif key not in (node if path else _TOP_LEVEL):
-            return _check_new_key(option, key, path, node)
+        elif key not in (node if path else top_level):
+            if not path and key in _RUNNER_KEYS | _FLEXIBLE_KEYS:
+                return f'{option!r}: with runner_type={runner_type!r} nothing reads {key!r}'
+            return _check_new_key(option, key, path, node, top_level)
         else:
             node = node.get(key)
         path = f'{path}.{key}'.lstrip('.')
@@ -174,13 +182,21 @@ def _find_problem(cfg: Config, option: str, value: Any) -> str | None:
     return f'{option!r}: the config has {node} there; give {expected}, not {value!r}'
 
 
-def _check_new_key(option: str, key: str, path: str, parent: Mapping) -> str | None:
+def _top_level_keys(runner_type: str) -> set[str]:
+    """What a Runner of mmengine reads; of a class of the user's own, what either of them does."""
+    keys = dict(Runner=_RUNNER_KEYS, FlexibleRunner=_FLEXIBLE_KEYS)
+    return keys.get(runner_type, _RUNNER_KEYS | _FLEXIBLE_KEYS)
+
+
+def _check_new_key(
+    option: str, key: str, path: str, parent: Mapping, top_level: set[str]
+) -> str | None:
     """What is wrong with a key that ``parent``, which stands at ``path``, does not have."""
     if f'{path}.{key}' in _OPTIONAL_KEYS or path.endswith(_FREE_KEYS):
         return None
     known = {
         *parent,
-        *(() if path else (*_TOP_LEVEL, *SHORTHANDS)),
+        *(() if path else (*top_level, *SHORTHANDS)),
         *(name.rpartition('.')[2] for name in _OPTIONAL_KEYS if name.startswith(f'{path}.')),
     }
     similar = difflib.get_close_matches(key, known - {'type'}, cutoff=0.85 if path else 0.6)

@@ -88,6 +88,29 @@ def _like(cfg, option):
         return 1
 
 
+READ = {
+    'Runner': {'compile', 'compile.backend', 'activation_checkpointing', 'efficient_conv_bn_eval',
+               'find_unused_parameters', 'sync_bn', 'model_wrapper_cfg.type'},
+    'FlexibleRunner': {'strategy.type', 'init_weights_for_test_or_val'},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('runner_type', READ)
+def test_keys_that_the_runner_of_this_config_reads(cfg, runner_type) -> None:
+    """The others would do nothing."""
+    check_options(cfg, dict.fromkeys(READ['Runner'], True))  # the one of a config without
+    every = set.union(*READ.values())
+    for option in every:
+        options = {'runner_type': runner_type, option: True}
+        if option in READ[runner_type]:
+            check_options(cfg, options)
+        else:
+            with pytest.raises(InputError, match=f"{runner_type}' nothing reads"):
+                check_options(cfg, options)
+    cfg.runner_type = 'RunnerOfMine'  # it may read any of them
+    check_options(cfg, dict.fromkeys(every, True))
+
+
 @pytest.mark.parametrize(
     'option, value',
     [

@@ -158,13 +158,13 @@ def test_a_plus_adds_a_key_unchecked(cityscapes):
     apply_options(
         cityscapes,
         {
-            '+compile': True,
+            '+compilation': True,
             '+env_cfg.cudnn_benchmarks': 1,
             '+data_root': '/there',
             '+train_cfg.max_iters': 100,
         },
     )
-    assert cityscapes.compile is True and cityscapes.env_cfg.cudnn_benchmarks == 1
+    assert cityscapes.compilation is True and cityscapes.env_cfg.cudnn_benchmarks == 1
     assert cityscapes.train_dataloader.dataset.data_root != '/there'  # nothing follows from it
     assert cityscapes.train_cfg.val_interval > 100
 
