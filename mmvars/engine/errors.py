@@ -20,7 +20,8 @@ _KNOWN = {
     ),
     r'(.*(?:unexpected keyword argument|required positional argument).*)': 'config: {0}',
     r'NoneType takes no arguments': (
-        'mmpretrain cannot be imported beside transformers 5 or newer: pip install "transformers<5"'
+        'mmpretrain cannot be imported where pycocotools is installed beside transformers 5 or '
+        'newer: pip install "transformers<5"'
     ),
     r"(.*(?:different number of parameter groups|doesn't match the size of).*)": (
         '--resume: the optimizer of the checkpoint is not that of this config ({0}): resume with '

@@ -24,7 +24,7 @@ def raised(function) -> Exception:
             "type 'Foo' is not known",
         ),
         (TypeError("F.__init__() got an unexpected keyword argument 'x'"), "argument 'x'"),
-        (TypeError('NoneType takes no arguments'), 'pip install "transformers<5"'),
+        (TypeError('NoneType takes no arguments'), 'pycocotools is installed beside'),
         (IndexError('Target 7 is out of bounds.'), 'a label is 7'),
         (
             AssertionError(
