@@ -108,6 +108,7 @@ setup(
         'openmmlab': ['torchvision', *OPENMMLAB],
         'export': EXPORT,
         'dev': DEV,
+        'dev-onedl': ['torchao'],  # for the tests of quantization; not with torch 2.4
     },
     entry_points={'console_scripts': ['mmvars = mmvars.cli:main']},
     cmdclass={'build_py': BuildWithResources, 'sdist': SdistWithResources},

@@ -98,7 +98,7 @@ setup_env() {
     if [ "$stack" = official ]; then
         _pip -e '.[openmmlab,dev]'
     else
-        _pip -e '.[onedl,dev]'
+        _pip -e '.[onedl,dev,dev-onedl]'
     fi
     rm -f "$venv"/mmvars-*
     touch "$stamp"
