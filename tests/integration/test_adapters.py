@@ -367,6 +367,18 @@ def test_weight_only_quantization(name):
 
 
 @every_backbone
+@torch.no_grad()
+def test_offloading(name):
+    """accelerate: weights that are on the device during a forward only."""
+    offload = pytest.importorskip('accelerate').cpu_offload
+    backbone = build(name).eval()
+    expected = backbone(images())
+    offload(backbone, 'cpu', preload_module_classes=['AbSViT'])
+    assert {parameter.device.type for parameter in backbone.parameters()} == {'meta'}
+    torch.testing.assert_close(backbone(images()), expected)
+
+
+@every_backbone
 def test_hooks_are_called_in_every_pass(name):
     """In training, evaluation and fused."""
     backbone = build(name)
