@@ -72,14 +72,14 @@ class CheckLabels(BaseTransform):
         values = np.unique(labels[wrong])
         shown = ', '.join(map(str, values[:8])) + (', ...' if len(values) > 8 else '')
         if results.get('reduce_zero_label'):
-            remedy = 'reduce_zero_label is on: 0 became ignored and every other id one less'
+            remedy = 'With reduce_zero_label 0 became ignored and every other id one less'
         elif values.tolist() == [self.num_classes]:
             remedy = (
-                'if the ids count from 1 and 0 means "other", set reduce_zero_label=True in '
+                'If the ids count from 1 and 0 means "other", set reduce_zero_label=True in '
                 'the data set'
             )
         else:
-            remedy = 'these look like other ids than those of the classes (raw or color ids?)'
+            remedy = 'They look like other ids than those of the classes (raw or color ids?)'
         raise InputError(
             f'labels {path!r} hold the values {shown} in {wrong.sum()} of {wrong.size} pixels, but '
             f'num_classes={self.num_classes} allows 0 to {self.num_classes - 1} and the ignored '

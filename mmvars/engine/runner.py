@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, reduce
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -107,6 +108,16 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
         raise InputError(f'--work-dir {cfg.work_dir!r} is a file: give a folder')
 
 
+def _check_work_dir(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f'the work dir {folder!r} cannot be written ({error.strerror}): give another --work-dir'
+        ) from None
+
+
 def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Runner:
     """Build the Runner of a config: a :class:`StrictRunner`, or what ``runner_type`` names.
 
@@ -116,6 +127,7 @@ def build_runner(cfg: Config, args: argparse.Namespace, notes: list[str]) -> Run
     that a config names are as untrusted as those of the command line.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    _check_work_dir(cfg.work_dir)
     end_with_parent()
     cfg.launcher = args.launcher
     CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_local, force=True)

@@ -9,8 +9,8 @@ __all__ = ['parse_args']
 
 _EPILOG = """\
 examples:
-  mmvars export CONFIG CHECKPOINT --output model.onnx --size 512x1024
-  mmvars export CONFIG CHECKPOINT --output model.onnx --size 512 --dynamic --labels --normalize
+  mmvars export CONFIG CHECKPOINT --output model.onnx --size 512x1024 --labels --normalize
+  mmvars export CONFIG CHECKPOINT --output model.pt2 --size 512 --dynamic
   mmvars export CONFIG CHECKPOINT --output backbone.pt2 --size 224 --part backbone
 
 The batch size is always free, height and width with --dynamic. Input: images (B, C, H, W) in

@@ -167,8 +167,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
     if num_failed:
         raise InputError(
-            f'{num_failed} of {len(sources)} images could not be drawn, for the '
-            f'reasons given above; the pictures of the others are in {args.out_dir!r}'
+            f'{num_failed} of {len(sources)} images could not be drawn, for the reasons given above'
+            + (
+                f'; the pictures of the others are in {args.out_dir!r}'
+                * (num_failed < len(sources))
+            )
         )
     return 0
 
@@ -337,10 +340,10 @@ def _footer(
 def _named_panels(rows: Sequence[Row]) -> Iterator[tuple[str, Panel]]:
     """Every panel of a picture that shows something, with a name for its file."""
     for number, row in enumerate(rows, 1):
+        label = f'{number} {row.label.replace("α", "alpha")}' if len(rows) > 1 else ''
         for panel in row.panels:
             if panel.title:
-                title = re.sub(r'\W+', '-', panel.title.lower()).strip('-')
-                yield (f'{number}-{title}' if len(rows) > 1 else title), panel
+                yield re.sub(r'[^\w.]+', '-', f'{label} {panel.title}'.lower()).strip('-'), panel
 
 
 def _prior_classes(configs: Sequence[PanelConfig]) -> tuple[int, ...]:

@@ -58,7 +58,11 @@ __all__ = [
     'step_rows',
 ]
 
-LIMITS = {'relative': ', over its mean', 'shared': '', 'own': ', each in its own range'}
+LIMITS = {
+    'relative': ', each map over its own mean',
+    'shared': '',
+    'own': ', each in its own range',
+}
 MAX_COLUMNS = 8  # of atoms
 
 

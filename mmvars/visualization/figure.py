@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from colorsys import hsv_to_rgb
 from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import TYPE_CHECKING, Literal
@@ -383,17 +382,8 @@ def blend(top: np.ndarray, image: np.ndarray, strength: float | np.ndarray) -> n
 
 
 def default_palette(num_classes: int) -> list[list[int]]:
-    """``num_classes`` well-spread RGB colors (0..255), for data sets without a palette."""
-    golden = (5**0.5 - 1) / 2  # steps of the golden ratio never come back to a hue
-    return [
-        [
-            round(255 * channel)
-            for channel in hsv_to_rgb(
-                i * golden % 1, 0.75 if i % 2 else 0.5, 0.95 if i % 3 else 0.7
-            )
-        ]
-        for i in range(num_classes)
-    ]
+    """``num_classes`` RGB colors (0..255): those of MMSegmentation for data sets without any."""
+    return np.random.RandomState(42).randint(0, 255, size=(num_classes, 3)).tolist()
 
 
 def short_name(name: str) -> str:

@@ -30,7 +30,7 @@ def test_values_outside_are_counted_and_named():
 def test_labels_from_one_point_at_reduce_zero_label():
     with pytest.raises(InputError, match='set reduce_zero_label=True'):
         CheckLabels(3)(_results([[0, 1, 3]]))
-    with pytest.raises(InputError, match='reduce_zero_label is on'):
+    with pytest.raises(InputError, match='With reduce_zero_label 0 became ignored'):
         CheckLabels(3)(_results([[0, 1, 3]], reduce_zero_label=True))
 
 

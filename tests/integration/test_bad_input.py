@@ -163,6 +163,13 @@ def test_options_must_be_pairs(toy, tmp_path, capsys) -> None:
     assert message.startswith('--cfg-options data_root=[a,(b: ')
 
 
+def test_a_work_dir_that_cannot_be_written(toy, capsys) -> None:
+    assert run_tool('train', [str(toy / 'seg.py'), '--work-dir', '/proc/none']) == 2
+    message = capsys.readouterr().err
+    assert "the work dir '/proc/none' cannot be written (No such file" in message
+    assert message.endswith('give another --work-dir\n')
+
+
 def test_load_from_that_fills_nothing(toy, work_dir, checkpoint, capsys) -> None:
     (work_dir / 'seg.py').unlink()
     message = refused(

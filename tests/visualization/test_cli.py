@@ -96,7 +96,8 @@ def test_panels_alone_in_any_format(draw, photo, tmp_path):
         for name in (
             '1-input',
             '1-bottom-up-attention',
-            *(f'{row}-{name}' for row in (2, 3) for name in steered),
+            *(f'2-prior-learned-query-alpha-1-{name}' for name in steered),
+            *(f'3-prior-learned-query-alpha-5-{name}' for name in steered),
         )
     )
     assert draw('classification', photo(), '--panels', tmp_path / 'alone')[0] == 0
