@@ -25,7 +25,7 @@ def save_state(
     """Save a checkpoint; all processes of a run call this.
 
     Args:
-        runner: With a :class:`~mmvars.engine.runner.StrictRunner` the disk may refuse; others of
+        runner: With a :class:`~mmvars.engine.strict.StrictRunner` the disk may refuse; others of
             mmengine raise then.
         out_dir: Folder of the checkpoint.
         filename: Name of the checkpoint.

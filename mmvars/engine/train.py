@@ -16,12 +16,12 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.engine.runner import (
     build_runner,
     closing_process_group,
-    is_training_state,
     load_config,
     set_work_dir,
 )
 from mmvars.engine.safe_load import check_checkpoint_file, load_from_local
 from mmvars.engine.shorthands import class_name
+from mmvars.engine.strict import is_training_state
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.train import parse_args
 

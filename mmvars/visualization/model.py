@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from mmvars.checkpoints.load import load_heads, load_pretrained
 from mmvars.engine.errors import user_errors
-from mmvars.engine.runner import allowed_constants, load_config
+from mmvars.engine.runner import load_config
 from mmvars.engine.safe_load import check_checkpoint_file
 from mmvars.engine.samples import CheckedPipeline
+from mmvars.engine.strict import allowed_constants
 from mmvars.errors import InputError
 from mmvars.models.sliding_window import whole_image_metas
 from mmvars.networks import PerceiverIO, TopDown, Trunk

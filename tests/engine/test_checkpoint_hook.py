@@ -20,7 +20,7 @@ from torch import nn
 
 from mmvars.checkpoints import read_checkpoint
 from mmvars.engine.hooks import SaveOnInterruptHook, TrainingInterrupted
-from mmvars.engine.runner import StrictRunner
+from mmvars.engine.strict import StrictRunner
 from mmvars.errors import InputError
 
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from mmvars.engine.runner import StrictRunner
+from mmvars.engine.strict import StrictRunner
 from mmvars.errors import InputError
 from mmvars.models import VARS, AbSViT, ViT
 

@@ -1,0 +1,109 @@
+"""mmengine's FlexibleRunner, as near to StrictRunner as it allows."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mmengine._strategy import BaseStrategy, DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import FlexibleRunner
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from mmvars.checkpoints.formats import mixer_meta, recorded_mixer
+from mmvars.checkpoints.load import check_constants
+from mmvars.checkpoints.report import ConversionReport
+from mmvars.engine.strict import StrictRunner, allowed_constants, keeping, save_whole
+from mmvars.errors import InputError
+from mmvars.networks import Trunk
+
+__all__ = ['StrictFlexibleRunner']
+
+
+class StrictFlexibleRunner(FlexibleRunner):
+    """What ``runner_type='FlexibleRunner'`` stands for in ``mmvars train`` and ``mmvars test``.
+
+    mmengine loads with ``strict=False`` and logs what does not fit. Here testing and resuming need
+    every key to match, and the constants of the mixer are written and compared, as with
+    :class:`StrictRunner`. Fine-tuning (``load_from`` in training) goes by
+    mmengine's rules. DeepSpeed and ColossalAI read their own files themselves.
+    """
+
+    _training = False
+    build_dataloader = staticmethod(StrictRunner.build_dataloader)
+
+    def train(self) -> Any:
+        self._training = True
+        return super().train()
+
+    def build_strategy(self, *args: Any, **kwargs: Any) -> BaseStrategy:
+        strategy = super().build_strategy(*args, **kwargs)
+        load = strategy.load_model_state_dict
+
+        def load_strictly(state_dict: dict, strict: bool = False, **options: Any) -> None:
+            fine_tuning = self._training and not self._resume
+            try:
+                load(state_dict, strict=strict or not fine_tuning, **options)
+            except RuntimeError as error:  # mmengine's and torch's lists of keys and shapes
+                if 'state dict' not in str(error) and 'state_dict' not in str(error):
+                    raise
+                raise InputError(
+                    f'the checkpoint does not fit the model of this config: {error}\n'
+                    'Use the config that it was trained with'
+                ) from error
+
+        strategy.load_model_state_dict = load_strictly
+        if isinstance(strategy, FSDPStrategy):
+            strategy.load_optim_state_dict = partial(_load_sharded_optimizer, strategy)
+            strategy.build_optim_wrapper = partial(
+                _with_whole_weights, strategy.build_optim_wrapper
+            )
+            if get_device() == 'cpu':  # torch would let both moments of Adam share one buffer
+                strategy.optim_state_dict_config.offload_to_cpu = False
+        return strategy
+
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        super().register_hook(keeping(hook), priority)
+
+    def save_checkpoint(self, out_dir: str, filename: str, **kwargs: Any) -> bool:
+        """As that of :class:`StrictRunner`; sharded strategies write as mmengine does."""
+        if type(self.strategy) in (SingleDeviceStrategy, DDPStrategy) and is_main_process():
+            return save_whole(self, super().save_checkpoint, out_dir, filename, **kwargs)
+        super().save_checkpoint(out_dir, filename, **kwargs)
+        return True
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        trunk = next((m for m in self._modules() if isinstance(m, Trunk)), None)
+        if trunk is not None and fn_name == 'before_save_checkpoint':
+            checkpoint = kwargs['checkpoint']
+            checkpoint['meta'] = mixer_meta(trunk) | checkpoint['meta']
+        if trunk is not None and fn_name == 'after_load_checkpoint':
+            report = ConversionReport('checkpoint')
+            recorded = recorded_mixer(kwargs['checkpoint'].get('meta') or {}, report.title)
+            check_constants(trunk, recorded, report, allowed_constants(self.cfg))
+        super().call_hook(fn_name, **kwargs)
+
+    def _modules(self) -> Any:
+        """Of the model, which is a config until training or testing starts."""
+        return self.strategy.model.modules() if self.strategy._prepared else ()
+
+
+def _with_whole_weights(build: Callable, optim_wrapper: Any, model: nn.Module) -> Any:
+    """Build an optimizer where parameters have their shapes and names.
+
+    FSDP leaves each process one-dimensional pieces, for all of which ``flat_decay_mult=0`` would
+    switch weight decay off.
+    """
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+        return build(optim_wrapper, model)
+
+
+def _load_sharded_optimizer(strategy: FSDPStrategy, state_dict: dict) -> None:
+    """As mmengine's, with the arguments in the order that torch has since 2.1."""
+    optimizer = strategy.optim_wrapper.optimizer
+    sharded = FullyShardedDataParallel.optim_state_dict_to_load(
+        strategy.model, optimizer, state_dict
+    )
+    strategy.optim_wrapper.load_state_dict(sharded)
