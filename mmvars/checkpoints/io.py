@@ -47,10 +47,12 @@ __all__ = [
 MAX_DEPTH = 32  # of dicts in dicts
 MAX_HEADER = 2**24  # bytes of a safetensors header; 1,000 tensors need 2**17
 MAX_CLAIM = 3  # what the tensors of a file may have together, in sizes of the file
+MAX_TIED = 64  # the same where tensors that share a storage are counted each
 MAX_VALUE = 200  # characters of a value in a message
 
 _ZIP = b'PK\3\4'
-_PLAIN = b'\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\2M\xe9\3.'  # torch's number and version
+_PLAIN = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch's number, as pickles of all protocols end
+_PLAIN_VERSION = 1001
 _KINDS = (
     (stat.S_ISDIR, 'is a folder'),
     (stat.S_ISFIFO, 'is a FIFO'),
@@ -196,11 +198,11 @@ def _local(path: str | Path) -> Path:
 
 def _reader_of(file: IO[bytes]) -> Callable[[IO[bytes]], Any]:
     """What reads a file that starts as this one does; its position stays at the start."""
-    start = file.read(len(_PLAIN))
+    start = file.read(32)
     file.seek(0)
     if start.startswith(_ZIP):
         return _read_zip
-    if start == _PLAIN:
+    if start.startswith(b'\x80') and _PLAIN in start:
         return _read_plain
     if start[8:9] == b'{' or str(file.name).endswith('.safetensors'):
         return _read_safetensors
@@ -270,8 +272,7 @@ def _read_zip(file: IO[bytes]) -> Any:
 
 
 def _read_plain(file: IO[bytes]) -> Any:
-    """What ``torch.save`` wrote before 1.6: four pickles, then the storages one after another."""
-    file.seek(len(_PLAIN))
+    """What ``torch.save`` wrote before 1.6: five pickles, then the storages one after another."""
     available = os.fstat(file.fileno()).st_size
     storages: dict[str, Storage] = {}
 
@@ -287,6 +288,9 @@ def _read_plain(file: IO[bytes]) -> Any:
             storages[key] = Storage(torch.empty(numel * dtype.itemsize, dtype=torch.uint8), dtype)
         return Storage(storages[key].data, dtype)
 
+    unpickle(file, load_storage)  # torch's number
+    if unpickle(file, load_storage) != _PLAIN_VERSION:
+        raise InputError('is refused: torch.save wrote another version of its format')
     unpickle(file, load_storage)  # sizes of C's types where it was written
     content = unpickle(file, load_storage)
     keys = unpickle(file, load_storage)
@@ -373,12 +377,18 @@ def _values_in(content: Any) -> Iterator[tuple[tuple, Any]]:
 
 def _check_values(content: Any, size: int) -> None:
     """Refuse what is not plain data, or is larger than a file of ``size`` bytes may become."""
-    claimed = 0
+    claimed = tied = 0
+    storages: set[int] = set()
     for number, (key, value) in enumerate(_values_in(content)):
         fault = ''
         if isinstance(value, Tensor):
             fault = _tensor_kind_fault(value)
-            claimed += value.numel() * value.element_size()
+            claim, storage = value.numel() * value.element_size(), value.untyped_storage()
+            if storage.data_ptr() in storages and claim <= storage.nbytes():
+                tied += claim
+            else:
+                claimed += claim
+            storages.add(storage.data_ptr())
         elif isinstance(value, Unusable):
             fault = value.why
         elif isinstance(value, (Mapping, list, tuple, Namespace)):
@@ -392,9 +402,10 @@ def _check_values(content: Any, size: int) -> None:
             raise InputError(
                 f'is refused: it is nested deeper than {MAX_DEPTH} levels, or holds itself'
             )
-        if claimed > MAX_CLAIM * size + 2**20:
+        if claimed > MAX_CLAIM * size + 2**20 or claimed + tied > MAX_TIED * size + 2**20:
             raise InputError(
-                f'is refused: its tensors claim over {claimed:,} bytes, the file has {size:,}'
+                f'is refused: its tensors claim over {claimed + tied:,} bytes, the file has '
+                f'{size:,}'
             )
 
 

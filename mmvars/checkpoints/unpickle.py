@@ -177,9 +177,11 @@ class _Machine:
             raise InputError(f'has over {MAX_ENTRIES:,} entries: no checkpoint')
         target.update(zip(map(check_key, items[::2]), items[1::2], strict=True))
 
-    def find(self) -> Any:
+    @staticmethod
+    def find(module: str, name: str) -> Any:
         """The object that a file means by a module and a name."""
-        module, name = (self.file.readline()[:-1].decode() for _ in range(2))
+        if type(module) is not str or type(name) is not str:
+            raise InputError('is damaged: a module and its object are named by what is no text')
         module = {'__builtin__': 'builtins', 'numpy._core.multiarray': _MULTIARRAY}.get(
             module, module
         )
@@ -222,6 +224,7 @@ def _push(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
 
 _INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.PROTO: lambda m: m.take(1),
+    pickle.FRAME: lambda m: m.take(8),  # a hint for buffers
     pickle.NONE: _push(lambda m: None),
     pickle.NEWTRUE: _push(lambda m: True),
     pickle.NEWFALSE: _push(lambda m: False),
@@ -231,6 +234,9 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.LONG1: _push(lambda m: m.number(m.number(1), signed=True)),
     pickle.BINFLOAT: _push(lambda m: struct.unpack('>d', m.take(8))[0]),
     pickle.BINUNICODE: _push(lambda m: _text(m.take(m.number(4)))),
+    pickle.SHORT_BINUNICODE: _push(lambda m: _text(m.take(m.number(1)))),
+    pickle.BINBYTES: _push(lambda m: m.take(m.number(4))),
+    pickle.SHORT_BINBYTES: _push(lambda m: m.take(m.number(1))),
     pickle.BINSTRING: _push(lambda m: _text(m.take(m.number(4)))),  # Python 2
     pickle.SHORT_BINSTRING: _push(lambda m: _text(m.take(m.number(1)))),
     pickle.EMPTY_DICT: _push(lambda m: {}),
@@ -247,9 +253,11 @@ _INSTRUCTIONS: dict[bytes, Callable[[_Machine], Any]] = {
     pickle.SETITEMS: lambda m: m.set_items(m.pop_mark()),
     pickle.BINPUT: lambda m: m.memo.__setitem__(m.number(1), m.stack[-1]),
     pickle.LONG_BINPUT: lambda m: m.memo.__setitem__(m.number(4), m.stack[-1]),
+    pickle.MEMOIZE: lambda m: m.memo.__setitem__(len(m.memo), m.stack[-1]),
     pickle.BINGET: _push(lambda m: m.memo[m.number(1)]),
     pickle.LONG_BINGET: _push(lambda m: m.memo[m.number(4)]),
-    pickle.GLOBAL: _push(_Machine.find),
+    pickle.GLOBAL: _push(lambda m: m.find(*(m.file.readline()[:-1].decode() for _ in range(2)))),
+    pickle.STACK_GLOBAL: _push(lambda m: m.find(m.stack.pop(-2), m.stack.pop())),
     pickle.BINPERSID: _push(lambda m: m.load_storage(m.stack.pop())),
     pickle.REDUCE: _push(_Machine.call),
     pickle.NEWOBJ: _push(_Machine.call),
@@ -373,6 +381,7 @@ _GLOBALS: dict[str, Any] = {
     f'{_MULTIARRAY}._reconstruct': _Function(lambda *_: NumpyArray()),
     f'{_MULTIARRAY}.scalar': _Function(lambda dtype, data: dtype.read(_to_bytes(data))[0]),
     'mmengine.logging.history_buffer.HistoryBuffer': _LOG,
+    'builtins.bytes': _Function(lambda: b''),  # by which protocol 2 writes no bytes
     'builtins.getattr': _Function(_method_of_log),
     '_codecs.encode': _Function(_to_bytes),
 }

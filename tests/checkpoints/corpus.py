@@ -198,7 +198,7 @@ def _opcodes() -> Iterator[tuple[str, bytes]]:
         'opcode-ext1': as_zip(_entry(b'\x82\x01')),
         'opcode-ext2': as_zip(_entry(b'\x83\x01\x00')),
         'opcode-ext4': as_zip(_entry(b'\x84\x01\x00\x00\x00')),
-        'opcode-frame': as_zip(b'\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.'),
+        'fine-frame': as_zip(b'\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.'),
         'opcode-binunicode8': as_zip(b'\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7f.'),
         'opcode-bytearray8': as_zip(b'\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.'),
         'opcode-binbytes': as_zip(_entry(b'B\xff\xff\xff\x7fabc')),

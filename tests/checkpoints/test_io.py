@@ -59,6 +59,26 @@ def test_container_and_meta(tmp_path):
     _same(found['state_dict'], TENSORS)
 
 
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_all_protocols_and_tied_tensors(tmp_path, protocol, zipped):
+    tied = torch.randn(600, 600)
+    content = dict(text='x' * 300, none=b'', some=b'a', long=b'a' * 300, number=2**40)
+    content |= dict(tied=[tied] * 8)
+    path = tmp_path / 'x.pth'
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(path)
+    assert all(torch.equal(each, tied) for each in read.pop('tied'))
+    assert read == {name: content[name] for name in read}
+
+
+def test_tied_tensors_have_a_bound_too(tmp_path):
+    tied = torch.randn(600, 600)
+    torch.save([tied] * 70, tmp_path / 'x.pth')
+    with pytest.raises(InputError, match='its tensors claim over'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
 def test_a_view_does_not_drag_its_storage_along(tmp_path):
     write_checkpoint(tmp_path / 'x.pth', {'row': torch.zeros(1000, 1000)[0]})
     assert (tmp_path / 'x.pth').stat().st_size < 10_000
