@@ -16,6 +16,7 @@ from mmvars.checkpoints.formats import mixer_meta, recorded_mixer
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport
 from mmvars.engine.strict import StrictRunner, allowed_constants, keeping, save_whole
+from mmvars.engine.training_state import leave_out_unreadable
 from mmvars.errors import InputError
 from mmvars.networks import Trunk
 
@@ -84,6 +85,8 @@ class StrictFlexibleRunner(FlexibleRunner):
             recorded = recorded_mixer(kwargs['checkpoint'].get('meta') or {}, report.title)
             check_constants(trunk, recorded, report, allowed_constants(self.cfg))
         super().call_hook(fn_name, **kwargs)
+        if fn_name == 'before_save_checkpoint':
+            leave_out_unreadable(kwargs['checkpoint'], self)
 
     def _modules(self) -> Any:
         """Of the model, which is a config until training or testing starts."""

@@ -28,7 +28,7 @@ from mmvars.engine.checkpoint_hook import KeepingCheckpointHook, told_by_main_pr
 from mmvars.engine.errors import building
 from mmvars.engine.resume import build_train_loop, progress_meta, resume_progress
 from mmvars.engine.samples import check_pipelines
-from mmvars.engine.training_state import check_training_state
+from mmvars.engine.training_state import check_training_state, leave_out_unreadable
 from mmvars.errors import InputError
 from mmvars.networks import Trunk, rename_old_keys
 from mmvars.write import WriteError, whole_or_nothing, write_text
@@ -195,7 +195,8 @@ class StrictRunner(Runner):
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """Call all hooks; in training, one that a full disk stops is left out with a warning.
 
-        Logs and pictures are written by hooks too, and are worth less than the run.
+        Logs and pictures are written by hooks too, and are worth less than the run. What they leave
+        in a checkpoint must be readable.
         """
         for hook in self._hooks:
             if hasattr(hook, fn_name):
@@ -212,6 +213,8 @@ class StrictRunner(Runner):
                             f'{type(hook).__name__} cannot write ({error}): its output is '
                             'incomplete until there is room; training goes on'
                         )
+        if fn_name == 'before_save_checkpoint':
+            leave_out_unreadable(kwargs['checkpoint'], self)
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
         super().register_hook(keeping(hook), priority)
@@ -318,9 +321,10 @@ def save_whole(
         save(out_dir, filename, **kwargs)
         return True
     try:
-        os.makedirs(out_dir, exist_ok=True)
-        with whole_or_nothing(Path(out_dir, filename), overwrite=True) as file:
-            save(out_dir, os.path.basename(file.name), **kwargs)
+        path = Path(out_dir, filename)  # a filename_tmpl may name a folder too
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_or_nothing(path, overwrite=True) as file:
+            save(str(path.parent), os.path.basename(file.name), **kwargs)
     except (InputError, OSError) as error:
         runner.logger.warning(
             f'Checkpoint not saved: {error}. The earlier ones stay; make room in the folder '

@@ -1,7 +1,9 @@
 """``tools/train.py`` and ``mmvars train``: train a segmentor or a classifier from a config."""
 
+import glob
 import logging
 import os
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -153,7 +155,10 @@ def _newest_state(cfg: Config) -> tuple[str | None, list[str]]:
     work_dir, faults = Path(cfg.work_dir), []
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     folders = {work_dir, Path(hook.get('out_dir') or cfg.work_dir, work_dir.name)}
-    paths = [path for folder in folders for path in folder.glob('*.pth') if path.is_file()]
+    names = {'*.pth', re.sub(r'\{.*?\}', '*', glob.escape(hook.get('filename_tmpl') or '*.pth'))}
+    paths = [
+        path for folder in folders for name in names for path in folder.glob(name) if path.is_file()
+    ]
     paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     last = ''
     try:

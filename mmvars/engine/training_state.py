@@ -6,26 +6,88 @@ later, or in the middle. What fits is what resembles the run's own state.
 
 import inspect
 import math
+import operator
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.hooks import EMAHook
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmvars.checkpoints.io import tensor_fault
+from mmvars.checkpoints.unpickle import check_key
 from mmvars.errors import InputError
 
-__all__ = ['check_training_state']
+__all__ = ['check_training_state', 'leave_out_unreadable']
 
 _MAX_COUNT = 2**53
 _MAX_SEED = 2**32 - 1  # NumPy's
+_ABSENT = object()
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, HistoryBuffer)
+
+
+def leave_out_unreadable(checkpoint: dict[str, Any], runner: Runner) -> None:
+    """Take from a checkpoint, but for its weights, what the reader of checkpoints would refuse.
+
+    States of mmengine's schedulers may hold methods, which a run has anyway. Of anything else, such
+    as an object that a hook keeps in the message hub, a warning says that it is not saved.
+    """
+    absent: list[str] = []
+    for entry in checkpoint.keys() - {'state_dict', 'ema_state_dict'}:
+        checkpoint[entry] = _plain(entry, checkpoint[entry], absent)
+    if others := [name for name in absent if not name.startswith('param_schedulers.')]:
+        runner.logger.warning(
+            f'Checkpoints hold plain values and tensors alone: {", ".join(others)} '
+            f'{"is" if len(others) == 1 else "are"} not saved'
+        )
+
+
+def _plain(entry: str, value: Any, absent: list[str]) -> Any:
+    """``value`` without what cannot be read again, whose entries are added to ``absent``."""
+    if isinstance(value, Mapping):
+        inner = {
+            key: _plain(f'{entry}.{key}', each, absent)
+            if _is_readable_key(key)
+            else _left_out(f'{entry}.{key}', absent)
+            for key, each in value.items()
+        }
+        if type(value) in (dict, OrderedDict, Counter) and all(
+            inner[key] is each for key, each in value.items()
+        ):
+            return value
+        return {key: each for key, each in inner.items() if each is not _ABSENT}
+    if isinstance(value, (list, tuple)):
+        items = [_plain(f'{entry}.{index}', each, absent) for index, each in enumerate(value)]
+        if any(each is _ABSENT for each in items):
+            return _ABSENT
+        if type(value) in (list, tuple, torch.Size) and all(map(operator.is_, items, value)):
+            return value
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, Tensor) or type(value) in _PLAIN:
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in 'fiub':
+        return value
+    return _left_out(entry, absent)
+
+
+def _left_out(entry: str, absent: list[str]) -> Any:
+    absent.append(entry)
+    return _ABSENT
+
+
+def _is_readable_key(key: Any) -> bool:
+    with suppress(InputError):
+        check_key(key)
+        return True
+    return False
 
 
 def check_training_state(checkpoint: Mapping[str, Any], runner: Runner) -> None:
@@ -39,7 +101,7 @@ def check_training_state(checkpoint: Mapping[str, Any], runner: Runner) -> None:
         _check_count(f'meta.{name}', meta[name], _MAX_COUNT)
     if meta.get('seed') is not None:
         _check_count('meta.seed', meta['seed'], _MAX_SEED)
-    _check_message_hub(hub, runner.message_hub.runtime_info)
+    _check_message_hub(hub, runner)
     _check_ema(checkpoint, runner)
     _check_each('optimizer', checkpoint['optimizer'], runner.optim_wrapper, _check_optimizer)
     if runner.param_schedulers is not None:
@@ -61,18 +123,22 @@ def _check_each(entry: str, state: Any, parts: Any, check: Any) -> None:
     return None
 
 
-def _check_message_hub(hub: Any, runtime_info: Mapping[str, Any]) -> None:
+def _check_message_hub(hub: Any, runner: Runner) -> None:
     names = ('log_scalars', 'runtime_info', 'resumed_keys')
     _require(
         'message_hub',
         isinstance(hub, dict) and all(isinstance(hub.get(name), dict) for name in names),
         f'a dict with the dicts {", ".join(names)}',
     )
+    runtime_info = runner.message_hub.runtime_info
+    hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    suffix = '.pth' if hook is None else hook.filename_tmpl.rpartition('}')[2]
     for name, value in hub['runtime_info'].items():
         entry = f'message_hub.runtime_info.{name}'
         if name.startswith('best_ckpt'):  # mmengine deletes it, be it a folder, after a better one
-            is_best = isinstance(value, str) and re.fullmatch(r'best_.*\.pth', _file_name(value))
-            _require(entry, value is None or is_best, 'the path of a best_*.pth')
+            file = _file_name(value) if isinstance(value, str) else ''
+            is_best = file.startswith('best_') and file.endswith((suffix, '.pth'))
+            _require(entry, value is None or is_best, f'the path of a best_*{suffix}')
         elif name.startswith('best_score'):
             _require(entry, _is_number(value), 'a finite number')
         elif name == 'keep_ckpt_ids':
@@ -132,44 +198,44 @@ def _check_optimizer(entry: str, state: Any, wrapper: Any) -> None:
     parameters = [each for group in optimizer.param_groups for each in group['params']]
     targets = dict(zip(keys, parameters, strict=True))
     _require(f'{entry}.param_groups', len(targets) == len(keys), 'without a parameter twice')
-    template = _state_of_one(optimizer)
+    options = {id(each): group for group in optimizer.param_groups for each in group['params']}
     for key, values in state['state'].items():
         name = f'{entry}.state.{key}'
         _require(name, key in targets and isinstance(values, dict), 'a dict, of a parameter')
+        template = _state_of(targets[key], optimizer, options[id(targets[key])])
         missing = template.keys() - values.keys()
         _require(name, not missing, 'complete', f'without {sorted(missing)}')
         for slot, value in values.items():
-            _check_slot(f'{name}.{slot}', value, targets[key], template.get(slot))
+            _check_slot(f'{name}.{slot}', value, template.get(slot))
 
 
-def _check_slot(entry: str, value: Any, parameter: Tensor, example: Any) -> None:
-    """What an optimizer remembers of a parameter; ``example`` is what it does of ``_PROBE``."""
+def _check_slot(entry: str, value: Any, example: Any) -> None:
+    """What an optimizer remembers of a parameter; ``example`` is what it does after a step."""
+    if isinstance(value, (list, tuple)) and not isinstance(example, Tensor):
+        for index, each in enumerate(value):
+            _check_slot(f'{entry}.{index}', each, None)
+        return
+    is_scalar = not isinstance(example, Tensor) or example.numel() == 1
     if not isinstance(value, Tensor):
         fits = value is None or isinstance(value, bool) or _is_number(value)
-        _require(entry, fits and not _is_like_probe(example), 'a tensor or a number', _kind(value))
+        _require(entry, fits and is_scalar, 'a tensor or a number', _kind(value))
         return
-    shape = tuple(parameter.shape) if _is_like_probe(example) else None
-    if isinstance(example, Tensor) and example.numel() == 1:
-        shape = tuple(value.shape) if value.numel() == 1 else ()
     fault = tensor_fault(value)
-    if not fault and shape is not None and tuple(value.shape) != shape:
-        fault = f'of shape {tuple(value.shape)}, not {shape}'
+    if not fault and isinstance(example, Tensor) and value.shape != example.shape:
+        if value.numel() != 1 or example.numel() != 1:
+            fault = f'of shape {tuple(value.shape)}, not {tuple(example.shape)}'
     _require(entry, not fault, 'what its parameter needs', fault)
 
 
-_PROBE = (3, 5)
+def _state_of(target: Tensor, optimizer: Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer remembers of a parameter after a step, by shape and options; {} if unknown.
 
-
-def _is_like_probe(example: Any) -> bool:
-    return isinstance(example, Tensor) and example.shape == _PROBE
-
-
-def _state_of_one(optimizer: Optimizer) -> dict[str, Any]:
-    """What an optimizer of this kind remembers of one parameter after a step; maybe nothing."""
-    parameter = nn.Parameter(torch.zeros(_PROBE))
-    parameter.grad = torch.zeros(_PROBE)
+    Those of torch's Adafactor, for example, have other entries for matrices than for vectors.
+    """
+    parameter = nn.Parameter(torch.zeros(target.shape))
+    parameter.grad = torch.zeros(target.shape)
     known = inspect.signature(type(optimizer)).parameters
-    options = {name: value for name, value in optimizer.defaults.items() if name in known}
+    options = {name: value for name, value in group.items() if name in known and name != 'params'}
     with suppress(Exception):  # those of other packages may need a device, or a closure
         twin = type(optimizer)([parameter], **options)
         twin.step()
@@ -186,7 +252,7 @@ def _check_schedulers(entry: str, states: Any, schedulers: Sequence[Any]) -> Non
         f'of {len(states)}' if isinstance(states, list) else '',
     )
     for index, (state, scheduler) in enumerate(zip(states, schedulers, strict=True)):
-        _check_alike(f'{entry}.{index}', state, scheduler.state_dict())
+        _check_alike(f'{entry}.{index}', state, _plain(entry, scheduler.state_dict(), []))
 
 
 def _check_alike(entry: str, value: Any, own: Any, same_keys: bool = True) -> None:

@@ -1,16 +1,20 @@
 """A run takes up only what resembles its own state, and says which entry does not."""
 
+import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from corpus import states
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub
-from mmengine.optim import OptimWrapper, PolyLR
+from mmengine.optim import OneCycleLR, OptimWrapper, PolyLR
 from torch import nn
 
 from mmvars.checkpoints.io import read_checkpoint
-from mmvars.engine.training_state import check_training_state
+from mmvars.engine.training_state import check_training_state, leave_out_unreadable
 from mmvars.errors import InputError
 
 
@@ -83,6 +87,8 @@ def test_a_state_of_the_wrong_kind_is_refused_by_its_entry(name, tmp_path) -> No
         (torch.optim.Adamax, {}),
         (torch.optim.Rprop, {}),
         (torch.optim.ASGD, {}),
+        (torch.optim.RMSprop, dict(centered=True, momentum=0.9)),
+        (getattr(torch.optim, 'Adafactor', torch.optim.SGD), {}),  # not in torch 2.4
     ],
 )
 def test_a_runs_own_state_is_taken(kind, options, tmp_path) -> None:
@@ -93,6 +99,41 @@ def test_a_runs_own_state_is_taken(kind, options, tmp_path) -> None:
     run.optim_wrapper.optimizer.state.clear()
     torch.save(_saved(run), tmp_path / 'x.pth')
     check_training_state(read_checkpoint(tmp_path / 'x.pth'), _run(kind, **options))
+
+
+def test_groups_of_one_optimizer_may_remember_different_things(tmp_path) -> None:
+    def run() -> SimpleNamespace:
+        run = _run(torch.optim.SGD, momentum=0.9)
+        run.optim_wrapper.optimizer.param_groups[1]['momentum'] = 0
+        return run
+
+    state = _saved(run())
+    del state['optimizer']['state'][2], state['optimizer']['state'][3]
+    state['optimizer']['state'][2] = {}
+    check_training_state(state, run())
+    state['optimizer']['state'][0] = {}
+    with pytest.raises(InputError, match=r"state.0 must be complete, .* \['momentum_buffer'\]"):
+        check_training_state(state, run())
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path, caplog) -> None:
+    """A scheduler that keeps a method of its own, a hook that keeps an object."""
+    run = _run()
+    run.logger = logging.getLogger('mmvars.test')
+    run.param_schedulers = [OneCycleLR(run.optim_wrapper, eta_max=0.1, total_steps=9)]
+    run.message_hub.update_info('of a hook', {'object': {1, 2}, 'number': np.float64(3)})
+    state = _saved(run)
+    state['meta']['dataset_meta'] = Config(dict(classes=('a', 'b'), of={1}))._cfg_dict
+    leave_out_unreadable(state, run)
+    assert 'runtime_info.of a hook.object, meta.dataset_meta.of are not saved' in caplog.text or (
+        'meta.dataset_meta.of, message_hub.runtime_info.of a hook.object are' in caplog.text
+    )
+    assert 'anneal_func' not in caplog.text
+    torch.save(state, tmp_path / 'x.pth')
+    read = read_checkpoint(tmp_path / 'x.pth')
+    assert read['meta']['dataset_meta'] == dict(classes=('a', 'b'))
+    assert read['message_hub']['runtime_info']['of a hook'] == dict(number=3)
+    check_training_state(read, run)
 
 
 def test_switches_of_optimizers_that_only_one_torch_has(tmp_path) -> None:
@@ -112,3 +153,7 @@ def test_a_best_checkpoint_outside_of_the_name_that_mmengine_gives_is_refused() 
     state['message_hub']['runtime_info']['best_ckpt'] = '/home'
     with pytest.raises(InputError, match=r'best_ckpt must be the path of a best_\*.pth'):
         check_training_state(state, _run())
+    run = _run()
+    run.hooks = [CheckpointHook(filename_tmpl='it_{}.pt')]
+    state['message_hub']['runtime_info']['best_ckpt'] = '/somewhere/best_mIoU_it_3.pt'
+    check_training_state(state, run)

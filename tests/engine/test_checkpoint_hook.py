@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, Hook
@@ -21,6 +22,7 @@ from torch import nn
 from mmvars.checkpoints import read_checkpoint
 from mmvars.engine.hooks import SaveOnInterruptHook, TrainingInterrupted
 from mmvars.engine.strict import StrictRunner
+from mmvars.engine.train import _newest_state
 from mmvars.errors import InputError
 
 
@@ -153,6 +155,19 @@ def test_names_and_numbers_are_those_of_mmengine(build, tmp_path):
         assert ours[key] == theirs[key]
     for key in ('best_ckpt_up', 'best_ckpt_down', 'last_ckpt'):
         assert Path(ours[key]).name == Path(theirs[key]).name
+
+
+@pytest.mark.parametrize('name', ['it_{}.pt', 'states/{}'])
+def test_other_names_are_resumed_too(build, tmp_path, name):
+    newest, folder = tmp_path / 'work' / name.format(4), tmp_path / 'work'
+    options = dict(filename_tmpl=name, max_keep_ckpts=-1, **BEST)
+    build(**options).train()
+    newest.write_bytes(b'')
+    cfg = Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=options)))
+    state, faults = _newest_state(cfg)
+    assert state == str(folder / name.format(3)) and len(faults) == 1
+    build(state=state, **options).train()
+    assert read_checkpoint(newest)['meta']['iter'] == 4
 
 
 def test_a_full_disk_costs_no_file_that_stood(build, tmp_path, monkeypatch):

@@ -149,6 +149,9 @@ WRAPPERS = dict(
     )
 )
 EMA = dict(custom_hooks=[dict(type='Record'), dict(type='EMAHook', begin_iter=2)])
+ONE_CYCLE = dict(
+    param_scheduler=[dict(type='OneCycleLR', eta_max=0.1, total_steps=12, by_epoch=False)]
+)
 ACCUMULATION = dict(optim_wrapper=dict(accumulative_counts=5))
 
 
@@ -211,7 +214,7 @@ def assert_equal(a: Any, b: Any, name: str) -> None:
         pytest.param([INFINITE, WORKERS], id='iterations'),
         pytest.param([PERSISTENT, ACCUMULATION], id='accumulation'),
         pytest.param([BY_ITERATION, GLOBAL_SAMPLER, EMA], id='passes'),
-        pytest.param([WRAPPERS, BATCH_SAMPLER], id='wrappers'),
+        pytest.param([WRAPPERS, BATCH_SAMPLER, ONE_CYCLE], id='wrappers'),
     ],
 )
 def test_a_resumed_run_is_the_run_without_a_stop(options, tmp_path) -> None:
