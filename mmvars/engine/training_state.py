@@ -30,6 +30,7 @@ __all__ = ['check_training_state', 'leave_out_unreadable']
 
 _MAX_COUNT = 2**53
 _MAX_SEED = 2**32 - 1  # NumPy's
+_FIELD = re.compile(r'\{.*?\}')  # of a template for names
 _ABSENT = object()
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, HistoryBuffer)
 
@@ -132,13 +133,15 @@ def _check_message_hub(hub: Any, runner: Runner) -> None:
     )
     runtime_info = runner.message_hub.runtime_info
     hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
-    suffix = '.pth' if hook is None else hook.filename_tmpl.rpartition('}')[2]
+    template = '.pth' if hook is None else hook.filename_tmpl.replace('/', '_')
+    best = re.compile(r'best_.*\.pth|best_.*' + '.*'.join(map(re.escape, _FIELD.split(template))))
     for name, value in hub['runtime_info'].items():
         entry = f'message_hub.runtime_info.{name}'
         if name.startswith('best_ckpt'):  # mmengine deletes it, be it a folder, after a better one
-            file = _file_name(value) if isinstance(value, str) else ''
-            is_best = file.startswith('best_') and file.endswith((suffix, '.pth'))
-            _require(entry, value is None or is_best, f'the path of a best_*{suffix}')
+            is_best = isinstance(value, str) and best.fullmatch(_file_name(value))
+            _require(
+                entry, value is None or is_best, f'the path of a best_*{_FIELD.sub("*", template)}'
+            )
         elif name.startswith('best_score'):
             _require(entry, _is_number(value), 'a finite number')
         elif name == 'keep_ckpt_ids':
