@@ -14,6 +14,7 @@ import gc
 import itertools
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -306,10 +307,12 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def chosen(config: Path, root: Path, processes: int, whole: Path) -> dict[str, list[str]]:
+def chosen(
+    config: Path, root: Path, processes: int, whole: Path, every: int
+) -> dict[str, list[str]]:
     """Moment -> what went wrong."""
     results = {}
-    for index, (title, moment) in enumerate(MOMENTS.items()):
+    for index, (title, moment) in enumerate(list(MOMENTS.items())[::every]):
         work_dir = root / f'chosen{index}'
         run = Run(
             config, work_dir, processes, moment=moment, interrupt=3 if 'Ctrl-C' in title else 0
@@ -368,6 +371,25 @@ def full_disk(config: Path, root: Path, processes: int, index: int) -> list[str]
     return faults
 
 
+def small_files(config: Path, root: Path, processes: int, whole: Path) -> list[str]:
+    """The disk takes a third of a checkpoint: the write itself fails, in every save."""
+    work_dir = root / 'small'
+    size = (whole / f'iter_{STEPS}.pth').stat().st_size // 3
+
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    run = Run(config, work_dir, processes, prepare=prepare)
+    statuses, events = run.wait(), run.events()
+    faults = [f'half or not removed: {path.name}' for path in work_dir.glob('*iter_*')]
+    if ('step', str(STEPS)) not in events:
+        faults.append(f'training: did not go on, {run.log}')
+    refused = run.log.read_text().count('cannot be written: File too large')
+    if set(statuses) != {2} or refused < STEPS:
+        faults.append(f'exit statuses: {statuses}, {refused} messages, {run.log}')
+    return faults
+
+
 def main() -> int:
     from conftest import make_toy
 
@@ -375,7 +397,8 @@ def main() -> int:
     parser.add_argument('--random', type=int, default=50, help='random moments')
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--frameworks', nargs='+', default=['cls', 'seg'])
-    parser.add_argument('--only-kills', action='store_true', help='leave out the full disks')
+    parser.add_argument('--every', type=int, default=1, help='one of so many chosen moments')
+    parser.add_argument('--only-kills', action='store_true', help='leave out the other full disks')
     args = parser.parse_args()
     prepare_forks()
     failed = 0
@@ -397,8 +420,9 @@ def main() -> int:
             print(f'{framework}, {processes} processes', flush=True)
             results = {
                 f'kill {title}': faults
-                for title, faults in chosen(config, root, processes, whole).items()
+                for title, faults in chosen(config, root, processes, whole, args.every).items()
             }
+            results['no room for a write'] = small_files(config, root, processes, whole)
             for index in range(args.random):
                 faults = at_random(config, root, processes, whole, index, pause)
                 results[f'kill at random {index}'] = faults
