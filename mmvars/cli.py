@@ -96,7 +96,7 @@ def run_tool(tool: str | Callable[..., int | None], argv: list[str] | None = Non
         if isinstance(tool, str):  # for --help and wrong arguments, before torch is imported
             import_module(f'mmvars.parsers.{tool}').parse_args(argv)
             if tool in _OPENMMLAB:
-                import_module('mmvars.engine.notices').leave_out_notices()
+                import_module('mmvars.notices').leave_out_notices()
         return (load_command(tool) if isinstance(tool, str) else tool)(argv) or 0
     except KeyboardInterrupt:
         return _print_error('stopped by Ctrl-C', status=130)

@@ -3,10 +3,8 @@
 Each is known by its text; all other warnings and messages stay.
 """
 
-import re
 import warnings
-
-import mmengine.logging
+from typing import Any
 
 __all__ = ['NOTICES', 'leave_out_notices']
 
@@ -20,16 +18,25 @@ NOTICES = (
     '`TorchScript` support for functional optimizers is deprecated',
 )
 _PRINTED = 'Could not import OneDL'  # a client of a company's data service
-_print_log = mmengine.logging.print_log
 
 
 def leave_out_notices() -> None:
     """Leave them out from here on; for the commands, not for programs that import mmvars."""
-    for text in NOTICES:
-        warnings.filterwarnings('ignore', message=re.escape(text))
-    mmengine.logging.print_log = _print_but_for_notice
+    show = warnings.showwarning
+    if show.__module__ == __name__:
+        return
 
+    def show_others(message: Any, *args: Any, **kwargs: Any) -> None:
+        if not str(message).startswith(NOTICES):
+            show(message, *args, **kwargs)
 
-def _print_but_for_notice(msg, *args, **kwargs) -> None:
-    if msg != _PRINTED:
-        _print_log(msg, *args, **kwargs)
+    warnings.showwarning = show_others  # no filter: torch has one of its own around its notice
+    import mmengine.logging  # may bring notices itself
+
+    print_log = mmengine.logging.print_log
+
+    def print_others(msg: Any, *args: Any, **kwargs: Any) -> None:
+        if msg != _PRINTED:
+            print_log(msg, *args, **kwargs)
+
+    mmengine.logging.print_log = print_others
