@@ -104,7 +104,7 @@ class LoadImageFromFile(BaseTransform):
                 self._check(image, path)
                 ImageOps.exif_transpose(image, in_place=True)
                 rgb = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))  # decodes
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except UnidentifiedImageError as error:
             raise InputError(

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from mmvars.checkpoints.formats import mixer_meta, recorded_mixer
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport
+from mmvars.engine.checkpoint_hook import told_by_main_process
 from mmvars.engine.strict import StrictRunner, allowed_constants, keeping, save_whole
 from mmvars.engine.training_state import leave_out_unreadable
 from mmvars.errors import InputError
@@ -69,7 +70,9 @@ class StrictFlexibleRunner(FlexibleRunner):
         super().register_hook(keeping(hook), priority)
 
     def save_checkpoint(self, out_dir: str, filename: str, **kwargs: Any) -> bool:
-        """As that of :class:`StrictRunner`; sharded strategies write as mmengine does."""
+        """As that of :class:`StrictRunner`; strategies that write folders do so as in mmengine."""
+        if isinstance(self.strategy, FSDPStrategy) and self.strategy._is_full_state_dict():
+            return _save_gathered(self, super().save_checkpoint, out_dir, filename, **kwargs)
         if type(self.strategy) in (SingleDeviceStrategy, DDPStrategy) and is_main_process():
             return save_whole(self, super().save_checkpoint, out_dir, filename, **kwargs)
         super().save_checkpoint(out_dir, filename, **kwargs)
@@ -91,6 +94,30 @@ class StrictFlexibleRunner(FlexibleRunner):
     def _modules(self) -> Any:
         """Of the model, which is a config until training or testing starts."""
         return self.strategy.model.modules() if self.strategy._prepared else ()
+
+
+def _save_gathered(
+    runner: FlexibleRunner, save: Callable, out_dir: str, filename: str, **kwargs: Any
+) -> bool:
+    """:func:`save_whole` of a ``save`` in which all processes gather what the main one writes.
+
+    They begin when it has opened the file, and leave it out together if the disk refuses that.
+    """
+    begun = False
+
+    def save_together(*args: Any, **options: Any) -> None:
+        nonlocal begun
+        begun = told_by_main_process(True)
+        save(*args, **options)
+
+    if is_main_process():
+        saved = save_whole(runner, save_together, out_dir, filename, **kwargs)
+        if not begun:
+            told_by_main_process(False)
+        return saved
+    if told_by_main_process(False):  # what is told is the main process's
+        save(out_dir, filename, **kwargs)
+    return True
 
 
 def _with_whole_weights(build: Callable, optim_wrapper: Any, model: nn.Module) -> Any:

@@ -1,19 +1,28 @@
 """Errors that name the files of a sample, whatever transforms the pipeline of a data set has.
 
+And one for batches that no memory holds, before they are loaded.
+
 The frameworks open what a data set names, whatever it is: a FIFO hangs, a device never ends, a
 header may claim gigabytes, and their errors say what is wrong, but not with which file.
 """
 
 import os
+import random
+import re
+from collections.abc import Mapping
 from typing import Any
 
-from mmengine.dataset import Compose
+import numpy as np
+import torch
+from mmengine.dataset import Compose, InfiniteSampler
+from mmengine.structures import BaseDataElement
+from torch.utils.data import DataLoader
 
 from mmvars.datasets.files import open_image, refuse_special_file
 from mmvars.engine.errors import format_config_error
 from mmvars.errors import InputError
 
-__all__ = ['CheckedPipeline', 'check_pipelines']
+__all__ = ['CheckedPipeline', 'check_batch_size', 'check_pipelines']
 
 
 def check_pipelines(dataset: Any) -> None:
@@ -23,6 +32,50 @@ def check_pipelines(dataset: Any) -> None:
             check_pipelines(inner)
     if type(getattr(dataset, 'pipeline', None)) is Compose:
         dataset.pipeline = CheckedPipeline(dataset.pipeline.transforms)
+
+
+def check_batch_size(loader: DataLoader) -> None:
+    """Refuse batches that the machine cannot hold, by the size of the first sample.
+
+    The samples of a batch and the batch that is made of them are there together.
+
+    Raises:
+        InputError: If two batches take more than the memory of the machine.
+    """
+    size = getattr(loader.batch_sampler, 'batch_size', None)
+    if not size or not hasattr(os, 'sysconf'):
+        return
+    if not isinstance(getattr(loader.batch_sampler, 'sampler', None), InfiniteSampler):
+        size = min(size, len(loader.dataset))
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        sample = _num_bytes(loader.dataset[0])
+    except Exception:  # loading fails again, where it can be said better
+        return
+    finally:
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_rng_state(generators[2])
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if (needed := 2 * size * sample) > memory:
+        is_test = getattr(loader.dataset, 'test_mode', False)
+        name = 'val_dataloader or test_dataloader' if is_test else 'train_dataloader'
+        raise InputError(
+            f'batch_size {size} of {name}: loading a batch takes about {needed / 1e9:,.0f} GB, '
+            f'and this machine has {memory / 1e9:,.0f} GB: set it to {memory // (2 * sample)} '
+            'at the very most'
+        )
+
+
+def _num_bytes(value: Any) -> int:
+    """Bytes of the tensors and arrays in a sample."""
+    if isinstance(value, BaseDataElement):
+        value = dict(value.all_items())
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(map(_num_bytes, value))
+    return getattr(value, 'nbytes', 0)
 
 
 class CheckedPipeline(Compose):
@@ -48,6 +101,11 @@ class CheckedPipeline(Compose):
         except InputError:
             raise
         except Exception as error:
+            if _lacks_memory(error):
+                raise InputError(
+                    f'there is no memory to load {" with labels ".join(map(repr, paths))}: lower '
+                    'batch_size or num_workers of the data loader, or allow more (ulimit -v)'
+                ) from error
             for path in filter(os.path.isfile, paths):
                 if (fault := _fault(path)) is not None:
                     raise InputError(
@@ -83,5 +141,11 @@ def _fault(path: str) -> str | None:
         with open_image(path, path) as image:
             image.load()
     except Exception as error:
-        return f'{type(error).__name__}: {error}'
+        return None if _lacks_memory(error) else f'{type(error).__name__}: {error}'
     return None
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Also as OpenCV and torch say it, which have no class of error for it."""
+    pattern = 'Insufficient memory|allocate memory|not enough memory'
+    return isinstance(error, MemoryError) or re.search(pattern, str(error)) is not None

@@ -27,7 +27,7 @@ from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.engine.checkpoint_hook import KeepingCheckpointHook, told_by_main_process
 from mmvars.engine.errors import building
 from mmvars.engine.resume import build_train_loop, progress_meta, resume_progress
-from mmvars.engine.samples import check_pipelines
+from mmvars.engine.samples import check_batch_size, check_pipelines
 from mmvars.engine.training_state import check_training_state, leave_out_unreadable
 from mmvars.errors import InputError
 from mmvars.networks import Trunk, rename_old_keys
@@ -81,9 +81,10 @@ class StrictRunner(Runner):
 
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> DataLoader:
-        """Build a data loader whose errors name the files of the sample."""
+        """Build a data loader whose errors name the files of the sample; memory holds a batch."""
         dataloader = Runner.build_dataloader(*args, **kwargs)
         check_pipelines(dataloader.dataset)
+        check_batch_size(dataloader)
         return dataloader
 
     build_model = _naming('model', Runner.build_model)

@@ -4,7 +4,9 @@ import errno
 import itertools
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +19,12 @@ from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
+from torch import distributed as dist
 from torch import nn
 
 from mmvars.checkpoints import read_checkpoint
+from mmvars.engine.checkpoint_hook import told_by_main_process
+from mmvars.engine.flexible import _save_gathered
 from mmvars.engine.hooks import SaveOnInterruptHook, TrainingInterrupted
 from mmvars.engine.strict import StrictRunner
 from mmvars.engine.train import _newest_state
@@ -352,3 +357,39 @@ def test_signals_that_are_ignored_at_the_start_stay_ignored():
         stay = all(signal.getsignal(signum) is signal.SIG_IGN for signum in ignored)
         os._exit(0 if not reacted and hook._signum == signal.SIGTERM and stay else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize('refuses', ['nothing', 'opening', 'writing'])
+def test_processes_that_gather_agree_where_the_disk_refuses(refuses, tmp_path):
+    """As with FSDP: each has a part of what the main one writes, and none waits for ever."""
+    folder = tmp_path / 'work'
+    if refuses == 'opening':
+        folder.touch()
+    runner = SimpleNamespace(logger=MMLogger.get_instance('gathering', log_level='ERROR'))
+
+    def save(out_dir, filename, **options):
+        dist.barrier()  # where the parts are gathered
+        if dist.get_rank() == 0:
+            Path(out_dir, filename).write_bytes(b'whole' if refuses == 'nothing' else b'wh')
+            if refuses == 'writing':
+                raise OSError(errno.ENOSPC, 'No space left on device')
+
+    def run(rank):
+        seconds = timedelta(seconds=20)
+        store = f'file://{tmp_path}/store'
+        dist.init_process_group('gloo', store, seconds, rank=rank, world_size=2)
+        saved = told_by_main_process(_save_gathered(runner, save, str(folder), 'a.pth'))
+        dist.destroy_process_group()
+        os._exit(0 if saved is (refuses == 'nothing') else 1)
+
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                run(rank)
+            finally:
+                os._exit(2)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    assert left == (['a.pth'] if refuses == 'nothing' else [])
