@@ -16,7 +16,16 @@ from mmvars.checkpoints.formats import mixer_meta, recorded_mixer
 from mmvars.checkpoints.load import check_constants
 from mmvars.checkpoints.report import ConversionReport
 from mmvars.engine.checkpoint_hook import told_by_main_process
-from mmvars.engine.strict import StrictRunner, allowed_constants, keeping, save_whole
+from mmvars.engine.resume import progress_meta, resume_progress
+from mmvars.engine.strict import (
+    StrictRunner,
+    allowed_constants,
+    check_fills_backbone,
+    check_resumable,
+    keeping,
+    save_whole,
+    versions_of,
+)
 from mmvars.engine.training_state import leave_out_unreadable
 from mmvars.errors import InputError
 from mmvars.networks import Trunk
@@ -29,12 +38,14 @@ class StrictFlexibleRunner(FlexibleRunner):
 
     mmengine loads with ``strict=False`` and logs what does not fit. Here testing and resuming need
     every key to match, and the constants of the mixer are written and compared, as with
-    :class:`StrictRunner`. Fine-tuning (``load_from`` in training) goes by
-    mmengine's rules. DeepSpeed and ColossalAI read their own files themselves.
+    :class:`StrictRunner`. The loops are those of :mod:`mmvars.engine.resume`, and a training state
+    is compared before it is taken up. With FSDP the optimizer's is not, nor is what ``load_from``
+    fills looked at. DeepSpeed and ColossalAI read their own files themselves.
     """
 
     _training = False
     build_dataloader = staticmethod(StrictRunner.build_dataloader)
+    build_train_loop = StrictRunner.build_train_loop
 
     def train(self) -> Any:
         self._training = True
@@ -46,6 +57,7 @@ class StrictFlexibleRunner(FlexibleRunner):
 
         def load_strictly(state_dict: dict, strict: bool = False, **options: Any) -> None:
             fine_tuning = self._training and not self._resume
+            before = versions_of(self.model) if fine_tuning and self._is_whole() else None
             try:
                 load(state_dict, strict=strict or not fine_tuning, **options)
             except RuntimeError as error:  # mmengine's and torch's lists of keys and shapes
@@ -55,6 +67,8 @@ class StrictFlexibleRunner(FlexibleRunner):
                     f'the checkpoint does not fit the model of this config: {error}\n'
                     'Use the config that it was trained with'
                 ) from error
+            if before is not None:
+                check_fills_backbone(self, state_dict, self._load_from, before)
 
         strategy.load_model_state_dict = load_strictly
         if isinstance(strategy, FSDPStrategy):
@@ -69,20 +83,29 @@ class StrictFlexibleRunner(FlexibleRunner):
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
         super().register_hook(keeping(hook), priority)
 
-    def save_checkpoint(self, out_dir: str, filename: str, **kwargs: Any) -> bool:
-        """As that of :class:`StrictRunner`; strategies that write folders do so as in mmengine."""
+    def save_checkpoint(
+        self, out_dir: str, filename: str, meta: dict | None = None, **kwargs: Any
+    ) -> bool:
+        """As that of :class:`StrictRunner`; strategies that write folders do so as in mmengine.
+
+        A ``meta`` with epoch and iteration is right, where mmengine would count one more.
+        """
+        self._meta = dict(meta or {})
         if isinstance(self.strategy, FSDPStrategy) and self.strategy._is_full_state_dict():
             return _save_gathered(self, super().save_checkpoint, out_dir, filename, **kwargs)
-        if type(self.strategy) in (SingleDeviceStrategy, DDPStrategy) and is_main_process():
+        if self._is_whole() and is_main_process():
             return save_whole(self, super().save_checkpoint, out_dir, filename, **kwargs)
         super().save_checkpoint(out_dir, filename, **kwargs)
         return True
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         trunk = next((m for m in self._modules() if isinstance(m, Trunk)), None)
-        if trunk is not None and fn_name == 'before_save_checkpoint':
+        if fn_name == 'before_save_checkpoint':
             checkpoint = kwargs['checkpoint']
-            checkpoint['meta'] = mixer_meta(trunk) | checkpoint['meta']
+            mixer = {} if trunk is None else mixer_meta(trunk)
+            checkpoint['meta'] = mixer | progress_meta(self) | checkpoint['meta'] | self._meta
+        if fn_name == 'after_load_checkpoint' and self._training and self._resume:
+            self._check_state(kwargs['checkpoint'])
         if trunk is not None and fn_name == 'after_load_checkpoint':
             report = ConversionReport('checkpoint')
             recorded = recorded_mixer(kwargs['checkpoint'].get('meta') or {}, report.title)
@@ -90,6 +113,21 @@ class StrictFlexibleRunner(FlexibleRunner):
         super().call_hook(fn_name, **kwargs)
         if fn_name == 'before_save_checkpoint':
             leave_out_unreadable(kwargs['checkpoint'], self)
+
+    def _check_state(self, checkpoint: dict) -> None:
+        """Before anything of a checkpoint is taken up."""
+        if not self._is_whole():
+            self.logger.warning(
+                f'{type(self.strategy).__name__}: the state of the optimizer is taken up by '
+                'its rules, not compared with this run before'
+            )
+        if isinstance(self.strategy, SingleDeviceStrategy):
+            check_resumable(checkpoint, self, self._load_from, sharded=not self._is_whole())
+            resume_progress(self, checkpoint['meta'], self._load_from)
+
+    def _is_whole(self) -> bool:
+        """Whether each process has the whole model."""
+        return type(self.strategy) in (SingleDeviceStrategy, DDPStrategy)
 
     def _modules(self) -> Any:
         """Of the model, which is a config until training or testing starts."""

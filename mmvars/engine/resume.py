@@ -7,6 +7,7 @@ of epoch and iteration say all, in the middle of an epoch too. The batches do no
 number of data workers, validation and data loading leave no trace in the training.
 """
 
+import os
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -23,6 +24,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import Runner, loops
 from mmengine.runner.base_loop import BaseLoop
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from mmvars.checkpoints.io import read_checkpoint, read_meta, tensor_fault
@@ -266,7 +268,9 @@ def adopt_seed(cfg: Config) -> list[str]:
     """
     if not cfg.get('resume') or not cfg.get('load_from'):
         return []
-    if 'runner_type' in cfg or '://' in str(cfg.load_from):  # its checkpoint may be a folder
+    if cfg.get('runner_type') not in (None, 'FlexibleRunner') or '://' in str(cfg.load_from):
+        return []
+    if os.path.isdir(cfg.load_from):  # of DeepSpeed
         return []
     seed = read_meta(cfg.load_from, read_checkpoint(cfg.load_from)).get('seed')
     if seed is None:
@@ -356,7 +360,9 @@ def is_accumulating(optim_wrapper: Any) -> bool:
 
 def _gradients(runner: Runner) -> dict[str, Tensor]:
     """Gradients since the last step of the optimizer, by parameter."""
-    if not is_accumulating(runner.optim_wrapper):
+    if not is_accumulating(runner.optim_wrapper) or isinstance(
+        runner.model, FullyShardedDataParallel
+    ):  # whose processes have other parts each: mmengine warns that they are lost
         return {}
     return {
         name: parameter.grad

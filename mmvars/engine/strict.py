@@ -15,7 +15,7 @@ from mmengine.fileio import FileClient, LocalBackend, get_file_backend
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import CheckpointLoader, Runner, load_state_dict
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner, load_state_dict
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -33,7 +33,16 @@ from mmvars.errors import InputError
 from mmvars.networks import Trunk, rename_old_keys
 from mmvars.write import WriteError, whole_or_nothing, write_text
 
-__all__ = ['StrictRunner', 'allowed_constants', 'is_training_state', 'keeping', 'save_whole']
+__all__ = [
+    'StrictRunner',
+    'allowed_constants',
+    'check_fills_backbone',
+    'check_resumable',
+    'is_training_state',
+    'keeping',
+    'save_whole',
+    'versions_of',
+]
 
 _DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EROFS)
 _KINDS = {
@@ -132,18 +141,10 @@ class StrictRunner(Runner):
         strict = not fine_tuning if strict is None else strict
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location, 'current')
         if self._resume:
-            if not is_training_state(checkpoint):
-                raise InputError(
-                    f'checkpoint {filename!r} holds weights only, no training state to '
-                    'resume from: use --cfg-options load_from=... to start from it'
-                )
-            try:
-                check_training_state(checkpoint, self)
-            except InputError as error:
-                raise InputError(f'checkpoint {filename}: {error}') from None
+            check_resumable(checkpoint, self, filename)
         model = self.model.module if is_model_wrapper(self.model) else self.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        versions = self._versions() if fine_tuning else {}
+        versions = versions_of(model) if fine_tuning else {}
         try:
             self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
             self._fill(model, checkpoint, filename, strict, revise_keys)
@@ -152,7 +153,7 @@ class StrictRunner(Runner):
                 recorded = recorded_mixer(read_meta(filename, checkpoint), report.title)
                 check_constants(trunk, recorded, report, allowed_constants(self.cfg))
             if fine_tuning:
-                self._check_fills_backbone(checkpoint, filename, versions)
+                check_fills_backbone(self, checkpoint, filename, versions)
             elif self._resume:
                 resume_progress(self, checkpoint['meta'], filename)
         except BaseException:
@@ -254,35 +255,64 @@ class StrictRunner(Runner):
     def _trunk(self) -> Trunk | None:
         return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)
 
-    def _versions(self) -> dict[str, int]:
-        """How often each tensor of the backbone has been written to."""
-        state = self.model.state_dict()
-        return {name: state[key]._version for key, name in _network_names(state).items()}
 
-    def _check_fills_backbone(
-        self, checkpoint: dict, filename: str, before: Mapping[str, int]
-    ) -> None:
-        """Say what of the backbone is from a file for fine-tuning; refuse it if nothing is."""
-        state = checkpoint.get('state_dict', checkpoint)
-        source, target = _network_shapes(state), _network_shapes(self.model.state_dict())
-        filled = [name for name, version in self._versions().items() if version > before[name]]
-        resampled = [name for name in filled if source.get(name) != target[name]]
-        initial = [name for name in target if name not in filled]
-        parts = [f'{len(filled) - len(resampled)} are those of the file']
-        parts += [f'{len(resampled)} resampled from it ({_first_of(resampled)})'] * bool(resampled)
-        parts += [f'{len(initial)} keep initial values ({_first_of(initial)})'] * bool(initial)
-        self.logger.info(
-            f'load_from: of the {len(target)} tensors of the backbone {", ".join(parts)}'
+def versions_of(model: nn.Module) -> dict[str, int]:
+    """How often each tensor of the backbone has been written to."""
+    state = model.state_dict()
+    return {name: state[key]._version for key, name in _network_names(state).items()}
+
+
+def check_fills_backbone(
+    runner: Runner | FlexibleRunner, checkpoint: dict, filename: str, before: Mapping[str, int]
+) -> None:
+    """Say what of the backbone is from a file for fine-tuning; refuse it if nothing is."""
+    state = checkpoint.get('state_dict', checkpoint)
+    source, target = _network_shapes(state), _network_shapes(runner.model.state_dict())
+    filled = [
+        name
+        for name, version in versions_of(runner.model).items()
+        if version > before[name] and name in source  # modules set some that a file lacks
+    ]
+    resampled = [name for name in filled if source.get(name) != target[name]]
+    initial = [name for name in target if name not in filled]
+    parts = [f'{len(filled) - len(resampled)} are those of the file']
+    parts += [f'{len(resampled)} resampled from it ({_first_of(resampled)})'] * bool(resampled)
+    parts += [f'{len(initial)} keep initial values ({_first_of(initial)})'] * bool(initial)
+    runner.logger.info(
+        f'load_from: of the {len(target)} tensors of the backbone {", ".join(parts)}'
+    )
+    if target and not filled:
+        raise InputError(
+            f'load_from {filename!r} fills no tensor of the backbone (its keys '
+            f'are like {next(iter(state), None)!r}, the model has such as '
+            f'{next(iter(runner.model.state_dict()))!r}): convert it with `mmvars '
+            'convert`, or give a file of a plain backbone to one with top-down attention by '
+            '--cfg-options model.backbone.init_cfg.type=Pretrained '
+            f'model.backbone.init_cfg.checkpoint={filename}'
         )
-        if target and not filled:
-            raise InputError(
-                f'load_from {filename!r} fills no tensor of the backbone (its keys '
-                f'are like {next(iter(state), None)!r}, the model has such as '
-                f'{next(iter(self.model.state_dict()))!r}): convert it with `mmvars '
-                'convert`, or give a file of a plain backbone to one with top-down attention by '
-                '--cfg-options model.backbone.init_cfg.type=Pretrained '
-                f'model.backbone.init_cfg.checkpoint={filename}'
-            )
+
+
+def check_resumable(checkpoint: dict, runner: Any, filename: str, sharded: bool = False) -> None:
+    """Refuse a checkpoint that a run, built and not yet started, cannot go on from.
+
+    Args:
+        checkpoint: As it was read.
+        runner: The run.
+        filename: For the message.
+        sharded: Whether optimizer and averages have parts of parameters, which are not compared.
+
+    Raises:
+        InputError: If there is no training state, or one of another run.
+    """
+    if not is_training_state(checkpoint):
+        raise InputError(
+            f'checkpoint {filename!r} holds weights only, no training state to '
+            'resume from: use --cfg-options load_from=... to start from it'
+        )
+    try:
+        check_training_state(checkpoint, runner, sharded)
+    except InputError as error:
+        raise InputError(f'checkpoint {filename}: {error}') from None
 
 
 def is_training_state(checkpoint: dict) -> bool:

@@ -168,7 +168,8 @@ def _newest_state(cfg: Config) -> tuple[str | None, list[str]]:
             faults = [f'last_checkpoint cannot be read ({error.strerror})']
     else:
         here = work_dir / os.path.basename(last)  # where the work dir was moved since
-        if '://' in last or 'runner_type' in cfg:
+        other_runner = cfg.get('runner_type') not in (None, 'FlexibleRunner')
+        if '://' in last or os.path.isdir(last) or other_runner:  # DeepSpeed writes folders
             return last, []
         paths.insert(0, Path(last) if os.path.exists(last) else here)
     for path in dict.fromkeys(paths):

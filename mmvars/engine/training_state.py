@@ -91,8 +91,12 @@ def _is_readable_key(key: Any) -> bool:
     return False
 
 
-def check_training_state(checkpoint: Mapping[str, Any], runner: Runner) -> None:
+def check_training_state(
+    checkpoint: Mapping[str, Any], runner: Runner, sharded: bool = False
+) -> None:
     """Refuse a state that this run, built and not yet started, cannot take up.
+
+    Optimizer and averages of a run that is ``sharded`` are not compared.
 
     Raises:
         InputError: Naming the entry, for a sentence that starts with the file.
@@ -103,8 +107,9 @@ def check_training_state(checkpoint: Mapping[str, Any], runner: Runner) -> None:
     if meta.get('seed') is not None:
         _check_count('meta.seed', meta['seed'], _MAX_SEED)
     _check_message_hub(hub, runner)
-    _check_ema(checkpoint, runner)
-    _check_each('optimizer', checkpoint['optimizer'], runner.optim_wrapper, _check_optimizer)
+    if not sharded:
+        _check_ema(checkpoint, runner)
+        _check_each('optimizer', checkpoint['optimizer'], runner.optim_wrapper, _check_optimizer)
     if runner.param_schedulers is not None:
         _check_each(
             'param_schedulers',

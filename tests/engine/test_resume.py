@@ -26,13 +26,14 @@ from mmengine.registry import (
     TRANSFORMS,
     DefaultScope,
 )
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
 
 from mmvars.engine.resume import seed_generators
 from mmvars.engine.runner import build_runner
+from mmvars.engine.train import _newest_state
 from mmvars.errors import InputError
 
 
@@ -152,6 +153,7 @@ EMA = dict(custom_hooks=[dict(type='Record'), dict(type='EMAHook', begin_iter=2)
 ONE_CYCLE = dict(
     param_scheduler=[dict(type='OneCycleLR', eta_max=0.1, total_steps=12, by_epoch=False)]
 )
+FLEXIBLE = dict(runner_type='FlexibleRunner')
 ACCUMULATION = dict(optim_wrapper=dict(accumulative_counts=5))
 
 
@@ -160,6 +162,7 @@ def _quick(monkeypatch) -> None:
     """Without what costs most: printing the config, looking for compilers, waiting for the disk."""
     monkeypatch.setattr(Config, 'pretty_text', '')
     monkeypatch.setattr(Runner, '_log_env', lambda self, env: None)
+    monkeypatch.setattr(FlexibleRunner, '_log_env', lambda self: None)
     monkeypatch.setattr('mmengine.runner.runner.get_git_hash', str)
     monkeypatch.setattr('os.fsync', lambda file: None)
 
@@ -214,6 +217,7 @@ def assert_equal(a: Any, b: Any, name: str) -> None:
         pytest.param([INFINITE, WORKERS], id='iterations'),
         pytest.param([PERSISTENT, ACCUMULATION], id='accumulation'),
         pytest.param([BY_ITERATION, GLOBAL_SAMPLER, EMA], id='passes'),
+        pytest.param([FLEXIBLE, ACCUMULATION], id='flexible'),
         pytest.param([WRAPPERS, BATCH_SAMPLER, ONE_CYCLE], id='wrappers'),
     ],
 )
@@ -262,3 +266,26 @@ def test_the_log_says_why_a_run_is_not_the_one_without_a_stop(tmp_path, caplog) 
     ):
         with pytest.raises(InputError, match=r'iter_3.pth.*meta.progress'):
             resumed(wrong)
+
+
+def test_the_flexible_runner_refuses_what_the_strict_one_does(tmp_path) -> None:
+    """And falls back from a damaged file; the log says what a sharded strategy does itself."""
+    train(tmp_path, [FLEXIBLE])
+    path, changed = tmp_path / 'iter_3.pth', tmp_path / 'changed.pth'
+    for entry, change in (
+        ('optimizer', lambda state: state.update(optimizer=None)),
+        ('lr', lambda state: state['optimizer']['param_groups'][0].update(lr='x')),
+        ('message_hub', lambda state: state['message_hub'].update(runtime_info=[1])),
+        ('weights only', lambda state: state.pop('optimizer')),
+    ):
+        state = torch.load(path, weights_only=False)
+        change(state)
+        torch.save(state, changed)
+        with pytest.raises(InputError, match=entry):
+            train(tmp_path / 'changed', [FLEXIBLE], changed)
+    (tmp_path / 'iter_12.pth').write_bytes(b'PK')
+    cfg = Config(dict(work_dir=str(tmp_path), runner_type='FlexibleRunner'))
+    changed.unlink()
+    assert _newest_state(cfg)[0] == str(tmp_path / 'iter_11.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path))
+    assert _newest_state(cfg) == (str(tmp_path), [])  # the folder of a strategy

@@ -174,3 +174,7 @@ def test_mmengine_s_flexible_runner_trains_gets_the_hook_and_loads_strictly(
         run_test([*test, '--cfg-options', 'model.backbone.mixer_cfg.num_steps=5'])
     with pytest.raises(InputError, match='checkpoint does not fit the model of this config'):
         run_test([*test, '--cfg-options', 'model.backbone.arch.num_layers=[1, 2]'])
+    torch.save(dict(other=torch.ones(1)), tmp_path / 'other.pth')
+    options = 'max_iters=1', f'load_from={tmp_path}/other.pth'
+    with pytest.raises(InputError, match='fills no tensor of the backbone'):
+        train('seg', "runner_type = 'FlexibleRunner'\n", arguments=('--cfg-options', *options))
