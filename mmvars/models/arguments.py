@@ -62,12 +62,12 @@ def register_backbone(backbone: Class) -> Class:
             for argument, remedy in _REPLACED.items()
             if kwargs.pop(argument, None) is not None
         ]
-        unknown = [repr(argument) for argument in kwargs if argument not in known]
+        unknown = [argument for argument in kwargs if argument not in known]
         if unknown:
             problems.append(
-                f'{name} takes no {", ".join(unknown)}; in a config that inherits its '
+                f'{name} takes no {", ".join(map(repr, unknown))}; in a config that inherits its '
                 f'backbone write backbone=dict(_delete_=True, type={name!r}, ...). '
-                f'{name} takes {", ".join(known)}'
+                f'{name} takes {", ".join(known)}{did_you_mean(unknown[0], known)}'
             )
         if problems:
             raise InputError('; '.join(problems))

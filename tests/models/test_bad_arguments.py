@@ -122,6 +122,8 @@ def test_arguments_of_another_backbone_are_refused_in_the_name_of_this_one(backb
         backbone(pretrained='vit.pth')
     with pytest.raises(InputError, match=f"'pretrained': .*; {name} takes no 'patch_size'; in a"):
         backbone(pretrained='vit.pth', patch_size=16)
+    with pytest.raises(InputError, match="did you mean 'out_indices'"):
+        backbone(out_indexes=(1,))
 
 
 def test_a_config_that_hands_down_no_file_is_fine():
