@@ -72,6 +72,11 @@ class StrictFlexibleRunner(FlexibleRunner):
 
         strategy.load_model_state_dict = load_strictly
         if isinstance(strategy, FSDPStrategy):
+            if not strategy._is_full_state_dict():  # its files need code that the reader refuses
+                raise InputError(
+                    'FSDPStrategy would write checkpoints that cannot be read again: set '
+                    "strategy.state_dict_cfg='full' (--cfg-options strategy.state_dict_cfg=full)"
+                )
             strategy.load_optim_state_dict = partial(_load_sharded_optimizer, strategy)
             strategy.build_optim_wrapper = partial(
                 _with_whole_weights, strategy.build_optim_wrapper
@@ -91,7 +96,7 @@ class StrictFlexibleRunner(FlexibleRunner):
         A ``meta`` with epoch and iteration is right, where mmengine would count one more.
         """
         self._meta = dict(meta or {})
-        if isinstance(self.strategy, FSDPStrategy) and self.strategy._is_full_state_dict():
+        if isinstance(self.strategy, FSDPStrategy):
             return _save_gathered(self, super().save_checkpoint, out_dir, filename, **kwargs)
         if self._is_whole() and is_main_process():
             return save_whole(self, super().save_checkpoint, out_dir, filename, **kwargs)

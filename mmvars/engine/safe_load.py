@@ -4,9 +4,11 @@ A training state holds more than tensors (optimizer, schedulers, the log's histo
 loader falls back to the unrestricted unpickler for it; this one refuses what the reader refuses.
 """
 
+import os
 from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
@@ -19,7 +21,13 @@ from mmvars.checkpoints.io import (
 )
 from mmvars.errors import InputError
 
-__all__ = ['check_checkpoint_file', 'load_from_local']
+__all__ = ['check_source', 'load_from_local']
+
+
+def check_source(cfg: Config, path: str, name: str) -> None:
+    """:func:`check_checkpoint_file`, but for folders, which some strategies write and read."""
+    if 'runner_type' not in cfg or not os.path.isdir(path):
+        check_checkpoint_file(path, name)
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:

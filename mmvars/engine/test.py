@@ -22,7 +22,7 @@ from mmvars.engine.runner import (
     load_config,
     set_work_dir,
 )
-from mmvars.engine.safe_load import check_checkpoint_file
+from mmvars.engine.safe_load import check_source
 from mmvars.engine.shorthands import class_name
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.test import parse_args
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
         raise InputError(f'config {args.config!r} has no test_dataloader and test_cfg')
     set_work_dir(cfg, args)
-    check_checkpoint_file(args.checkpoint, 'checkpoint')
+    check_source(cfg, args.checkpoint, 'checkpoint')
     cfg.load_from, cfg.resume = args.checkpoint, False
     # Training parts would be built for nothing, and their data need not be on a test machine.
     for part in ('dataloader', 'cfg', 'evaluator'):

@@ -21,7 +21,7 @@ from mmvars.engine.runner import (
     load_config,
     set_work_dir,
 )
-from mmvars.engine.safe_load import check_checkpoint_file, load_from_local
+from mmvars.engine.safe_load import check_source, load_from_local
 from mmvars.engine.shorthands import class_name
 from mmvars.engine.strict import is_training_state
 from mmvars.errors import InputError, check_number
@@ -122,12 +122,12 @@ def _set_resume(cfg: Config, resume: str | None) -> list[str]:
     """
     if resume is None and not cfg.get('resume'):
         if cfg.get('load_from'):
-            check_checkpoint_file(cfg.load_from, 'load_from')
+            check_source(cfg, cfg.load_from, 'load_from')
         return []
     path = cfg.get('load_from') if resume is None else resume
     notes = []
     if path not in (None, 'auto'):
-        check_checkpoint_file(path, '--resume checkpoint')
+        check_source(cfg, path, '--resume checkpoint')
     else:
         path, faults = _newest_state(cfg)
         if path is None and resume is None and not faults:

@@ -14,10 +14,10 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmvars.checkpoints.io import check_checkpoint_file
 from mmvars.checkpoints.load import load_heads, load_pretrained
 from mmvars.engine.errors import user_errors
 from mmvars.engine.runner import load_config
-from mmvars.engine.safe_load import check_checkpoint_file
 from mmvars.engine.samples import CheckedPipeline
 from mmvars.engine.strict import allowed_constants
 from mmvars.errors import InputError
