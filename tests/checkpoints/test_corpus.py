@@ -130,7 +130,7 @@ def test_every_entry_point(tmp_path) -> None:
     """A part of the corpus; ``python tests/checkpoints/attack.py FOLDER`` takes all of it."""
     pytest.importorskip('mmseg')
     script = Path(__file__).with_name('attack.py')
-    command = [sys.executable, str(script), str(tmp_path / 'attack'), '7']
+    command = [sys.executable, str(script), str(tmp_path / 'attack'), '12']
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count('refused') == 8

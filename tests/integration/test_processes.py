@@ -102,7 +102,9 @@ def test_the_other_rank_ends_and_says_why(start) -> None:
     assert run.process.wait(120) != 0
     text = run.text()
     assert text.count('another process of this run has ended') == 1
-    assert '--resume' in text and 'Traceback' not in text
+    assert '--resume' in text
+    # A data worker of the killed rank may complain that its parent is gone.
+    assert set(re.findall(r'^(.*)Traceback', text, re.MULTILINE)) <= {'[rank1]: '}
     run.wait(lambda: not run.processes(), 'for the workers to end', 30)
 
 
