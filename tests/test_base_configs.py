@@ -32,7 +32,10 @@ def own(tmp_path) -> Path:
     [
         'import mmvars, sys; assert not {"torch", "mmengine", "numpy"} & set(sys.modules); '
         'from mmengine.config import Config',
-        'from mmengine.config import Config; import mmvars; mmvars.base_configs.enable()',
+        pytest.param(
+            'from mmengine.config import Config; import mmvars; mmvars.base_configs.enable()',
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=['mmvars first', 'mmengine first'],
 )

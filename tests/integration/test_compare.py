@@ -36,6 +36,7 @@ def validations(work_dir) -> list[list[float]]:
     return [[row['aAcc'] for row in part if 'aAcc' in row] for part in rows]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_its_last_validation_makes_it_when_resumed(
     toy, tmp_path, forget_runs
 ) -> None:

@@ -192,6 +192,7 @@ class TestAStrangersMixer:
             if p.requires_grad
         )
 
+    @pytest.mark.slow
     def test_compile(self, backbone):
         compiled = torch.compile(backbone, fullgraph=True, backend='eager')
         close(compiled(images()), backbone(images()))

@@ -92,7 +92,10 @@ def test_an_exported_graph_has_no_complex_numbers(kind):
     assert relative(program.module()(x), module(x)) < 1e-5
 
 
-@pytest.mark.parametrize('kind', SPECTRAL)
+@pytest.mark.parametrize(
+    'kind',
+    [pytest.param(kind, marks=pytest.mark.slow) if 'thesis' in kind else kind for kind in SPECTRAL],
+)
 @pytest.mark.parametrize('recorded', [True, False])
 def test_an_empty_batch_gives_an_empty_output(kind, recorded):
     name, options = SPECTRAL[kind]
