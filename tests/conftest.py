@@ -1,11 +1,21 @@
 """Fixtures that more than one folder of tests uses."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+# A shell starts background jobs with SIGINT ignored, and nohup SIGHUP; a run that inherits that
+# keeps it, and these tests send runs both.
+for _signum, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, _handler)
 
 REPO = Path(__file__).resolve().parents[1]
 GOLDEN = REPO / 'tests' / 'parity' / 'golden'
