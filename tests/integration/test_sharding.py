@@ -30,7 +30,7 @@ BACKBONES = {
 UNITS = {'whole': ['model'], 'backbone': ['backbone'], 'blocks': ['blocks', 'backbone', 'model']}
 
 PROCESS = """
-import copy, json, sys
+import copy, json, os, sys
 from types import SimpleNamespace
 import torch
 from mmengine.registry import MODELS, init_default_scope
@@ -122,8 +122,9 @@ result = {f'{name} {kind}': compare(backbone, units[kind])
           if kind == 'blocks' or name in ('absvit', 'vars_s')}
 result['vars_s bounds'] = compare_bounds(backbones['vars_s'])
 if rank == 0:
-    print('RESULT' + json.dumps(result))
-dist.destroy_process_group()
+    print('RESULT' + json.dumps(result), flush=True)
+dist.barrier()
+os._exit(0)  # threads of gloo can abort a process that ends by itself
 """
 
 
