@@ -2,11 +2,11 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ['InputError', 'check_choice', 'check_flag', 'check_number', 'did_you_mean']
+__all__ = ['InputError', 'check_choice', 'check_flag', 'check_number', 'did_you_mean', 'first_of']
 
 
 class InputError(ValueError):
@@ -34,6 +34,12 @@ def did_you_mean(name: Any, names: Iterable[str], limit: int = 1, cutoff: float 
     similar = difflib.get_close_matches(str(name).lower(), known, limit, cutoff)
     matches = ' or '.join(repr(known[match]) for match in similar)
     return f'; did you mean {matches}?' if similar else ''
+
+
+def first_of(names: Sequence[str], count: int = 5) -> str:
+    """The first ``count`` of many names, and how many more there are, for a message."""
+    more = f' and {len(names) - count} more' if len(names) > count else ''
+    return ', '.join(names[:count]) + more
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:

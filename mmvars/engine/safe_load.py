@@ -19,7 +19,7 @@ from mmvars.checkpoints.io import (
     read_checkpoint,
     tensor_fault,
 )
-from mmvars.errors import InputError
+from mmvars.errors import InputError, first_of
 
 __all__ = ['check_source', 'load_from_local']
 
@@ -74,9 +74,8 @@ def _check_finite(state: dict[str, Any], filename: str) -> None:
         if 'infinite of' not in fault:
             raise InputError(f'checkpoint {filename}: {key} is {fault}')
     if faults:
-        more = f' and {len(faults) - 5} more' if len(faults) > 5 else ''
         raise InputError(
-            f'checkpoint {filename} holds NaN or infinity in {", ".join(list(faults)[:5])}{more}: '
+            f'checkpoint {filename} holds NaN or infinity in {first_of(list(faults))}: '
             f'the training that wrote it diverged; use an earlier one'
         )
 

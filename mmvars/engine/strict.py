@@ -29,7 +29,7 @@ from mmvars.engine.errors import building
 from mmvars.engine.resume import build_train_loop, progress_meta, resume_progress
 from mmvars.engine.samples import check_batch_size, check_pipelines
 from mmvars.engine.training_state import check_training_state, leave_out_unreadable
-from mmvars.errors import InputError
+from mmvars.errors import InputError, first_of
 from mmvars.networks import Trunk, rename_old_keys
 from mmvars.write import WriteError, whole_or_nothing, write_text
 
@@ -276,8 +276,8 @@ def check_fills_backbone(
     resampled = [name for name in filled if source.get(name) != target[name]]
     initial = [name for name in target if name not in filled]
     parts = [f'{len(filled) - len(resampled)} are those of the file']
-    parts += [f'{len(resampled)} resampled from it ({_first_of(resampled)})'] * bool(resampled)
-    parts += [f'{len(initial)} keep initial values ({_first_of(initial)})'] * bool(initial)
+    parts += [f'{len(resampled)} resampled from it ({first_of(resampled)})'] * bool(resampled)
+    parts += [f'{len(initial)} keep initial values ({first_of(initial)})'] * bool(initial)
     runner.logger.info(
         f'load_from: of the {len(target)} tensors of the backbone {", ".join(parts)}'
     )
@@ -381,11 +381,6 @@ def _network_shapes(state_dict: Mapping[str, Any]) -> dict[str, torch.Size]:
         name: getattr(state_dict[key], 'shape', ())
         for key, name in _network_names(state_dict).items()
     }
-
-
-def _first_of(names: Sequence[str]) -> str:
-    more = f' and {len(names) - 5} more' if len(names) > 5 else ''
-    return ', '.join(names[:5]) + more
 
 
 def _other_mixer(report: ConversionReport) -> str:
