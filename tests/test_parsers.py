@@ -61,7 +61,7 @@ def test_choices_are_those_of_the_library(monkeypatch) -> None:
     """They are written out in the parsers, which must not import it."""
     from mmvars.checkpoints.convert import TASKS
     from mmvars.checkpoints.formats import TARGETS
-    from mmvars.checkpoints.load import WEIGHTS
+    from mmvars.checkpoints.weights import WEIGHTS
     from mmvars.layers import MIXERS
     from mmvars.layers.mixers import PRESETS
     from mmvars.networks import MODELS

@@ -10,6 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from mmvars import __version__
+from mmvars.checkpoints.fit import (
+    GRID_RECORD,
+    NEW_PARTS,
+    check_parts,
+    fit_tensors,
+    load_tensors,
+    named_state,
+    shapes_of,
+    source_grids,
+    trunk_of,
+)
 from mmvars.checkpoints.formats import (
     TARGETS,
     Recorded,
@@ -21,25 +32,10 @@ from mmvars.checkpoints.formats import (
 )
 from mmvars.checkpoints.io import read_checkpoint, read_meta
 from mmvars.checkpoints.key_mapping import Shapes, mixers_seen
-from mmvars.checkpoints.load import (
-    GRID_RECORD,
-    NEW_PARTS,
-    Source,
-    check_constants,
-    check_mixer,
-    check_parts,
-    drop,
-    fit_tensors,
-    load_tensors,
-    name_tensors,
-    named_state,
-    select_weights,
-    shapes_of,
-    source_grids,
-    trunk_of,
-    with_prefix,
-)
+from mmvars.checkpoints.mixers import check_constants, check_mixer
+from mmvars.checkpoints.naming import Source, name_tensors
 from mmvars.checkpoints.report import ConversionReport, Status
+from mmvars.checkpoints.weights import drop, select_weights, with_prefix
 from mmvars.checkpoints.write import write_checkpoint
 from mmvars.errors import InputError, check_choice
 from mmvars.networks import ARCH_ZOO, MODELS, VisionTransformer, create_model, network_name
@@ -85,7 +81,7 @@ def convert_checkpoint(
     Args:
         source: Any file that :func:`~mmvars.checkpoints.read_checkpoint` reads.
         destination: ``.pth`` (``.pt``, ``.bin``) or ``.safetensors``.
-        weights: See :func:`~mmvars.checkpoints.load.select_weights`.
+        weights: See :func:`~mmvars.checkpoints.weights.select_weights`.
         prefix: What stands before the network's keys; others are left out.
         overwrite: Whether an existing destination may be replaced.
         arch, to, ignore, **options: See :func:`convert_state_dict`.

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvars.checkpoints.formats import mixer_meta, recorded_mixer
-from mmvars.checkpoints.load import check_constants
+from mmvars.checkpoints.mixers import check_constants
 from mmvars.checkpoints.report import ConversionReport
 from mmvars.engine.checkpoint_hook import told_by_main_process
 from mmvars.engine.resume import progress_meta, resume_progress

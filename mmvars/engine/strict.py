@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from mmvars.checkpoints.formats import MMVARS, mixer_meta, recorded_mixer
 from mmvars.checkpoints.io import read_meta, tensor_fault
 from mmvars.checkpoints.key_mapping import mixers_seen
-from mmvars.checkpoints.load import check_constants
+from mmvars.checkpoints.mixers import check_constants
 from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.engine.checkpoint_hook import KeepingCheckpointHook, told_by_main_process
 from mmvars.engine.errors import building

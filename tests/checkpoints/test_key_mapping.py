@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmvars.checkpoints.fit import named_state
 from mmvars.checkpoints.formats import (
     FORMATS,
     GFNET,
@@ -17,7 +18,6 @@ from mmvars.checkpoints.formats import (
     target_format,
 )
 from mmvars.checkpoints.key_mapping import Format, first_match, table
-from mmvars.checkpoints.load import named_state
 from mmvars.networks import MODELS, create_model
 
 SIZES = [

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmvars.checkpoints import convert_checkpoint, load_pretrained, read_checkpoint
-from mmvars.checkpoints.load import trunk_of
+from mmvars.checkpoints.fit import trunk_of
 from mmvars.checkpoints.report import Status
 from mmvars.errors import InputError
 from mmvars.networks import create_model

@@ -5,8 +5,8 @@ import argparse
 import pytest
 import torch
 
-from mmvars.checkpoints.load import select_weights
 from mmvars.checkpoints.report import ConversionReport, Status
+from mmvars.checkpoints.weights import select_weights
 from mmvars.errors import InputError
 
 RAW, AVERAGE = torch.tensor([1.0]), torch.tensor([2.0])
