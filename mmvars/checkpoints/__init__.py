@@ -3,6 +3,7 @@
 from mmvars.checkpoints.convert import Conversion, convert_checkpoint, convert_state_dict
 from mmvars.checkpoints.io import read_checkpoint
 from mmvars.checkpoints.load import load_heads, load_pretrained
+from mmvars.checkpoints.partial import trunk_record, write_partial
 from mmvars.checkpoints.report import CheckpointError, ConversionReport
 from mmvars.checkpoints.write import write_checkpoint
 
@@ -15,5 +16,7 @@ __all__ = [
     'load_heads',
     'load_pretrained',
     'read_checkpoint',
+    'trunk_record',
     'write_checkpoint',
+    'write_partial',
 ]

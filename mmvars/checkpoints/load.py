@@ -19,6 +19,7 @@ from mmvars.checkpoints.formats import MMVARS, recorded_mixer
 from mmvars.checkpoints.io import read_checkpoint, read_meta
 from mmvars.checkpoints.mixers import check_constants, check_mixer
 from mmvars.checkpoints.naming import Source, name_tensors
+from mmvars.checkpoints.partial import check_trunk, recorded_trunk
 from mmvars.checkpoints.report import ConversionReport
 from mmvars.checkpoints.weights import drop, select_weights, with_prefix
 from mmvars.errors import InputError
@@ -46,7 +47,9 @@ def load_pretrained(
     """Fill every tensor of ``module`` from a file, or change nothing and say why not.
 
     Tensors for another patch grid (positions, static dictionaries, filters, masks) are resampled,
-    each by the rule of its module. Files of mmvars 0.1 are read too.
+    each by the rule of its module. Files of mmvars 0.1 are read too. A file that holds a part of a
+    network, such as its decoders, says so, and leaves everything else as it is; the trunk must be
+    the one that it names (:mod:`mmvars.checkpoints.partial`).
 
     Args:
         module: A network of :func:`~mmvars.networks.create_model`, or a backbone that holds one.
@@ -66,7 +69,8 @@ def load_pretrained(
 
     Raises:
         InputError: If the file cannot be read, does not fit (with all its problems at once), or
-            was made with another token mixer or other constants than the network's.
+            was made with another token mixer, other constants or (a part) another trunk than the
+            network's.
         TypeError: If ``module`` holds no network of mmvars.
     """
     network = getattr(module, 'network', module)
@@ -96,9 +100,13 @@ def load_pretrained(
     if names is not MMVARS and any(name != f'trunk.{each.key}' for name, each in sources.items()):
         raise InputError(f'{report.title}: the file has the names of: {names.title}. {_REMEDY}')
     check_mixer(network, sources, report.title)
-    check_constants(
-        trunk, recorded_mixer(read_meta(path, content), report.title), report, allow_constants
-    )
+    meta = read_meta(path, content)
+    check_constants(trunk, recorded_mixer(meta, report.title), report, allow_constants)
+    new_note = 'not in the file; keeps its initial values, as allowed'
+    if (record := recorded_trunk(meta, report.title)) is not None:
+        check_trunk(network, record, sources, report.title)
+        new_parts = [name for name in current if name not in sources]
+        new_note = 'not in the file, which holds a part; keeps its value'
     if isinstance(trunk.head, nn.Identity):
         sources = drop(
             sources,
@@ -106,9 +114,7 @@ def load_pretrained(
             'classifier, which the module does not have',
             [name for name in sources if name.startswith('trunk.head.')],
         )
-    fitted = fit_tensors(
-        network, sources, report, new_parts, 'not in the file; keeps its initial values, as allowed'
-    )
+    fitted = fit_tensors(network, sources, report, new_parts, new_note)
     report.raise_problems(_REMEDY)
     load_tensors(network, fitted, current)
     _log.info(report.summary())

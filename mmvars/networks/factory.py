@@ -175,6 +175,7 @@ def create_model(
         raise InputError(f'{name} has a mixer of its own: leave {" and ".join(refused)} out')
     parts = {key: value for key, value in parts.items() if key in known}
     trunk = trunk_class(**arguments | parts | overrides)
+    trunk.name = base
     if channels_last:
         for module in trunk.modules():
             if isinstance(module, nn.Conv2d):

@@ -48,6 +48,7 @@ class Trunk(nn.Module):
             activations.
 
     Attributes:
+        name: What it was built by, such as ``'vit_tiny'``, for messages; empty if by no name.
         embed_dim: Width of the last block.
         fc_norm: Norm after the pooling.
         head: The classifier.
@@ -67,6 +68,7 @@ class Trunk(nn.Module):
     embed_dim: int
     fc_norm: nn.Module
     head: nn.Module
+    name = ''
     num_prefix = 0
     num_block_prefix = 0
     num_pooled: int | None = None
