@@ -10,7 +10,17 @@ from mmvars.errors import InputError
 from mmvars.models.backbones import FAN, RVT, VARS, AbSViT, GFNet, ViT
 from mmvars.registry import MODELS
 
-__all__ = ['FAN', 'RVT', 'VARS', 'AbSViT', 'EncoderDecoder', 'GFNet', 'ImageClassifier', 'ViT']
+__all__ = [
+    'FAN',
+    'RVT',
+    'VARS',
+    'AbSViT',
+    'EncoderDecoder',
+    'GFNet',
+    'ImageClassifier',
+    'LinearHead',
+    'ViT',
+]
 
 
 def _unavailable(model: str, framework: str, cause: Exception) -> Any:
@@ -30,7 +40,9 @@ try:
     import mmseg.models
 except Exception as error:  # not only ImportError: frameworks assert the versions they accept
     EncoderDecoder = _unavailable('EncoderDecoder', 'mmseg', error)
+    LinearHead = _unavailable('LinearHead', 'mmseg', error)
 else:
+    from mmvars.models.heads import LinearHead
     from mmvars.models.segmentors import EncoderDecoder
 
 try:

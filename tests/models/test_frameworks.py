@@ -358,3 +358,21 @@ def test_the_models_are_in_the_package():
 
     assert type(EncoderDecoder) is type(ImageClassifier)
     assert MODELS.get('mmvars.ImageClassifier') is ImageClassifier
+
+
+def test_the_linear_head_is_a_batch_norm_and_a_linear_map(tiny_arch, seg_samples):
+    """Of one map, or of several side by side; it takes its channels from the backbone."""
+    pytest.importorskip('mmseg.models', exc_type=ImportError)
+    model = dict(
+        type='mmvars.EncoderDecoder',
+        backbone=dict(type='mmvars.ViT', arch=tiny_arch, img_size=64, out_indices=(0, 2)),
+        decode_head=dict(type='mmvars.LinearHead', num_classes=3, norm_cfg=dict(type='BN')),
+    )
+    (first, last) = maps = [torch.randn(2, 48, 4, 6), torch.randn(2, 48, 4, 6)]
+    both = dict(in_index=[0, 1], input_transform='resize_concat')
+    for options, expected_input in (({}, last), (both, torch.cat([first, last], dim=1))):
+        head = MODELS.build(model | dict(decode_head=model['decode_head'] | options)).decode_head
+        mean, var = expected_input.mean((0, 2, 3)), expected_input.var((0, 2, 3), unbiased=False)
+        tokens = (expected_input.movedim(1, -1) - mean) / (var + 1e-5).sqrt()
+        logits = tokens @ head.conv_seg.weight.flatten(1).T + head.conv_seg.bias
+        torch.testing.assert_close(head.train()(maps), logits.movedim(-1, 1))
