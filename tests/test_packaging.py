@@ -68,12 +68,14 @@ def test_types_and_published_numbers_are_in_the_wheel(wheel) -> None:
     assert 'mmvars/.mim/tools/compare_runs.py' in names
 
 
-def test_the_mini_data_set_is_in_the_wheel(wheel, repo) -> None:
+def test_the_embedded_data_sets_are_in_the_wheel(wheel, repo) -> None:
     names = set(wheel.namelist())
-    data = repo / 'mmvars' / 'data' / 'mini'
-    files = [p.relative_to(repo).as_posix() for p in data.rglob('*') if p.is_file()]
-    assert len(files) >= 64 * 2 * 3  # images and labels of 64 scenes in three layouts
-    assert not [f for f in files if f not in names]
+    for folder, least in (('mini', 64 * 2 * 3), ('photos', 32 * 2 + 2)):  # images and labels
+        data = repo / 'mmvars' / 'data' / folder
+        paths = [p for p in data.rglob('*') if p.is_file() and '__pycache__' not in p.parts]
+        assert len(paths) >= least
+        files = [path.relative_to(repo).as_posix() for path in paths]
+        assert not [f for f in files if f not in names]
 
 
 def test_the_model_index_leads_to_metafiles(wheel) -> None:

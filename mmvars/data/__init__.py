@@ -1,20 +1,31 @@
-"""The embedded mini data set: 64 rendered scenes in the layouts of the public data sets.
+"""The embedded data sets, with which the whole chain can be tried without a download.
 
-Synthetic, so that the whole chain can be tried within minutes and without a download. No accuracy
-claim follows from it; ``mini/README.md`` says where everything comes from.
+``mini``: 64 rendered scenes in the layouts of the public data sets. ``photos``: 32 photographs. No
+accuracy claim follows from either; their READMEs say where everything comes from.
 """
 
 from pathlib import Path
 
 from mmvars.errors import InputError, check_choice
 
-__all__ = ['LAYOUTS', 'mini_root']
+__all__ = ['LAYOUTS', 'PHOTO_CLASSES', 'mini_root', 'photos_root']
 
 LAYOUTS = ('ade20k', 'cityscapes', 'voc12', 'imagenet')
+PHOTO_CLASSES = (
+    'person',
+    'animal',
+    'vehicle',
+    'food',
+    'furniture',
+    'plant',
+    'ground',
+    'sky',
+    'building',
+)
 
 
 def mini_root(layout: str) -> str:
-    """Return the absolute path of the embedded set in one layout, for ``data_root``.
+    """Return the absolute path of the rendered scenes in one layout, for ``data_root``.
 
     Args:
         layout: ``'ade20k'``, ``'cityscapes'``, ``'voc12'`` or ``'imagenet'``.
@@ -23,10 +34,25 @@ def mini_root(layout: str) -> str:
         InputError: If there is no such layout, or if its files are not where they belong.
     """
     check_choice('layout', layout, LAYOUTS)
-    root = Path(__file__).resolve().parent / 'mini' / layout
+    return _folder(f'mini/{layout}')
+
+
+def photos_root() -> str:
+    """Return the absolute path of the photographs: ``{images,labels}/{train,val}``.
+
+    The labels count :data:`PHOTO_CLASSES` from 0; 255 is ignored.
+
+    Raises:
+        InputError: If its files are not where they belong.
+    """
+    return _folder('photos')
+
+
+def _folder(name: str) -> str:
+    root = Path(__file__).resolve().parent / name
     if not root.is_dir():
         raise InputError(
-            f'the mini data set is missing: {str(root)!r} does not exist; install '
+            f'an embedded data set is missing: {str(root)!r} does not exist; install '
             'mmvars again, or make it with tools/dataset_converters'
         )
     return str(root)
