@@ -29,7 +29,7 @@ OPENMMLAB = [
     'setuptools<81',
 ]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
-# peft is for the tests of LoRA; mmpretrain may not import beside the transformers 5 it brings.
+LORA = ['peft', 'transformers<5']  # mmpretrain may not import beside the 5 that peft brings
 DEV = [
     'pytest',
     'pytest-xdist',
@@ -37,8 +37,7 @@ DEV = [
     'mypy',
     'scikit-learn',
     'tensorboard',
-    'peft',
-    'transformers<5',
+    *LORA,
     *EXPORT,
 ]
 
@@ -107,6 +106,7 @@ setup(
         'onedl': ['torchvision', *ONEDL],
         'openmmlab': ['torchvision', *OPENMMLAB],
         'export': EXPORT,
+        'lora': LORA,
         'dev': DEV,
         'dev-onedl': ['torchao'],  # for the tests of quantization; not with torch 2.4
     },

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from mmvars.errors import check_choice
 from mmvars.models.arguments import build_network, prompt_arguments, register_backbone
 from mmvars.models.base import Backbone
+from mmvars.models.transfer import BOTTOM_UP_TRANSFERS, TRANSFERS
 from mmvars.networks import TOP_DOWN_DESIGNS
 
 __all__ = ['FAN', 'RVT', 'VARS', 'AbSViT', 'GFNet', 'ViT']
 
 _VARS_TRUNKS = ('rvt', 'deit_convstem', 'gfnet', 'gfnet_convstem')
-_PROMPTS = ('prompt_embeddings', 'deep_prompt_embeddings')
 
 
 @register_backbone
@@ -35,9 +35,13 @@ class ViT(Backbone):
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Gradient checkpointing, block by block.
         transfer: What of the backbone trains: ``'end2end'`` everything, ``'linear'`` nothing,
-            ``'prompt'`` the prompts. Heads always train.
+            ``'bias'`` its bias vectors, ``'prompt'`` the prompts, ``'lora'`` low-rank updates of
+            its attention. Heads always train. With all but the first ``drop_path_rate`` is off.
         prompt_cfg: For ``transfer='prompt'``: ``num_tokens`` (50), ``deep`` (True), ``dropout``
             (0.).
+        lora_cfg: For ``transfer='lora'``: arguments of peft's ``LoraConfig``, such as ``r`` (4),
+            ``lora_alpha``, ``lora_dropout``, ``target_modules`` (the projections of queries, keys
+            and values). Needs ``pip install "mmvars[lora]"``.
         channels_last: Store the weights of convolutions in ``torch.channels_last``.
 
     Raises:
@@ -59,9 +63,9 @@ class ViT(Backbone):
         prompt_cfg: dict | None = None,
         init_cfg: dict | list[dict] | None = None,
         channels_last: bool = False,
+        lora_cfg: dict | None = None,
     ) -> None:
-        trainable = {'end2end': None, 'linear': (), 'prompt': _PROMPTS}
-        check_choice('transfer', transfer, trainable)
+        check_choice('transfer', transfer, BOTTOM_UP_TRANSFERS)
         network = build_network(
             arch,
             ('vit',),
@@ -73,7 +77,7 @@ class ViT(Backbone):
             **prompt_arguments(transfer, prompt_cfg),
         )
         super().__init__(
-            network, out_indices, out_type, final_norm, frozen_stages, init_cfg, trainable[transfer]
+            network, out_indices, out_type, final_norm, frozen_stages, init_cfg, transfer, lora_cfg
         )
 
 
@@ -91,9 +95,11 @@ class AbSViT(Backbone):
         out_indices, out_type, final_norm, frozen_stages, init_cfg: See
             :class:`~mmvars.models.base.Backbone`. A plain ViT's file needs
             ``allow_new=('prior', 'feedback')``.
-        transfer: As for :class:`ViT`, where ``'prompt'`` trains the prior too; ``'top-down'``
-            trains prior and feedback.
+        transfer: As for :class:`ViT`, where all but ``'linear'`` train the prior too;
+            ``'top-down'`` trains prior and feedback, ``'top-down-lite'`` prior, gates and low-rank
+            updates of the decoders.
         prompt_cfg: As for :class:`ViT`, on ViT sizes.
+        lora_cfg: As for :class:`ViT`, for ``'top-down-lite'`` too.
         mixer, mixer_cfg: As for :class:`VARS`; ``mixer=None`` for the trunk's own.
         design: ``'absvit'``, or one of its rivals: ``'absvit_qkv'`` (signal on query, key and
             value; Table 2.5), ``'feedback'`` (no reweighting), ``'mask_attention'`` (the mask on
@@ -137,14 +143,9 @@ class AbSViT(Backbone):
         reconstruction_loss_weight: float = 0.0,
         double_value_bias: bool = True,
         channels_last: bool = False,
+        lora_cfg: dict | None = None,
     ) -> None:
-        trainable = {
-            'end2end': None,
-            'linear': (),
-            'top-down': ('prior.', 'feedback.'),
-            'prompt': ('prior.', *(f'trunk.{name}' for name in _PROMPTS)),
-        }
-        check_choice('transfer', transfer, trainable)
+        check_choice('transfer', transfer, TRANSFERS)
         check_choice('design', design, TOP_DOWN_DESIGNS)
         network = build_network(
             arch,
@@ -171,7 +172,8 @@ class AbSViT(Backbone):
             final_norm,
             frozen_stages,
             init_cfg,
-            trainable[transfer],
+            transfer,
+            lora_cfg,
             reconstruction_loss_weight,
         )
 
@@ -200,6 +202,7 @@ class VARS(Backbone):
         in_channels, drop_path_rate, with_cp, channels_last: As for :class:`ViT`.
         out_indices, out_type, final_norm, frozen_stages, init_cfg: See
             :class:`~mmvars.models.base.Backbone`.
+        transfer, lora_cfg: As for :class:`ViT`; there are no prompts.
     """
 
     def __init__(
@@ -217,6 +220,8 @@ class VARS(Backbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         channels_last: bool = False,
+        transfer: str = 'end2end',
+        lora_cfg: dict | None = None,
     ) -> None:
         network = build_network(
             arch,
@@ -229,7 +234,9 @@ class VARS(Backbone):
             mixer=mixer,
             mixer_cfg=mixer_cfg,
         )
-        super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)
+        super().__init__(
+            network, out_indices, out_type, final_norm, frozen_stages, init_cfg, transfer, lora_cfg
+        )
 
 
 @register_backbone
@@ -259,6 +266,8 @@ class RVT(Backbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         channels_last: bool = False,
+        transfer: str = 'end2end',
+        lora_cfg: dict | None = None,
     ) -> None:
         network = build_network(
             arch,
@@ -271,7 +280,9 @@ class RVT(Backbone):
             mixer=mixer,
             mixer_cfg=mixer_cfg,
         )
-        super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)
+        super().__init__(
+            network, out_indices, out_type, final_norm, frozen_stages, init_cfg, transfer, lora_cfg
+        )
 
 
 @register_backbone
@@ -300,6 +311,8 @@ class GFNet(Backbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         channels_last: bool = False,
+        transfer: str = 'end2end',
+        lora_cfg: dict | None = None,
     ) -> None:
         network = build_network(
             arch,
@@ -312,7 +325,9 @@ class GFNet(Backbone):
             mixer=mixer,
             mixer_cfg=mixer_cfg,
         )
-        super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)
+        super().__init__(
+            network, out_indices, out_type, final_norm, frozen_stages, init_cfg, transfer, lora_cfg
+        )
 
 
 @register_backbone
@@ -327,6 +342,7 @@ class FAN(Backbone):
             ``num_heads`` and optionally ``mlp_ratio``.
         img_size: Checked as in all backbones; nothing depends on it.
         drop_path_rate: Stochastic depth, the same in all blocks.
+        transfer, lora_cfg: As for :class:`ViT`; there are no prompts.
 
     All other arguments are as for :class:`ViT`.
     """
@@ -344,8 +360,12 @@ class FAN(Backbone):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         channels_last: bool = False,
+        transfer: str = 'end2end',
+        lora_cfg: dict | None = None,
     ) -> None:
         network = build_network(
             arch, ('fan',), img_size, in_channels, drop_path_rate, with_cp, channels_last
         )
-        super().__init__(network, out_indices, out_type, final_norm, frozen_stages, init_cfg)
+        super().__init__(
+            network, out_indices, out_type, final_norm, frozen_stages, init_cfg, transfer, lora_cfg
+        )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmvars.checkpoints import load_pretrained
 from mmvars.errors import InputError, check_choice, check_flag, check_number
 from mmvars.models.arguments import split_init_cfg
+from mmvars.models.transfer import added_names, apply_transfer
 from mmvars.networks import PerceiverIO, TopDown, Trunk, TrunkOutput
 
 __all__ = ['Backbone', 'BackboneTrainOutput']
@@ -52,7 +53,10 @@ class Backbone(BaseModule):
             does not fill this backbone is an error. ``allow_new`` lists key prefixes that the file
             may lack, ``allow_constants`` options of the mixer (such as ``'num_steps'``) in which
             the file's record may differ.
-        trainable: Prefixes of the only parameters of the network that train; ``None``: all.
+        transfer: What trains, a key of :data:`~mmvars.models.transfer.TRANSFERS`. Unless it is
+            ``'end2end'``, the trunk stays in eval mode: no stochastic depth, and batch norms keep
+            their statistics.
+        lora_cfg: See :func:`~mmvars.models.transfer.apply_transfer`.
         reconstruction_loss_weight: Weight of the summed layer-wise reconstruction loss (Eq. 2.13)
             in training with ``mmvars.EncoderDecoder`` and ``mmvars.ImageClassifier``.
 
@@ -75,7 +79,8 @@ class Backbone(BaseModule):
         final_norm: bool,
         frozen_stages: int,
         init_cfg: Any,
-        trainable: Sequence[str] | None = None,
+        transfer: str = 'end2end',
+        lora_cfg: dict | None = None,
         reconstruction_loss_weight: float = 0.0,
     ) -> None:
         self._pretrained, others = split_init_cfg(init_cfg)
@@ -127,9 +132,9 @@ class Backbone(BaseModule):
                 f"'feedback' have: leave it at 0"
             )
         self.reconstruction_loss_weight = reconstruction_loss_weight
-        if trainable is not None:
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(name.startswith(tuple(trainable)))
+        self.transfer = transfer
+        apply_transfer(network, transfer, lora_cfg)
+        self._check_what_trains()
         for part in self._frozen_parts() + self._unused_parts(decoders):
             part.requires_grad_(False)
 
@@ -261,13 +266,24 @@ class Backbone(BaseModule):
                 logger='current',
             )
         if self._pretrained is not None:
-            print_log(load_pretrained(self, **self._pretrained).summary(), logger='current')
+            allow_new = self._pretrained.get('allow_new', ())
+            allow_new = [allow_new] if isinstance(allow_new, str) else [*allow_new]
+            arguments = self._pretrained | dict(allow_new=allow_new + added_names(self.network))
+            print_log(load_pretrained(self, **arguments).summary(), logger='current')
 
     def train(self, mode: bool = True) -> 'Backbone':
         super().train(mode)
-        for part in self._frozen_parts():
+        frozen = self._frozen_parts()
+        if (
+            self.transfer != 'end2end'
+        ):  # not the trunk itself, whose checkpointing asks for its mode
+            frozen += self.trunk.children()
+        for part in frozen:
             if isinstance(part, nn.Module):
                 part.eval()
+        for name, module in self.trunk.named_modules():
+            if name.endswith(('prompt_dropout', '.lora_dropout')):
+                module.train(mode)
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -312,6 +328,22 @@ class Backbone(BaseModule):
                 f'this mmvars.{type(self).__name__} has a single pass: call forward instead'
             )
         return self.network
+
+    def _check_what_trains(self) -> None:
+        """Refuse options that act on nothing that trains."""
+        if self.frozen_stages >= 0 and self.transfer not in ('end2end', 'bias', 'lora'):
+            raise InputError(
+                f'frozen_stages={self.frozen_stages} has no use with transfer={self.transfer!r}, '
+                'which freezes the whole trunk: leave it out'
+            )
+        feedback: Any = getattr(self.network, 'feedback', None)
+        if self.reconstruction_loss_weight and not any(
+            parameter.requires_grad for parameter in feedback.parameters()
+        ):
+            raise InputError(
+                f'reconstruction_loss_weight ({self.reconstruction_loss_weight:g}) needs decoders '
+                f'that train, and transfer={self.transfer!r} freezes them: leave it at 0'
+            )
 
     def _frozen_parts(self) -> list[Any]:
         """Modules and parameters of the frozen stages."""

@@ -237,7 +237,9 @@ def test_a_mistake_survives_the_registry(tiny_arch):
 
 
 def test_top_down_transfer_is_not_for_the_plain_twin():
-    with pytest.raises(InputError, match='transfer must be one of end2end, linear, prompt; got'):
+    with pytest.raises(
+        InputError, match='transfer must be one of end2end, linear, bias, prompt, lora; got'
+    ):
         ViT(transfer='top-down')
 
 
@@ -410,6 +412,7 @@ class TestInitCfg:
         backbone = AbSViT(arch=tiny_arch, img_size=64, init_cfg=dict(entry, checkpoint='x.pth'))
         backbone.init_weights()
         entry = {key: value for key, value in entry.items() if key != 'type'}
+        entry['allow_new'] = [*entry.get('allow_new', ())]
         assert calls == [(backbone, 'x.pth', entry)]
 
     def test_other_entries_are_mmengines(self, tiny_arch):
