@@ -57,11 +57,21 @@ class Prior(nn.Module):
 
     Args:
         embed_dim: Width C of the vectors.
+        has_center: Whether tokens are compared with the prior after ``center`` was subtracted.
+
+    Attributes:
+        center: Buffer ``(C,)``, zeros at first, or ``None``. ``mmvars pretune`` fills it with the
+            mean output token: a large part that all tokens of a pretrained network share would
+            make their cosines alike. The priors are then differences from it, too. The thesis,
+            which trains the network together with its prior, does without.
     """
 
-    def __init__(self, embed_dim: int) -> None:
+    center: Tensor | None
+
+    def __init__(self, embed_dim: int, has_center: bool = False) -> None:
         super().__init__()
         self.embed_dim = embed_dim
+        self.register_buffer('center', torch.zeros(embed_dim) if has_center else None)
 
     def forward(self, requested: Tensor | None, batch_size: int) -> Tensor:
         """The prior of each image.
@@ -120,8 +130,8 @@ class Prior(nn.Module):
 class LearnedQuery(Prior):
     """One vector, learned with the network: the prior of the released classifiers (xi)."""
 
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__(embed_dim)
+    def __init__(self, embed_dim: int, has_center: bool = False) -> None:
+        super().__init__(embed_dim, has_center)
         self.query = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.query)
 
@@ -136,6 +146,7 @@ class ClassPrototype(Prior):
     Args:
         embed_dim: Width C.
         num_classes: Rows K of the table.
+        has_center: See :class:`Prior`.
 
     Attributes:
         prototypes: Buffer ``(K, C)``, to be loaded or copied from a classifier.
@@ -143,15 +154,15 @@ class ClassPrototype(Prior):
 
     prototypes: Tensor
 
-    def __init__(self, embed_dim: int, num_classes: int) -> None:
-        super().__init__(embed_dim)
+    def __init__(self, embed_dim: int, num_classes: int, has_center: bool = False) -> None:
+        super().__init__(embed_dim, has_center)
         check_number('num_classes of the class prototypes', num_classes, 1, 1_000_000, whole=True)
         self.register_buffer('prototypes', torch.zeros(num_classes, embed_dim))
 
     @classmethod
-    def from_classifier(cls, classifier: nn.Linear) -> 'ClassPrototype':
+    def from_classifier(cls, classifier: nn.Linear, has_center: bool = False) -> 'ClassPrototype':
         """A copy of the weight ``(K, C)`` of a linear classifier."""
-        prior = cls(classifier.in_features, classifier.out_features)
+        prior = cls(classifier.in_features, classifier.out_features, has_center)
         prior.prototypes.copy_(classifier.weight.detach())
         return prior
 
@@ -192,14 +203,20 @@ class LayerDecoder(nn.Module):
 
     Args:
         embed_dim: Channels C.
+        gated: Whether it has a ``gate`` ``(1,)``, which starts at zero, and a ``to_value`` that
+            starts as the identity, see :class:`Feedback`.
     """
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, gated: bool = False) -> None:
         super().__init__()
         self.to_below = nn.Linear(embed_dim, embed_dim, bias=False)
         self.to_value = nn.Linear(embed_dim, embed_dim, bias=False)
         trunc_normal_(self.to_below.weight, std=0.02)
-        trunc_normal_(self.to_value.weight, std=0.02)
+        if gated:
+            nn.init.eye_(self.to_value.weight)
+            self.gate = nn.Parameter(torch.zeros(1))
+        else:
+            trunc_normal_(self.to_value.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """From the signal ``(B, N, C)`` of the block above to that of this block, and its top-down
@@ -231,19 +248,28 @@ class Feedback(Fusible):
     With s_L the weighted output tokens: ``s_l = s_{l+1} A_l'`` and top-down input
     ``t_l = s_l B_l'``, where A is ``to_below`` and B is ``to_value`` of block l.
 
+    With ``gated``, for trunks that were trained without feedback,
+    ``t_l = tanh(g_l) w LN(s_l B_l')``: s_L are the output tokens as they are, w their weights times
+    alpha, LN a layer norm without weights of its own, and g one gate a block. The gates start at
+    zero, so that the network starts as its trunk, and with ``alpha=0`` it is its trunk. The norm
+    gives the signal the size of the tokens that it is added to; the weights come after it, which
+    would undo them. The thesis has neither gate nor norm: its networks learn with the feedback on.
+
     ``fuse()`` multiplies the linear maps out: ``t_l = s_L (B_l A_l ... A_{L-1})'`` costs one
     product of the tokens a block instead of two.
 
     Args:
         widths: Channels of each block.
         strides: Stride of each block; where it changes, a transposed convolution leads across.
+        gated: See above; for blocks of one stride.
     """
 
     decoders: Any  # a ModuleList of LayerDecoder
 
-    def __init__(self, widths: Sequence[int], strides: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], strides: Sequence[int], gated: bool = False) -> None:
         super().__init__()
-        self.decoders = nn.ModuleList(map(LayerDecoder, widths))
+        self.gated = gated
+        self.decoders = nn.ModuleList(LayerDecoder(width, gated) for width in widths)
         # Entry i leads from block i + 1 to block i.
         self.upsamples = nn.ModuleDict(
             {
@@ -260,21 +286,29 @@ class Feedback(Fusible):
 
         Args:
             tokens: ``(B, N, C)``, laid out as in the last block.
-            weights: ``(B, N, 1)``; not used, they are in the tokens already.
+            weights: ``(B, N, 1)``, scaled by alpha.
             grids: Layout of each block.
 
         Returns:
             L top-down inputs in the order of the blocks, ``(B, N, C)`` of each block.
         """
+        if not self.gated:
+            tokens = weights * tokens
+        signals: list[Tensor] = []
         if self.is_fused and self.can_use_fused():
-            return self._forward_fused(tokens, grids)
-        top_down = []
-        for index in reversed(range(len(self.decoders))):
-            if str(index) in self.upsamples:
-                tokens = self.upsamples[str(index)](tokens, grids[index + 1], grids[index])
-            tokens, signal = self.decoders[index](tokens)
-            top_down.append(signal)
-        return tuple(reversed(top_down))
+            signals = self._forward_fused(tokens, grids)
+        else:
+            for index in reversed(range(len(self.decoders))):
+                if str(index) in self.upsamples:
+                    tokens = self.upsamples[str(index)](tokens, grids[index + 1], grids[index])
+                tokens, signal = self.decoders[index](tokens)
+                signals.insert(0, signal)
+        if not self.gated:
+            return tuple(signals)
+        return tuple(
+            decoder.gate.tanh() * weights * F.layer_norm(signal, signal.shape[-1:])
+            for decoder, signal in zip(self.decoders, signals, strict=True)
+        )
 
     def reconstruction_errors(self, block_io: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Layer-wise reconstruction loss (Eq. 2.13, first term) of each block: ``(L,)``.
@@ -326,14 +360,14 @@ class Feedback(Fusible):
                 products[f'chain_{index}'] = chain
         return products
 
-    def _forward_fused(self, tokens: Tensor, grids: Sequence[TokenGrid]) -> tuple[Tensor, ...]:
-        top_down = []
+    def _forward_fused(self, tokens: Tensor, grids: Sequence[TokenGrid]) -> list[Tensor]:
+        signals: list[Tensor] = []
         for index in reversed(range(len(self.decoders))):
             if str(index) in self.upsamples:
                 tokens = F.linear(tokens, self.fused[f'chain_{index + 1}'])
                 tokens = self.upsamples[str(index)](tokens, grids[index + 1], grids[index])
-            top_down.append(F.linear(tokens, self.fused[f'value_{index}']))
-        return tuple(reversed(top_down))
+            signals.insert(0, F.linear(tokens, self.fused[f'value_{index}']))
+        return signals
 
 
 class MaskFeedback(nn.Module):

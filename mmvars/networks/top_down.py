@@ -55,9 +55,10 @@ class TopDownOutput(NamedTuple):
 class TopDown(nn.Module):
     """Analysis by synthesis around a trunk (Section 2.5), and two of its rivals (Table 2.3).
 
-    1. The first pass of the trunk gives tokens z. 2. z is weighted by its clamped cosine similarity
-    with the prior, times ``alpha``. 3. The feedback turns it into one top-down input a block. 4.
-    The second pass runs the same blocks on the same embedded images, each with its top-down input.
+    1. The first pass of the trunk gives tokens z. 2. Their weights are their clamped cosine
+    similarity with the prior, times ``alpha``. 3. The feedback turns the weighted tokens into one
+    top-down input a block. 4. The second pass runs the same blocks on the same embedded images,
+    each with its top-down input.
 
     ===========  =====  =====================  ==============================
     design       prior  feedback               ``injection`` of the mixers
@@ -189,17 +190,20 @@ class TopDown(nn.Module):
         second = first.output
         for number in range(2, self.num_passes + 1):
             last = number == self.num_passes
-            # A class token that the blocks do not see is not fed back.
-            tokens = second.tokens[:, second.grid.num_prefix - grids[-1].num_prefix :]
+            tokens = second.tokens
+            if second.grid.num_prefix != grids[-1].num_prefix:
+                # A class token that the blocks do not see is not fed back.
+                tokens = tokens[:, second.grid.num_prefix - grids[-1].num_prefix :]
             if second.grid[:2] != grids[-1][:2]:  # a first pass at another scale
                 layout = second.grid._replace(num_prefix=grids[-1].num_prefix)
                 tokens = resample_tokens(tokens, layout, grids[-1])
-            weights = (
-                tokens.new_ones(*tokens.shape[:2], 1)
-                if self.prior is None
-                else token_weights(tokens, self.prior(prior, tokens.shape[0]))
-            )
-            top_down = self.feedback(scale * weights * tokens, weights, grids)
+            if self.prior is None:
+                weights = tokens.new_ones(*tokens.shape[:2], 1)
+            else:
+                center = self.prior.center
+                compared = tokens if center is None else tokens - center
+                weights = token_weights(compared, self.prior(prior, tokens.shape[0]))
+            top_down = self.feedback(tokens, scale * weights, grids)
             second = self.trunk.forward_blocks(
                 first.embedded,
                 first.grid,
@@ -238,7 +242,7 @@ class TopDown(nn.Module):
 
     def _scaled(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        if min(height, width) * self.first_pass_scale < self.trunk.patch_embed.patch_size:
+        if min(height, width) * self.first_pass_scale < self.trunk.strides[0]:
             raise InputError(
                 f'first_pass_scale={self.first_pass_scale:g} makes images of {height}x'
                 f'{width} pixels smaller than one patch: use larger images, or build '
@@ -305,7 +309,9 @@ class PerceiverIO(nn.Module):
             )
         first = self.trunk(images, out_indices, pooled_only)
         scale = self.alpha if alpha is None else _per_image(alpha, first.tokens)
-        weights = token_weights(first.tokens, self.prior(prior, images.shape[0]))
+        center = self.prior.center
+        compared = first.tokens if center is None else first.tokens - center
+        weights = token_weights(compared, self.prior(prior, images.shape[0]))
         second = first._replace(tokens=scale * weights * first.tokens)
         return TopDownOutput(second, first, weights)
 

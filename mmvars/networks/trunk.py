@@ -14,7 +14,7 @@ from mmvars.errors import InputError, check_flag
 from mmvars.layers import PatchEmbed, TokenGrid, fuse, unfuse
 from mmvars.networks.old_keys import rename_entries
 
-__all__ = ['Trunk', 'TrunkOutput']
+__all__ = ['Trunk', 'TrunkOutput', 'checkpointed']
 
 
 class TrunkOutput(NamedTuple):
@@ -49,6 +49,8 @@ class Trunk(nn.Module):
 
     Attributes:
         name: What it was built by, such as ``'vit_tiny'``, for messages; empty if by no name.
+        has_gated_feedback: Whether feedback starts switched off, see
+            :class:`~mmvars.networks.Feedback`.
         embed_dim: Width of the last block.
         fc_norm: Norm after the pooling.
         head: The classifier.
@@ -69,6 +71,7 @@ class Trunk(nn.Module):
     fc_norm: nn.Module
     head: nn.Module
     name = ''
+    has_gated_feedback = False
     num_prefix = 0
     num_block_prefix = 0
     num_pooled: int | None = None
@@ -91,6 +94,16 @@ class Trunk(nn.Module):
     def widths(self) -> tuple[int, ...]:
         """Channels after each block."""
         return (self.embed_dim,) * self.depth
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        return self.patch_embed.in_chans
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first output token is a class token."""
+        return self.num_prefix > 0
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -143,7 +156,7 @@ class Trunk(nn.Module):
                 block_input = self.top_down_tokens(block_input)
             num_queries = self.num_pooled if pooled_only and last else None
             if self.grad_checkpointing and self.training:
-                tokens = _checkpointed(block, block_input, grid, signal, num_queries)
+                tokens = checkpointed(block, block_input, grid, signal, num_queries)
             else:
                 tokens = block(block_input, grid, signal, num_queries)
             if index in out_indices:
@@ -191,6 +204,15 @@ class Trunk(nn.Module):
         """The modules that run for block ``index``: the block, and what leads to it alone."""
         return [self.blocks[index]]
 
+    def embed_modules(self) -> list[Any]:
+        """Modules and parameters before the first block."""
+        parts = [getattr(self, name, None) for name in ('patch_embed', 'cls_token', 'pos_embed')]
+        return [part for part in parts if part is not None]
+
+    def pool_modules(self) -> list[Any]:
+        """Modules that :meth:`pool` has and dense features do not need."""
+        return []
+
     def layer_id(self, name: str) -> int | None:
         """The block that a parameter belongs to by its name; ``None`` for embedding and head."""
         parts = name.split('.')
@@ -225,7 +247,7 @@ class Trunk(nn.Module):
         return self
 
 
-def _checkpointed(block: nn.Module, *inputs: Any) -> Tensor:
+def checkpointed(block: nn.Module, *inputs: Any) -> Tensor:
     """``block(*inputs)``, recomputed in the backward pass instead of stored.
 
     Non-reentrant, so that frozen inputs and DDP work. A block's batch norms see every batch twice

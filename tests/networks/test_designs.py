@@ -171,7 +171,7 @@ def test_rounds_of_feedback_continue_from_the_last_pass():
     tokens, grid = two.trunk.forward_embed(images)
     weights = token_weights(second.second.tokens, two.prior.default())
     torch.testing.assert_close(third.token_weights, weights)
-    top_down = two.feedback(weights * second.second.tokens, weights, two.trunk.block_grids(grid))
+    top_down = two.feedback(second.second.tokens, weights, two.trunk.block_grids(grid))
     by_hand = two.trunk.forward_blocks(tokens, grid, top_down)
     torch.testing.assert_close(third.second.tokens, by_hand.tokens)
     assert not torch.equal(second.second.tokens, third.second.tokens)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmvars.networks.trunk import _checkpointed
+from mmvars.networks.trunk import checkpointed
 
 
 class Block(nn.Module):
@@ -48,7 +48,7 @@ def test_batches_are_counted_once() -> None:
     block = Block()
     plain = after_two_steps(block, lambda b, *inputs: b(*inputs))
     assert plain['body.1.num_batches_tracked'] == 2
-    same_bits(plain, after_two_steps(block, _checkpointed), count=14 + 8 + 1)
+    same_bits(plain, after_two_steps(block, checkpointed), count=14 + 8 + 1)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_other_norms(make) -> None:
     block = Block()
     make(block)
     plain = after_two_steps(block, lambda b, *inputs: b(*inputs))
-    same_bits(plain, after_two_steps(block, _checkpointed), count=len(plain))
+    same_bits(plain, after_two_steps(block, checkpointed), count=len(plain))
 
 
 def test_momentum_is_restored_when_the_recomputation_fails() -> None:
@@ -73,7 +73,7 @@ def test_momentum_is_restored_when_the_recomputation_fails() -> None:
     def fail(*_) -> None:
         raise RuntimeError('raised on purpose')
 
-    out = _checkpointed(block, torch.randn(8, 4, requires_grad=True), (2, 2), None)
+    out = checkpointed(block, torch.randn(8, 4, requires_grad=True), (2, 2), None)
     block.body[2].register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match='raised on purpose'):
         out.sum().backward()

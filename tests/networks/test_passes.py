@@ -197,7 +197,7 @@ class TestSmallFirstPass:
         z = torch.cat([output.first.tokens[:, :1], maps.flatten(2).transpose(1, 2)], dim=1)
         weights = token_weights(z, network.prior.default())
         embedded, grid = trunk.forward_embed(x)
-        top_down = network.feedback(weights * z, weights, trunk.block_grids(grid))
+        top_down = network.feedback(z, weights, trunk.block_grids(grid))
         expected = trunk.forward_blocks(embedded, grid, top_down).tokens
         torch.testing.assert_close(output.second.tokens, expected, rtol=0, atol=1e-12)
 
