@@ -142,7 +142,7 @@ class ExportedPart(nn.Module):
             else 'classifier'
         )
         self.model: Any = model.backbone if part == 'backbone' else model
-        self.num_channels = model.backbone.trunk.patch_embed.in_chans
+        self.num_channels = model.backbone.trunk.in_chans
         self.labels = labels
         self.normalizes = normalize
         self.swaps_channels = swaps_channels(model.data_preprocessor)

@@ -5,6 +5,7 @@ from mmvars.checkpoints.io import read_checkpoint
 from mmvars.checkpoints.load import load_heads, load_pretrained
 from mmvars.checkpoints.partial import trunk_record, write_partial
 from mmvars.checkpoints.report import CheckpointError, ConversionReport
+from mmvars.checkpoints.timm_files import load_timm_file
 from mmvars.checkpoints.write import write_checkpoint
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     'convert_state_dict',
     'load_heads',
     'load_pretrained',
+    'load_timm_file',
     'read_checkpoint',
     'trunk_record',
     'write_checkpoint',

@@ -189,9 +189,9 @@ def build_block(
 
 
 def is_block(module: nn.Module, recurse: bool = False, nonwrapped_numel: int = 0) -> bool:
-    """Whether a module is a :class:`Block`, the unit for FSDP and activation checkpointing.
+    """Whether a module is a block of ours or of timm's, the unit for FSDP and checkpointing.
 
     In the signature of torch's ``auto_wrap_policy``, where ``recurse`` asks whether to look inside,
     and of its ``check_fn``; in configs ``'mmvars.layers.is_block'``.
     """
-    return recurse or isinstance(module, Block)
+    return recurse or isinstance(module, Block) or getattr(module, 'is_trunk_block', False)

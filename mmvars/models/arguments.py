@@ -60,7 +60,7 @@ def register_backbone(backbone: Class) -> Class:
         problems = [
             f'{name} takes no {argument!r}: {remedy}'
             for argument, remedy in _REPLACED.items()
-            if kwargs.pop(argument, None) is not None
+            if argument not in known and kwargs.pop(argument, None) is not None
         ]
         unknown = [argument for argument in kwargs if argument not in known]
         if unknown:
@@ -80,7 +80,7 @@ def register_backbone(backbone: Class) -> Class:
 def build_network(
     arch: str | dict,
     trunks: Sequence[str],
-    img_size: int | Sequence[int],
+    img_size: int | Sequence[int] | None,
     in_channels: int,
     drop_path_rate: float,
     with_cp: bool,
@@ -91,12 +91,15 @@ def build_network(
 
     Args:
         arch: The name of a network with one of the trunks, or a dict of sizes; with ``trunk``,
-            where there is a choice.
+            where there is a choice. With ``'timm'`` among the trunks also ``'timm/NAME'``.
         trunks: Trunks that the backbone takes; ``'vit'`` is the default where it is one of them.
-        img_size, in_channels, drop_path_rate, with_cp, channels_last: As for a backbone.
+        img_size: As for a backbone; ``None``: 224, or what a network of timm was pretrained with.
+        in_channels, drop_path_rate, with_cp, channels_last: As for a backbone.
         **options: Further arguments, by the network's names.
     """
     name, sizes = _resolve_arch(arch, trunks)
+    if img_size is None and 'timm' in trunks and not name.startswith('timm/'):
+        img_size = 224
     if 'num_prompt_tokens' in options and not name.startswith('vit_'):
         raise InputError(f"transfer='prompt' is for ViT sizes, got arch={arch!r}")
     try:
@@ -129,7 +132,11 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
         for name in ARCH_ZOO
         if name.startswith(tuple(f'{trunk}_' for trunk in trunks))
     }
+    takes_timm = 'timm' in trunks
+    trunks = [trunk for trunk in trunks if trunk != 'timm']
     if isinstance(arch, str):
+        if takes_timm and arch.startswith('timm/'):
+            return arch, {}
         name = arch.removesuffix('_patch16')  # of earlier versions
         if len(trunks) > 1:  # AbSViT
             name = name.replace('absvit_', 'vit_')
@@ -140,11 +147,16 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
     if not isinstance(arch, dict):
         raise InputError(
             f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}'
+            f'{" (or timm/NAME, a vision transformer of timm)" if takes_timm else ""}'
             f'{did_you_mean(arch, zoo)}'
         )
     sizes: dict[str, Any] = dict(arch)
     trunk: Any = trunks[0]
-    if len(trunks) > 1:
+    if takes_timm and str(sizes.get('trunk')).startswith('timm/'):
+        trunk = sizes.pop('trunk')
+        _check_keys('arch', sizes, (), ('num_layers',))
+        return trunk, {_NETWORK_NAMES.get(key, key): value for key, value in sizes.items()}
+    if len(trunks) > 1 or 'trunk' in sizes:
         trunk = sizes.pop('trunk', 'vit' if 'vit' in trunks else None)
         check_choice("arch['trunk']", trunk, trunks)
     options = ('mlp_ratio', *(('patch_size', 'global_pool') if trunk == 'vit' else ()))

@@ -26,11 +26,14 @@ class ViT(Backbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` (patch 16), ``'tiny_patch8_gap'`` (patch 8,
             average pooling), or a dict with ``embed_dims``, ``num_layers``, ``num_heads`` and
-            optionally ``patch_size``, ``mlp_ratio``, ``global_pool``.
-        img_size: Pixels the positions are stored for: side or (height, width). Inputs of any size
-            are accepted; their positions are resampled.
+            optionally ``patch_size``, ``mlp_ratio``, ``global_pool``. Or any plain vision
+            transformer of timm, ``'timm/vit_small_patch14_dinov2.lvd142m'``, or its first blocks,
+            ``dict(trunk='timm/...', num_layers=10)``.
+        img_size: Pixels the positions are stored for: side or (height, width); ``None``: 224, or
+            the size that the network of timm was pretrained with. Inputs of any size are accepted;
+            their positions are resampled.
         in_channels: Image channels.
-        out_indices, out_type, final_norm, frozen_stages, init_cfg: See
+        out_indices, out_type, final_norm, frozen_stages, init_cfg, pretrained: See
             :class:`~mmvars.models.base.Backbone`.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         with_cp: Gradient checkpointing, block by block.
@@ -51,7 +54,7 @@ class ViT(Backbone):
     def __init__(
         self,
         arch: str | dict = 'base',
-        img_size: int | Sequence[int] = 224,
+        img_size: int | Sequence[int] | None = None,
         in_channels: int = 3,
         out_indices: int | Sequence[int] = -1,
         out_type: str = 'featmap',
@@ -64,11 +67,12 @@ class ViT(Backbone):
         init_cfg: dict | list[dict] | None = None,
         channels_last: bool = False,
         lora_cfg: dict | None = None,
+        pretrained: bool | str | None = None,
     ) -> None:
         check_choice('transfer', transfer, BOTTOM_UP_TRANSFERS)
         network = build_network(
             arch,
-            ('vit',),
+            ('vit', 'timm'),
             img_size,
             in_channels,
             drop_path_rate,
@@ -77,7 +81,15 @@ class ViT(Backbone):
             **prompt_arguments(transfer, prompt_cfg),
         )
         super().__init__(
-            network, out_indices, out_type, final_norm, frozen_stages, init_cfg, transfer, lora_cfg
+            network,
+            out_indices,
+            out_type,
+            final_norm,
+            frozen_stages,
+            init_cfg,
+            transfer,
+            lora_cfg,
+            pretrained=pretrained,
         )
 
 
@@ -92,7 +104,7 @@ class AbSViT(Backbone):
         arch: As for :class:`ViT`; or a name or dict with ``trunk`` as for :class:`VARS`
             (``'rvt_tiny'``, ...) or :class:`FAN` (``'fan_small'``, ...).
         img_size, in_channels, drop_path_rate, with_cp, channels_last: As for :class:`ViT`.
-        out_indices, out_type, final_norm, frozen_stages, init_cfg: See
+        out_indices, out_type, final_norm, frozen_stages, init_cfg, pretrained: See
             :class:`~mmvars.models.base.Backbone`. A plain ViT's file needs
             ``allow_new=('prior', 'feedback')``.
         transfer: As for :class:`ViT`, where all but ``'linear'`` train the prior too;
@@ -114,14 +126,16 @@ class AbSViT(Backbone):
         reconstruction_loss_weight: See :class:`~mmvars.models.base.Backbone`; 0.1 for ImageNet
             (A.5), 0 in the released segmentation recipe.
         double_value_bias: Whether the top-down signal brings the bias of the value projection
-            along once more, as in the released models. With ``False``, ``alpha=0`` is pass 1,
-            except on RVT, whose transposed convolution between stages has a bias.
+            along once more, as in the released models, which is the default. With ``False``,
+            ``alpha=0`` is pass 1, except on RVT, whose transposed convolution between stages has a
+            bias. On a trunk of timm it never does, and the feedback is gated, see
+            :class:`mmvars.networks.Feedback`: it starts as its trunk.
     """
 
     def __init__(
         self,
         arch: str | dict = 'base',
-        img_size: int | Sequence[int] = 224,
+        img_size: int | Sequence[int] | None = None,
         in_channels: int = 3,
         out_indices: int | Sequence[int] = -1,
         out_type: str = 'featmap',
@@ -141,15 +155,16 @@ class AbSViT(Backbone):
         num_passes: int = 2,
         first_pass_scale: float = 1.0,
         reconstruction_loss_weight: float = 0.0,
-        double_value_bias: bool = True,
+        double_value_bias: bool | None = None,
         channels_last: bool = False,
         lora_cfg: dict | None = None,
+        pretrained: bool | str | None = None,
     ) -> None:
         check_choice('transfer', transfer, TRANSFERS)
         check_choice('design', design, TOP_DOWN_DESIGNS)
         network = build_network(
             arch,
-            ('vit', *_VARS_TRUNKS, 'fan'),
+            ('vit', *_VARS_TRUNKS, 'fan', 'timm'),
             img_size,
             in_channels,
             drop_path_rate,
@@ -175,6 +190,7 @@ class AbSViT(Backbone):
             transfer,
             lora_cfg,
             reconstruction_loss_weight,
+            pretrained,
         )
 
 

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmvars.checkpoints import load_pretrained
+from mmvars.checkpoints import load_pretrained, load_timm_file
 from mmvars.errors import InputError, check_choice, check_flag, check_number
 from mmvars.models.arguments import split_init_cfg
 from mmvars.models.transfer import added_names, apply_transfer
@@ -59,6 +59,9 @@ class Backbone(BaseModule):
         lora_cfg: See :func:`~mmvars.models.transfer.apply_transfer`.
         reconstruction_loss_weight: Weight of the summed layer-wise reconstruction loss (Eq. 2.13)
             in training with ``mmvars.EncoderDecoder`` and ``mmvars.ImageClassifier``.
+        pretrained: For a trunk of timm: ``True`` for timm's weights of the tag in ``arch``, or a
+            file of such weights. They are loaded by ``init_weights()``, before the file of
+            ``init_cfg``.
 
     Attributes:
         network: A :class:`~mmvars.networks.Trunk`, or one with top-down attention around it.
@@ -82,25 +85,42 @@ class Backbone(BaseModule):
         transfer: str = 'end2end',
         lora_cfg: dict | None = None,
         reconstruction_loss_weight: float = 0.0,
+        pretrained: bool | str | None = None,
     ) -> None:
         self._pretrained, others = split_init_cfg(init_cfg)
         super().__init__(init_cfg=others)
         self.network = network
         trunk = self.trunk
+        if pretrained and not hasattr(trunk, 'load_timm_weights'):
+            raise InputError(
+                f"mmvars.{type(self).__name__} takes no 'pretrained': write "
+                f"init_cfg=dict(type='Pretrained', checkpoint=FILE); only arch='timm/...' does, "
+                f'got {pretrained!r}'
+            )
+        if not isinstance(pretrained, bool | str | None):
+            raise InputError(f'pretrained must be True, False or a file, got {pretrained!r}')
+        self.pretrained = pretrained
         check_choice('out_type', out_type, OUT_TYPES)
         if out_type == 'pooled':
-            by_token = trunk.num_prefix and getattr(trunk, 'global_pool', 'token') == 'token'
-            out_type = 'cls_token' if by_token else 'avg_featmap'
+            pooling = getattr(trunk, 'global_pool', 'token')
+            if pooling in ('token', 'avg', 'norm_avg'):
+                by_token = trunk.has_class_token and pooling == 'token'
+                out_type = 'cls_token' if by_token else 'avg_featmap'
         check_flag('final_norm', final_norm)
         if not final_norm and not out_type.startswith('featmap'):
             raise InputError(f"final_norm=False needs out_type='featmap', got {out_type!r}")
-        if out_type.endswith('cls_token') and not trunk.num_prefix:
+        if out_type.endswith('cls_token') and not trunk.has_class_token:
             raise InputError(
                 f'out_type={out_type!r} needs a class token, which this trunk does not '
                 "have; use out_type='avg_featmap'"
             )
         self.out_indices = _resolve_indices(out_indices, trunk.depth)
         is_last_alone = self.out_indices == (trunk.depth - 1,)
+        if out_type == 'pooled' and not is_last_alone:
+            raise InputError(
+                f"out_type='pooled' needs out_indices=-1 in a trunk with attention pooling, got "
+                f'{out_indices!r}'
+            )
         if out_type.endswith('cls_token') and not trunk.num_block_prefix and not is_last_alone:
             raise InputError(
                 f'out_type={out_type!r} needs out_indices=-1 here, since the blocks of '
@@ -258,6 +278,8 @@ class Backbone(BaseModule):
     def init_weights(self) -> None:
         """Load the ``Pretrained`` file if there is one; fresh weights are set at construction."""
         super().init_weights()
+        if self.pretrained:
+            load_timm_file(self.trunk, self.pretrained)
         if any(hasattr(module, 'lipschitz') for module in self.modules()):
             print_log(
                 'VARS-S: its Lipschitz constants are to be updated while it trains. `mmvars '
@@ -313,6 +335,8 @@ class Backbone(BaseModule):
             is_last = len(feats) == len(output.intermediates)
             if self.out_type == 'cls_token':
                 feats.append(tokens[:, 0])
+            elif self.out_type == 'pooled':
+                feats.append(trunk.pool(output))
             elif self.out_type == 'avg_featmap':
                 mean = grid.patch_tokens(tokens).mean(dim=1)
                 feats.append(trunk.fc_norm(mean) if is_last else mean)
@@ -349,12 +373,10 @@ class Backbone(BaseModule):
         """Modules and parameters of the frozen stages."""
         if self.frozen_stages < 0:
             return []
-        parts = [
-            getattr(self.trunk, name, None) for name in ('patch_embed', 'cls_token', 'pos_embed')
-        ]
+        parts = self.trunk.embed_modules()
         for index in range(self.frozen_stages):
             parts += self.trunk.stage_modules(index)
-        return [part for part in parts if part is not None]
+        return parts
 
     def _unused_parts(self, decoders: Sequence[Any]) -> list[Any]:
         """Modules and parameters that no output depends on: DDP needs ``requires_grad`` off them.
@@ -362,7 +384,7 @@ class Backbone(BaseModule):
         With top-down attention pass 1 runs every block and the final norm.
         """
         trunk, end = self.trunk, self.out_indices[-1] + 1
-        unused: list[Any] = []
+        unused: list[Any] = [] if self.out_type == 'pooled' else trunk.pool_modules()
         if not self._ends_with_norm or self.out_type == 'cls_token':
             unused.append(trunk.fc_norm)
         if isinstance(self.network, Trunk):

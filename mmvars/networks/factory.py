@@ -1,8 +1,8 @@
 """Networks by name: the one place that knows all parts."""
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -118,14 +118,17 @@ def create_model(
     first_pass_scale: float = 1.0,
     mixer: str | None = None,
     mixer_cfg: Mapping[str, Any] | None = None,
-    double_value_bias: bool = True,
+    double_value_bias: bool | None = None,
     channels_last: bool = False,
     **overrides: Any,
 ) -> Trunk | TopDown | PerceiverIO:
     """Build a network by name, with torch's current default device and dtype.
 
     Args:
-        name: One of :data:`MODELS`; ``absvit_*`` is ``vit_*`` with ``top_down='absvit'``.
+        name: One of :data:`MODELS`; ``absvit_*`` is ``vit_*`` with ``top_down='absvit'``. Or
+            ``'timm/NAME'``: any plain vision transformer of timm, such as
+            ``'timm/vit_small_patch14_dinov2.lvd142m'``. Its feedback is gated, see
+            :class:`Feedback`: the network starts as its trunk, and ``alpha=0`` is its trunk.
         top_down: One of :data:`TOP_DOWN_DESIGNS` around any trunk; ``None``: the trunk alone.
         prior: With ``top_down``: a name of :data:`mmvars.networks.PRIORS`, or
             ``dict(type=name, ...)``.
@@ -140,67 +143,108 @@ def create_model(
             RVT's un-normalized tokens, which its batch norms keep large. In a DeiT* or GFNet every
             code would start at zero with it, and stay there.
         double_value_bias: Whether a top-down input brings the bias of the value projection along a
-            second time, as in the released models. With ``False``, ``alpha=0`` turns top-down
-            attention off (but for the bias of the upsampling between stages of an RVT).
+            second time, as in the released models, which is the default. With ``False``,
+            ``alpha=0`` turns top-down attention off (but for the bias of the upsampling between
+            stages of an RVT). On a trunk of timm it never does.
         channels_last: Store the weights of convolutions in ``torch.channels_last``: on a CPU about
             a third less time for FAN at 512x512, an eighth for RVT. Tools that need contiguous
             parameters (safetensors, LBFGS, FSDP2) refuse such a network.
-        **overrides: Arguments of the trunk that replace those of the named size.
+        **overrides: Arguments of the trunk that replace those of the named size; of a trunk of timm
+            those of :func:`mmvars.networks.timm_trunk.build_timm_trunk`, such as ``pretrained``.
 
     Raises:
         InputError: On an unknown name or argument, listing the choices; if the mixer does not go
             into the trunk, or an option has no use in the design.
     """
-    name = network_name(name)
     check_flag('channels_last', channels_last)
-    check_flag('double_value_bias', double_value_bias)
-    base, family = name.replace('absvit_', 'vit_'), name.split('_')[0]
-    if family == 'absvit':
+    if double_value_bias is not None:
+        check_flag('double_value_bias', double_value_bias)
+    if isinstance(name, str) and name.startswith('absvit_'):
         top_down = top_down or 'absvit'
     _check_top_down(top_down, prior, alpha, num_passes, first_pass_scale)
-    trunk_class, arguments = ARCH_ZOO[base]
-    known = inspect.signature(trunk_class).parameters
-    if 'mixer_options' in overrides:
-        raise InputError('mixer_options is mixer_cfg now: write create_model(..., mixer_cfg=...)')
-    if unknown := sorted(set(overrides) - (set(known) - {'injection'})):
-        accepted = [*known, *inspect.signature(create_model).parameters]
-        raise InputError(
-            f'{name} takes no argument {", ".join(unknown)}; it takes '
-            f'{", ".join(dict.fromkeys(accepted))}{did_you_mean(unknown[0], accepted)}'
-        )
-    parts = _mixer_arguments(family, mixer, mixer_cfg, overrides.get('class_token', True)) | dict(
-        injection=_INJECTIONS.get(top_down or '', 'value'), double_value_bias=double_value_bias
-    )
-    if refused := [key for key in ('mixer', 'mixer_cfg') if parts.get(key) and key not in known]:
-        raise InputError(f'{name} has a mixer of its own: leave {" and ".join(refused)} out')
-    parts = {key: value for key, value in parts.items() if key in known}
-    trunk = trunk_class(**arguments | parts | overrides)
-    trunk.name = base
+    injection = _INJECTIONS.get(top_down or '', 'value')
+    if isinstance(name, str) and name.startswith('timm/'):
+        if mixer is not None or mixer_cfg or double_value_bias:
+            raise InputError(
+                f'{name} has attention of its own, whose value bias counts once: leave mixer, '
+                f'mixer_cfg and double_value_bias out'
+            )
+        trunk = _create_timm_trunk(name, injection=injection, **overrides)
+    else:
+        counts_twice = double_value_bias is not False
+        trunk = _create_trunk(name, mixer, mixer_cfg, injection, counts_twice, overrides)
     if channels_last:
         for module in trunk.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
     if top_down is None:
         return trunk
-    if top_down == 'feedback':
-        return TopDown(
-            trunk, None, Feedback(trunk.widths, trunk.strides), alpha, num_passes, first_pass_scale
-        )
-    prior_module = build_prior(prior, trunk.embed_dim, trunk.head)
+    gated = trunk.has_gated_feedback
+    prior_module = (
+        None if top_down == 'feedback' else build_prior(prior, trunk.embed_dim, trunk.head, gated)
+    )
     if top_down == 'perceiver_io':
-        return PerceiverIO(trunk, prior_module, alpha)
+        return PerceiverIO(trunk, cast(Prior, prior_module), alpha)
     feedback = (
-        MaskFeedback() if top_down == 'mask_attention' else Feedback(trunk.widths, trunk.strides)
+        MaskFeedback()
+        if top_down == 'mask_attention'
+        else Feedback(trunk.widths, trunk.strides, gated)
     )
     return TopDown(trunk, prior_module, feedback, alpha, num_passes, first_pass_scale)
 
 
+def _create_trunk(
+    name: str,
+    mixer: str | None,
+    mixer_cfg: Mapping[str, Any] | None,
+    injection: str,
+    double_value_bias: bool,
+    overrides: Mapping[str, Any],
+) -> Trunk:
+    """One of :data:`MODELS`, without top-down attention."""
+    name = network_name(name)
+    trunk_class, arguments = ARCH_ZOO[name.replace('absvit_', 'vit_')]
+    known = inspect.signature(trunk_class).parameters
+    if 'mixer_options' in overrides:
+        raise InputError('mixer_options is mixer_cfg now: write create_model(..., mixer_cfg=...)')
+    _check_arguments(name, overrides, set(known) - {'injection'})
+    parts = _mixer_arguments(
+        name.split('_')[0], mixer, mixer_cfg, overrides.get('class_token', True)
+    ) | dict(injection=injection, double_value_bias=double_value_bias)
+    if refused := [key for key in ('mixer', 'mixer_cfg') if parts.get(key) and key not in known]:
+        raise InputError(f'{name} has a mixer of its own: leave {" and ".join(refused)} out')
+    parts = {key: value for key, value in parts.items() if key in known}
+    trunk = trunk_class(**arguments | parts | dict(overrides))
+    trunk.name = name.replace('absvit_', 'vit_')
+    return trunk
+
+
+def _create_timm_trunk(name: str, **arguments: Any) -> Trunk:
+    from mmvars.networks.timm_trunk import build_timm_trunk  # timm's models take seconds to import
+
+    _check_arguments(name, arguments, set(inspect.signature(build_timm_trunk).parameters))
+    return build_timm_trunk(name, **arguments)
+
+
+def _check_arguments(name: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:
+    if unknown := sorted(set(arguments) - set(known)):
+        accepted = [*known, *inspect.signature(create_model).parameters]
+        raise InputError(
+            f'{name} takes no argument {", ".join(unknown)}; it takes '
+            f'{", ".join(dict.fromkeys(accepted))}{did_you_mean(unknown[0], accepted)}'
+        )
+
+
 def build_prior(
-    prior: str | dict[str, Any] | None, embed_dim: int, classifier: nn.Module | None = None
+    prior: str | dict[str, Any] | None,
+    embed_dim: int,
+    classifier: nn.Module | None = None,
+    has_center: bool = False,
 ) -> Prior:
     """Build a prior from its name or ``dict(type=name, ...)``.
 
     A ``'class_prototype'`` without ``num_classes`` takes a copy of ``classifier``'s rows.
+    ``has_center``: see :class:`Prior`.
 
     Raises:
         InputError: If the name is unknown, or prototypes are requested of no classifier.
@@ -220,8 +264,8 @@ def build_prior(
                 "network has none: use prior=dict(type='class_prototype', "
                 'num_classes=K)'
             )
-        return ClassPrototype.from_classifier(classifier)
-    return PRIORS[name](embed_dim, **arguments)
+        return ClassPrototype.from_classifier(classifier, has_center)
+    return PRIORS[name](embed_dim, has_center=has_center, **arguments)
 
 
 def _mixer_arguments(

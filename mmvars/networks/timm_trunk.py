@@ -1,0 +1,302 @@
+"""Any vision transformer of timm as a trunk: timm builds it, the loop over its blocks is ours."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from mmvars.errors import InputError, check_flag, check_number, did_you_mean
+from mmvars.layers import TokenGrid, patch_grid
+from mmvars.networks.timm_blocks import RelativePositions, add_top_down, relative_position_index
+from mmvars.networks.trunk import Trunk, TrunkOutput, checkpointed
+
+__all__ = ['PREFIX', 'TimmTrunk', 'build_timm_trunk']
+
+PREFIX = 'timm/'
+"""What stands before timm's own name in ``arch``."""
+
+_FAMILIES = ['vision_transformer', 'deit', 'eva', 'beit']  # modules of timm
+
+
+class TimmTrunk(Trunk):
+    """A vision transformer of timm whose blocks take a top-down input each.
+
+    Images of any size: rotary embeddings and absolute or relative positions follow the grid by
+    timm's own functions. A side that is no multiple of the patch is padded with zeros at its end.
+
+    Where a network augments its rotary coordinates in training, each pass draws anew.
+
+    Args:
+        model: A network of timm: of ``vision_transformer``, ``eva`` or ``beit``.
+        name: Its name, with ``'timm/'``.
+        injection: Where a top-down input enters, one of :data:`mmvars.layers.INJECTIONS`.
+        grad_checkpointing: See :class:`~mmvars.networks.Trunk`.
+
+    Attributes:
+        model: timm's network; its names are those of the state dict after ``model.``.
+        create: ``timm.create_model`` with the arguments that ``model`` was built with.
+
+    Raises:
+        InputError: If the network, or a block of it, is of a class that is not known.
+    """
+
+    has_gated_feedback = True
+    create: Callable[..., nn.Module]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        injection: str = 'value',
+        grad_checkpointing: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)  # norm and head stay where timm has them
+        check_flag('grad_checkpointing (with_cp of a backbone)', grad_checkpointing)
+        if not isinstance(model, VisionTransformer | Eva | Beit):
+            raise InputError(
+                f'arch={name!r} is a {type(model).__name__}; top-down attention goes into '
+                f"timm's plain vision transformers (VisionTransformer, Eva, Beit), such as "
+                f"'timm/vit_small_patch14_dinov2.lvd142m'"
+            )
+        for block in model.blocks:
+            add_top_down(block, injection, name)
+        self.model: Any = model
+        self.name = name
+        self.mixer_cfg = {}
+        self.top_down_tokens = nn.Identity()
+        self.grad_checkpointing = grad_checkpointing
+        self.embed_dim = model.embed_dim
+        self.num_prefix = self.num_block_prefix = model.num_prefix_tokens
+        self.global_pool = model.global_pool
+
+    @property
+    def blocks(self) -> Any:
+        return self.model.blocks
+
+    @property
+    def norm(self) -> nn.Module:  # type: ignore[override]
+        """The final norm of all tokens; an identity where timm normalizes after the pooling."""
+        return self.model.norm
+
+    @property
+    def fc_norm(self) -> nn.Module:  # type: ignore[override]
+        """The norm that dense features need beside :attr:`norm`: that after the pooling, alone."""
+        return self.model.fc_norm if isinstance(self.norm, nn.Identity) else nn.Identity()
+
+    @property
+    def head(self) -> nn.Module:  # type: ignore[override]
+        return self.model.head
+
+    @property
+    def patch_embed(self) -> Any:  # type: ignore[override]
+        return self.model.patch_embed
+
+    @property
+    def in_chans(self) -> int:
+        return self.model.patch_embed.proj.in_channels
+
+    @property
+    def has_class_token(self) -> bool:
+        return getattr(self.model, 'cls_token', None) is not None
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return (self.patch_embed.feat_ratio(),) * self.depth
+
+    def forward_embed(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
+        """``(B, in_chans, H, W)`` to tokens ``(B, num_prefix + h w, C)``.
+
+        Raises:
+            InputError: If the image is smaller than a patch.
+        """
+        patch, sides = self.strides[0], images.shape[-2:]
+        if min(sides) < patch:
+            raise InputError(
+                f'images must be at least one patch ({patch} pixels) high and wide, got '
+                f'{sides[0]}x{sides[1]}'
+            )
+        grid = TokenGrid(-(-sides[0] // patch), -(-sides[1] // patch), self.num_prefix)
+        tokens = self.model.patch_embed(images)
+        if isinstance(self.model, Beit):
+            return self._embed_beit(tokens, grid), grid
+        tokens = self.model._pos_embed(tokens)
+        if isinstance(self.model, Eva):  # its rotary embedding is made in each pass
+            tokens = tokens[0]
+        return self.model.norm_pre(tokens), grid
+
+    def forward_blocks(
+        self,
+        tokens: Tensor,
+        grid: TokenGrid,
+        top_down: Sequence[Tensor] | None = None,
+        out_indices: Sequence[int] = (),
+        keep_block_io: bool = False,
+        pooled_only: bool = False,
+    ) -> TrunkOutput:
+        """See :meth:`Trunk.forward_blocks`; all tokens are computed in any case.
+
+        Differs in ``block_io``: the output of the last block is given after the final norm, since
+        that is what the feedback starts from.
+        """
+        intermediates, block_io = [], []
+        positions = self._positions(grid, tokens)
+        last = self.depth - 1
+        for index, (block, position) in enumerate(zip(self.blocks, positions, strict=True)):
+            signal = None if top_down is None else top_down[index]
+            block_input = tokens
+            if index == last and signal is not None:
+                block_input = self.top_down_tokens(tokens)
+            if self.grad_checkpointing and self.training:
+                tokens = checkpointed(block, block_input, position, signal)
+            else:
+                tokens = block(block_input, position, signal)
+            if index in out_indices:
+                intermediates.append(tokens)
+            if keep_block_io:
+                output = self.norm(tokens) if index == last else tokens
+                block_io.append((block_input, output))
+        if len(intermediates) != len(out_indices):
+            raise InputError(
+                f'out_indices must be different block numbers from 0 to {last}, got '
+                f'{tuple(out_indices)}'
+            )
+        grids = (grid,) * len(intermediates)
+        return TrunkOutput(self.norm(tokens), grid, tuple(intermediates), grids, tuple(block_io))
+
+    def pool(self, output: TrunkOutput) -> Tensor:
+        """What timm's own classifier reads, ``(B, C)``: class token, mean, attention pooling."""
+        return self.model.forward_head(output.tokens, pre_logits=True)
+
+    def load_timm_weights(self, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Fill the network by timm's rules: names, positions, patches and channels are adapted.
+
+        Args:
+            state_dict: As timm or the authors of the network published it; ``None``: timm's own,
+                from its cache or the network.
+        """
+        overlay = {} if state_dict is None else dict(state_dict=dict(state_dict))
+        full: Any = self.create(pretrained=True, pretrained_cfg_overlay=overlay)
+        full.blocks = full.blocks[: self.depth]
+        self.model.load_state_dict(full.state_dict())
+
+    def layer_id(self, name: str) -> int | None:
+        return super().layer_id(name.removeprefix('model.'))
+
+    def no_weight_decay(self) -> set[str]:
+        names = self.model.no_weight_decay() if hasattr(self.model, 'no_weight_decay') else ()
+        return {f'model.{name}' for name in names}
+
+    def embed_modules(self) -> list[Any]:
+        after = ('blocks', 'norm', 'fc_norm', 'head_drop', 'head', 'attn_pool')
+        parts = (*self.model._modules.items(), *self.model._parameters.items())
+        return [part for name, part in parts if part is not None and name not in after]
+
+    def pool_modules(self) -> list[Any]:
+        pooling = getattr(self.model, 'attn_pool', None)
+        norm = [] if isinstance(self.norm, nn.Identity) else [self.model.fc_norm]
+        return norm if pooling is None else [*norm, pooling]
+
+    def _embed_beit(self, patches: Tensor, grid: TokenGrid) -> Tensor:
+        model = self.model
+        tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        if model.pos_embed is not None:
+            stored = model.patch_embed.grid_size
+            tokens = tokens + resample_abs_pos_embed(model.pos_embed, grid[:2], stored)
+        return model.pos_drop(tokens)
+
+    def _positions(self, grid: TokenGrid, tokens: Tensor) -> Iterable[Any]:
+        """What each block needs of the grid beside the tokens."""
+        model, position = self.model, None
+        if getattr(model, 'rope', None) is not None:
+            position = model.rope.get_embed(shape=list(grid[:2]))
+            if model.rope_mixed:  # one a block
+                return position
+        elif isinstance(model, Beit):
+            index, shared = relative_position_index(grid, tokens.device), None
+            if model.rel_pos_bias is not None:
+                shared = model.rel_pos_bias.relative_position_bias_table[index].permute(2, 0, 1)
+            position = RelativePositions(grid, index, shared)
+        return [position] * self.depth
+
+
+def build_timm_trunk(
+    name: str,
+    injection: str = 'value',
+    img_size: int | Sequence[int] | None = None,
+    in_chans: int = 3,
+    num_classes: int | None = None,
+    drop_path_rate: float = 0.0,
+    grad_checkpointing: bool = False,
+    depth: int | None = None,
+    pretrained: bool = False,
+) -> TimmTrunk:
+    """A network of timm by its name there.
+
+    Args:
+        name: ``'timm/'`` and timm's name, with or without a tag of weights.
+        injection, grad_checkpointing: See :class:`TimmTrunk`.
+        img_size: Pixels that positions are stored for, side or (height, width); ``None``: those
+            of the pretrained network.
+        in_chans: Image channels.
+        num_classes: Classes of the head; ``None``: those of the pretrained network.
+        drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
+        depth: Blocks to keep, from the first on; ``None``: all.
+        pretrained: Load timm's weights of that tag, from its cache or the network.
+
+    Raises:
+        InputError: If timm has no such network (with the nearest names), it is of no class that
+            takes top-down inputs, or an argument cannot be used.
+    """
+    model_name = name.removeprefix(PREFIX)
+    _check_name(name, model_name)
+    check_number('in_chans', in_chans, 1, 1000, whole=True)
+    check_number('drop_path_rate', drop_path_rate, 0, 1)
+    arguments: dict[str, Any] = dict(in_chans=in_chans, drop_path_rate=drop_path_rate)
+    if num_classes is not None:
+        check_number('num_classes', num_classes, 0, 1_000_000, whole=True)
+        arguments['num_classes'] = num_classes
+    if img_size is not None:
+        patch_grid(img_size, 1)
+        arguments['img_size'] = img_size if isinstance(img_size, int) else tuple(img_size)
+    is_beit = timm.models.is_model_in_modules(model_name, ['beit'])
+    if not is_beit:
+        arguments |= dict(dynamic_img_size=True, dynamic_img_pad=True)
+    create = functools.partial(timm.create_model, model_name, **arguments)
+    model = create(pretrained=pretrained)
+    if is_beit:
+        model.patch_embed.strict_img_size = False
+        model.patch_embed.dynamic_img_pad = True
+    if depth is not None:
+        check_number('depth', depth, 1, len(model.blocks), whole=True)
+        model.blocks = model.blocks[:depth]
+    trunk = TimmTrunk(model, name, injection, grad_checkpointing)
+    trunk.create = create
+    return trunk
+
+
+def _check_name(name: str, model_name: str) -> None:
+    architecture, tag = timm.models.split_model_name_tag(model_name)
+    if not timm.is_model(architecture):
+        choices = [name for family in _FAMILIES for name in timm.list_models(module=family)]
+        matches = did_you_mean(architecture, choices, limit=3, cutoff=0.5)
+        raise InputError(
+            f'arch={name!r}: timm {timm.__version__} has no network {architecture!r}{matches}'
+        )
+    if not timm.models.is_model_in_modules(architecture, _FAMILIES):
+        raise InputError(
+            f"arch={name!r} is none of timm's plain vision transformers (its modules "
+            f'{", ".join(_FAMILIES)}), such as timm/vit_small_patch14_dinov2.lvd142m'
+        )
+    tags = [known.partition('.')[2] for known in timm.list_pretrained(architecture)]
+    if tag and tag not in tags:
+        raise InputError(
+            f'arch={name!r}: timm {timm.__version__} knows no weights {tag!r} of {architecture}; '
+            f'it knows {", ".join(tags) or "none"}; or leave .{tag} out'
+        )
