@@ -10,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mmvars import __version__
+from mmvars.checkpoints.adapt import (
+    add_class_position,
+    fold_layer_scale,
+    join_projections,
+    resample_patches,
+)
 from mmvars.checkpoints.fit import (
     GRID_RECORD,
     NEW_PARTS,
@@ -161,6 +167,8 @@ def convert_state_dict(
     read_format, sources, passthrough = name_tensors(
         state_dict, report, ignore, pass_through=to != 'timm'
     )
+    sources = fold_layer_scale(join_projections(sources, report), report)
+    sources = add_class_position(sources, source_grid)
     advice = f'{_size_advice(shapes_of(sources))} Nothing was written.'
     sources, classes = _for_task(task, sources, num_classes, report)
     shapes = shapes_of(sources)
@@ -170,6 +178,7 @@ def convert_state_dict(
     network = _meta_network(arch, **size)
     trunk, state = trunk_of(network), named_state(network)
     target = target_format(to, list(state), heads=bool(passthrough))
+    sources = resample_patches(sources, state.get('trunk.patch_embed.proj.weight'), report)
     check_mixer(network, sources, report.title, advice)
     check_constants(trunk, recorded, report)
     others = {

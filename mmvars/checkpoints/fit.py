@@ -6,7 +6,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from mmvars.checkpoints.formats import NOT_OURS
 from mmvars.checkpoints.io import tensor_fault
+from mmvars.checkpoints.key_mapping import first_match
 from mmvars.checkpoints.naming import Source
 from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.checkpoints.weights import drop
@@ -114,9 +116,9 @@ def fit_tensors(
                 Status.NEW if new else Status.MISSING, target=name, shape=target.shape, note=new
             )
             continue
-        key, value, shape = sources.pop(name)
+        key, value, shape, note = sources.pop(name)
         fault = faults.get(name) or tensor_fault(value, target)
-        details = [fault or notes.get(name, '')]
+        details = [note, fault or notes.get(name, '')]
         if not fault and value.is_floating_point() and value.dtype != torch.float32:
             details.insert(0, f'{value.dtype} -> float32'.replace('torch.', ''))
             value = value.float()
@@ -137,8 +139,10 @@ def fit_tensors(
         )
         if status is Status.USED:
             fitted[name] = value
-    for source in sources.values():
-        report.add(Status.UNEXPECTED, source.key, shape=source.shape)
+    for name, source in sources.items():
+        note = NOT_OURS.get(first_match(NOT_OURS, name), '')
+        status = Status.REFUSED if note else Status.UNEXPECTED
+        report.add(status, source.key, shape=source.shape, note=note)
     return fitted
 
 

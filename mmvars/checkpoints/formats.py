@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mmvars.checkpoints.key_mapping import Format, table
+from mmvars.checkpoints.key_mapping import Format, first_match, table
 from mmvars.errors import InputError
 from mmvars.layers import resolve_mixer_cfg
 from mmvars.networks import Trunk
@@ -18,6 +18,7 @@ from mmvars.networks import Trunk
 __all__ = [
     'FORMATS',
     'MMVARS',
+    'NOT_OURS',
     'TARGETS',
     'Recorded',
     'detect_format',
@@ -29,29 +30,66 @@ __all__ = [
 ]
 
 _DISTILLED = 'a distilled DeiT; take the file of the same size without distillation'
-_NOT_OURS = {
-    'dist_token': f'a class token of {_DISTILLED}',
-    'head_dist.*': f'a head of {_DISTILLED}',
-    **dict.fromkeys(
-        (
-            'reg_token',
-            'norm_pre.*',
-            'blocks.#.ls1.*',
-            'blocks.#.ls2.*',
-            'blocks.#.attn.q_norm.*',
-            'blocks.#.attn.k_norm.*',
-        ),
-        'a part that the networks of mmvars do not have',
-    ),
+_OF_TIMM = "the networks of mmvars have none; arch='timm/NAME' with pretrained='FILE' has them"
+NOT_OURS: dict[str, str] = {
+    'trunk.dist_token': f'a class token of {_DISTILLED}',
+    'trunk.head_dist.*': f'a head of {_DISTILLED}',
+    'trunk.reg_token': f'register tokens: {_OF_TIMM}',
+    'trunk.norm_pre.*': f'a norm before the blocks: {_OF_TIMM}',
+    'trunk.patch_embed.norm.*': f'a norm of the patches: {_OF_TIMM}',
+    'trunk.attn_pool.*': f'attention pooling: {_OF_TIMM}',
+    'trunk.blocks.#.attn.q_norm.*': f'a norm of the queries: {_OF_TIMM}',
+    'trunk.blocks.#.attn.k_norm.*': f'a norm of the keys: {_OF_TIMM}',
+    'trunk.blocks.#.ls1.*': 'a layer scale that does not fit attn.proj',
+    'trunk.blocks.#.ls2.*': 'a layer scale that does not fit mlp.fc2',
 }
+"""Templates of names, as timm has them, of parts that the networks of mmvars lack -> what they
+are."""
+
 _BLOCK = 'blocks.#.norm1.* blocks.#.attn.qkv.* blocks.#.attn.proj.* blocks.#.norm2.* blocks.#.mlp.*'
+_LAYER_SCALES = 'blocks.#.ls1.gamma blocks.#.ls2.gamma'
+_MASK = 'stands for masked patches in pretraining; nothing reads it later'
 _HEADS = ('decode_head.*', 'auxiliary_head.*')
+_IN_CONFIG = 'mean and std are in the config'
 
 TIMM = Format(
-    title='timm / DeiT / released plain ViT',
-    rows=table(f'cls_token pos_embed patch_embed.* {_BLOCK} norm.* fc_norm.* head.*'),
+    title='timm / DeiT / DINO / released plain ViT',
+    rows=table(
+        'cls_token reg_token register_tokens>reg_token dist_token pos_embed patch_embed.* '
+        f'norm_pre.* {_BLOCK} {_LAYER_SCALES} blocks.#.gamma_1>blocks.#.ls1.gamma '
+        'blocks.#.gamma_2>blocks.#.ls2.gamma blocks.#.attn.q_norm.* blocks.#.attn.k_norm.* '
+        'norm.* fc_norm.* attn_pool.* head_dist.* head.*'
+    ),
     signs=('cls_token', 'pos_embed', 'blocks.#.*'),
-    refused=_NOT_OURS,
+    ignored={'mask_token': _MASK},
+)
+
+HUGGING_FACE = Format(
+    title='ViT or DINOv2 of Hugging Face transformers',
+    rows=(
+        *table(
+            'cls_token register_tokens>reg_token position_embeddings>pos_embed '
+            'patch_embeddings.projection.*>patch_embed.proj.*',
+            'embeddings.',
+        ),
+        *table(
+            'layernorm_before.*>norm1.* norm1.* attention.attention.query.*>attn.q_proj.* '
+            'attention.attention.key.*>attn.k_proj.* attention.attention.value.*>attn.v_proj.* '
+            'attention.output.dense.*>attn.proj.* layer_scale1.lambda1>ls1.gamma '
+            'layernorm_after.*>norm2.* norm2.* intermediate.dense.*>mlp.fc1.* '
+            'output.dense.*>mlp.fc2.* mlp.fc1.* mlp.fc2.* layer_scale2.lambda1>ls2.gamma '
+            'mlp.weights_in.*>mlp.fc1.* mlp.weights_out.*>mlp.fc2.*',
+            'encoder.layer.#.',
+            'trunk.blocks.#.',
+        ),
+        *table('layernorm.*>norm.*'),
+    ),
+    signs=('embeddings.patch_embeddings.*',),
+    outside=table('classifier.*>head.*'),
+    ignored={
+        'embeddings.mask_token': _MASK,
+        'pooler.*': 'a layer after the class token that classifiers do not read',
+    },
 )
 
 RELEASE = Format(
@@ -65,16 +103,39 @@ RELEASE = Format(
         *table('fc_norm.* head.*'),
     ),
     signs=('prompt', 'decoders.#.*', 'prompt_embeddings'),
-    refused=_NOT_OURS,
     container='model',
 )
 
 RELEASE_SEGMENTOR = RELEASE._replace(
     title='segmentor trained by the released code (backbone and heads)',
     prefix='backbone.',
-    signs=('cls_token', 'pos_embed', 'blocks.#.*'),
+    signs=('blocks.#.*',),
     passthrough=_HEADS,
     container='state_dict',
+)
+
+OPENMMLAB = Format(
+    title='VisionTransformer of MMPretrain or MMSegmentation',
+    rows=(
+        *table(
+            'cls_token pos_embed patch_embed.projection.*>patch_embed.proj.* patch_embed.norm.* '
+            'pre_norm.*>norm_pre.* ln_pre.*>norm_pre.*'
+        ),
+        *table(
+            'ln1.*>norm1.* attn.qkv.* attn.attn.in_proj_weight>attn.qkv.weight '
+            'attn.attn.in_proj_bias>attn.qkv.bias attn.proj.* attn.attn.out_proj.*>attn.proj.* '
+            'attn.gamma1.weight>ls1.gamma ln2.*>norm2.* ffn.layers.0.0.*>mlp.fc1.* '
+            'ffn.layers.1.*>mlp.fc2.* ffn.w12.*>mlp.fc1.* ffn.w3.*>mlp.fc2.* '
+            'ffn.gamma2.weight>ls2.gamma',
+            'layers.#.',
+            'trunk.blocks.#.',
+        ),
+        *table('ln1.*>norm.* ln2.*>fc_norm.*'),
+    ),
+    signs=('layers.#.ln1.*',),
+    outside=table('head.layers.head.*>head.* head.fc.*>head.*'),
+    passthrough=_HEADS,
+    ignored={'data_preprocessor.*': _IN_CONFIG},
 )
 
 GFNET = Format(
@@ -164,7 +225,7 @@ MMVARS = Format(
     ),
     signs=('backbone.network.*', 'network.*', 'trunk.*'),
     passthrough=_HEADS,
-    ignored={'data_preprocessor.*': 'mean and std are in the config'},
+    ignored={'data_preprocessor.*': _IN_CONFIG},
     container='state_dict',
 )
 """Read for all backbones, written for those with top-down attention."""
@@ -194,6 +255,8 @@ FORMATS: tuple[Format, ...] = (
     GFNET,
     FAN,
     PLAIN_TRUNK,
+    OPENMMLAB,
+    HUGGING_FACE,
     RELEASE,
     TIMM,
 )
@@ -209,7 +272,9 @@ TARGETS: dict[str, tuple[Format, ...]] = {
 
 def detect_format(keys: Collection[str]) -> Format | None:
     """The format that the names of a file's tensors show, or ``None``."""
-    return next((f for f in FORMATS if f.fits(keys)), None)
+    has_heads = any(first_match(_HEADS, key) for key in keys)
+    formats = (f for f in FORMATS if f is not RELEASE_SEGMENTOR or has_heads)
+    return next((f for f in formats if f.fits(keys)), None)
 
 
 def target_format(to: str, names: Collection[str], heads: bool = False) -> Format:

@@ -45,7 +45,7 @@ class Format(NamedTuple):
             template of the tensor beside which it stands, and what makes it from that one.
         passthrough: Templates of keys outside the network that are handed on as they are.
         ignored: Templates of keys that are left out -> why.
-        refused: Templates of keys of networks that mmvars does not have -> what they are.
+        outside: Rows for keys that do not start with what stands before the network's.
         container: Key of the dict around the tensors of a file; ``None`` for a flat file.
         by_release: Whether the released code, which has one way to compute a mixer, writes it.
     """
@@ -58,7 +58,7 @@ class Format(NamedTuple):
     constants: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
     passthrough: tuple[str, ...] = ()
     ignored: Mapping[str, str] = {}
-    refused: Mapping[str, str] = {}
+    outside: tuple[tuple[str, str], ...] = ()
     container: str | None = None
     by_release: bool = False
 
@@ -72,6 +72,11 @@ class Format(NamedTuple):
             if target and (match := _match(self.prefix + source, key)):
                 return _fill(target, match), self.singletons.get(source, ())
         return None
+
+    def outside_name(self, key: str) -> str:
+        """Network name of a key outside of the network's prefix, or ``''``."""
+        matches = ((target, _match(source, key)) for source, target in self.outside)
+        return next((_fill(target, match) for target, match in matches if match), '')
 
     def from_network(self, name: str) -> tuple[str, tuple[int, ...]] | None:
         """Key of a network's tensor and the axes to add; ``None`` if it has none."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from mmvars.checkpoints.adapt import add_class_position, fold_layer_scale
 from mmvars.checkpoints.fit import check_parts, fit_tensors, load_tensors, named_state, trunk_of
 from mmvars.checkpoints.formats import MMVARS, recorded_mixer
 from mmvars.checkpoints.io import read_checkpoint, read_meta
@@ -97,8 +98,11 @@ def load_pretrained(
             ],
         )
     names, sources, _ = name_tensors(state_dict, report, pass_through=False)
-    if names is not MMVARS and any(name != f'trunk.{each.key}' for name, each in sources.items()):
+    if names is not MMVARS and not all(
+        each.key.endswith(name.removeprefix('trunk.')) for name, each in sources.items()
+    ):
         raise InputError(f'{report.title}: the file has the names of: {names.title}. {_REMEDY}')
+    sources = add_class_position(fold_layer_scale(sources, report), None)
     check_mixer(network, sources, report.title)
     meta = read_meta(path, content)
     check_constants(trunk, recorded_mixer(meta, report.title), report, allow_constants)

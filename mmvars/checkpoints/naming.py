@@ -1,7 +1,7 @@
 """From the keys of a file to the names of a network."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,9 +14,9 @@ from mmvars.checkpoints.weights import matches
 from mmvars.errors import InputError
 from mmvars.networks import rename_old_keys
 
-__all__ = ['Source', 'name_tensors']
+__all__ = ['Source', 'find_network', 'name_tensors']
 
-_OPENMMLAB_VIT = re.compile(r'(^|\.)layers\.\d+\.(ln1|attn\.attn|ffn\.layers)\.')  # keys of theirs
+_EMBEDDING = re.compile(r'((?:.*?\.)?)(?:patch_embed|embeddings\.patch_embeddings)\.')
 
 
 class Source(NamedTuple):
@@ -25,6 +25,41 @@ class Source(NamedTuple):
     key: str
     value: Any
     shape: tuple[int, ...] | None
+    note: str = ''
+
+
+def find_network(keys: Collection[str], title: str) -> tuple[str, Format]:
+    """What stands before the keys of the one network among ``keys``, and the format after it.
+
+    A network is where its patch embedding is.
+
+    Raises:
+        InputError: If the keys are those of no known format, or of several networks.
+    """
+    if source := detect_format(keys):
+        return '', source
+    embeddings = dict.fromkeys(match[1] for key in keys if (match := _EMBEDDING.match(key)))
+    networks: dict[str, Format] = {}
+    for path in embeddings:
+        for end in [i + 1 for i, letter in enumerate(path) if letter == '.']:
+            prefix = path[:end]
+            inside = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+            if source := detect_format(inside):
+                networks[prefix] = source
+                break
+    if not networks:
+        known = ', '.join(f.title for f in FORMATS)
+        raise InputError(
+            f'{title}: the keys are those of no known source ({known}); they begin with '
+            f'{", ".join([*keys][:5]) or "nothing: there are none"}'
+        )
+    if len(networks) > 1:
+        choices = ' or '.join(f'--prefix {prefix[:-1]}' for prefix in networks)
+        raise InputError(
+            f'{title}: the file holds {len(networks)} networks; choose one of them with {choices} '
+            f'(in Python prefix={[*networks][0]!r})'
+        )
+    return next(iter(networks.items()))
 
 
 def name_tensors(
@@ -39,27 +74,29 @@ def name_tensors(
     ``ignore`` leave keys out; ``pass_through`` says whether heads of segmentors are handed on.
 
     Raises:
-        InputError: If the keys are those of no known format.
+        InputError: See :func:`find_network`.
     """
-    source = None if any(map(_OPENMMLAB_VIT.search, state_dict)) else detect_format(state_dict)
-    if source is None:
-        raise InputError(f'{report.title}: {_unknown_names(list(state_dict))}')
-    report.remark(f'source names: {source.title}')
+    prefix, source = find_network(state_dict, report.title)
+    report.remark(f'source names: {source.title}{f" after {prefix!r}" if prefix else ""}')
     named: dict[str, Source] = {}
     passthrough = {}
     for key, value in state_dict.items():
-        shape, (name, axes) = getattr(value, 'shape', None), source.to_network(key) or ('', ())
+        shape, outside = getattr(value, 'shape', None), not key.startswith(prefix)
+        name, axes = (
+            (source.outside_name(key), ())
+            if outside
+            else source.to_network(key.removeprefix(prefix)) or ('', ())
+        )
         name = rename_old_keys([name], plain=False)[name]
         passes = first_match(source.passthrough, key)
         if note := (
             'as requested'
             if matches(key, ignore)
-            else source.reason_to_ignore(key)
+            else source.reason_to_ignore(key.removeprefix(prefix))
             or ('not part of the network' if passes and not pass_through else '')
+            or (f'does not start with {prefix!r}' if outside and not passes and not name else '')
         ):
             report.add(Status.IGNORED, key, shape=shape, note=note)
-        elif refused := first_match(source.refused, key.removeprefix(source.prefix)):
-            report.add(Status.REFUSED, key, shape=shape, note=source.refused[refused])
         elif passes:
             fault = tensor_fault(value)
             report.add(
@@ -82,25 +119,3 @@ def name_tensors(
                 value = value.squeeze(axes)
             named[name] = Source(key, value, shape)
     return source, named, passthrough
-
-
-def _unknown_names(keys: list[str]) -> str:
-    """What is known of a file whose keys are those of no known format, and the remedy."""
-    if any(map(_OPENMMLAB_VIT.search, keys)):
-        return (
-            'the file is of a VisionTransformer of MMPretrain or MMSegmentation, whose names '
-            'mmvars does not convert; take the file of timm, DeiT or the release that it was made '
-            'from'
-        )
-    for prefix in dict.fromkeys(key.split('.')[0] + '.' for key in keys if '.' in key):
-        inside = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
-        if (source := detect_format(inside)) is not None:
-            return (
-                f'the keys after {prefix!r} are those of: {source.title}; take them alone with '
-                f'--prefix {prefix[:-1]} (prefix={prefix!r})'
-            )
-    known = ', '.join(f.title for f in FORMATS)
-    return (
-        f'the keys are those of no known source ({known}); they begin with '
-        f'{", ".join(keys[:5]) or "nothing: there are none"}'
-    )

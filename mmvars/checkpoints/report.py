@@ -15,6 +15,7 @@ class Status(Enum):
     """What became of a tensor; the value is the heading in the printed report."""
 
     USED = 'used'
+    MERGED = 'merged into other tensors'
     PASSTHROUGH = 'passed through unchanged (not part of the network, so not checked)'
     IGNORED = 'ignored'
     NEW = 'new in the target'

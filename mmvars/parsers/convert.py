@@ -64,8 +64,8 @@ _MIXERS = (
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
-        description='Convert released AbSViT / ViT, RVT, VARS, GFNet, DeiT and timm checkpoints to '
-        'mmvars, or back.',
+        description='Convert released AbSViT, RVT, VARS, GFNet and FAN checkpoints, and plain '
+        'ViTs of timm, DeiT, DINO, Hugging Face, MMPretrain and MMSegmentation to mmvars, or back.',
         epilog=_EPILOG,
     )
     add = parser.add_argument
@@ -117,7 +117,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--prefix',
         metavar='PREFIX',
         help='what stands before the keys of the network in SRC, such as base_encoder; other keys '
-        'are left out',
+        'are left out. Default: it is found, where SRC holds one network',
     )
     add(
         '--img-size',

@@ -131,10 +131,11 @@ def test_a_prefix(here, golden, tmp_path):
         ),
         tmp_path / 'a.pth',
     )
-    assert here('a.pth', 'b.pth', *ARCH)[0] == 2
+    assert here('a.pth', 'c.pth', *ARCH)[0] == 0  # is found
     assert here('a.pth', 'b.pth', *ARCH, '--prefix', 'encoder', '--report', 'r.json')[0] == 0
-    content = torch.load(tmp_path / 'b.pth', weights_only=True)
-    assert torch.equal(content['state_dict']['backbone.network.prior.query'], state['prompt'])
+    for name in 'bc':
+        content = torch.load(tmp_path / f'{name}.pth', weights_only=True)
+        assert torch.equal(content['state_dict']['backbone.network.prior.query'], state['prompt'])
     ignored = [
         entry
         for entry in json.loads((tmp_path / 'r.json').read_text())['entries']
