@@ -397,6 +397,7 @@ class Backbone(BaseModule):
                     unused += [trunk.cls_attn_blocks, trunk.cls_token]
         elif getattr(self.network, 'num_passes', 2) == 2:  # a pass between uses every decoder
             unused += [decoder.to_value for decoder in decoders[end:]]
+            unused += [decoder.gate for decoder in decoders[end:] if hasattr(decoder, 'gate')]
         return unused
 
     def _warn_of_ignored_loss(self) -> None:

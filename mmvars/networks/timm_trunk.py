@@ -184,7 +184,8 @@ class TimmTrunk(Trunk):
         overlay = {} if state_dict is None else dict(state_dict=dict(state_dict))
         full: Any = self.create(pretrained=True, pretrained_cfg_overlay=overlay)
         full.blocks = full.blocks[: self.depth]
-        self.model.load_state_dict(full.state_dict())
+        own = self.model.state_dict()  # low-rank updates are in no file of timm's
+        self.model.load_state_dict(own | full.state_dict())
 
     def layer_id(self, name: str) -> int | None:
         return super().layer_id(name.removeprefix('model.'))
