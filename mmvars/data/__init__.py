@@ -12,6 +12,7 @@ __all__ = ['LAYOUTS', 'PHOTO_CLASSES', 'mini_root', 'photos_root']
 
 LAYOUTS = ('ade20k', 'cityscapes', 'voc12', 'imagenet')
 PHOTO_CLASSES = (
+    'other',
     'person',
     'animal',
     'vehicle',
@@ -40,7 +41,7 @@ def mini_root(layout: str) -> str:
 def photos_root() -> str:
     """Return the absolute path of the photographs: ``{images,labels}/{train,val}``.
 
-    The labels count :data:`PHOTO_CLASSES` from 0; 255 is ignored.
+    The labels count :data:`PHOTO_CLASSES` from 0.
 
     Raises:
         InputError: If its files are not where they belong.

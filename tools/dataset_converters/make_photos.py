@@ -25,8 +25,8 @@ LICENSES = {
     'CC BY 2.0': 'https://creativecommons.org/licenses/by/2.0/',
     'no known copyright restrictions': 'https://www.flickr.com/commons/usage/',
 }
-# COCO panoptic category ids of our classes. Ids that stand in none are ignored: 0, small things
-# (bags, cups, cutlery, toys, screens, ...) and what too few photos show (water, mountains).
+# COCO panoptic category ids of our classes. The rest becomes 'other': what COCO leaves unlabeled, small
+# things (bags, cups, cutlery, toys, screens, ...), and what too few photos show (water, mountains).
 IDS = {
     'person': (1,),
     'animal': range(16, 26),
@@ -38,7 +38,6 @@ IDS = {
     'sky': (187,),
     'building': (95, 109, 112, 128, 151, 161, *range(171, 178), 180, 181, 185, 186, 197, 199),
 }
-IGNORED = 255
 
 
 def split_of(name: str) -> str:
@@ -49,9 +48,9 @@ def split_of(name: str) -> str:
 
 def label_table() -> np.ndarray:
     """``(256,)``: our class of each COCO id."""
-    table = np.full(256, IGNORED, np.uint8)
-    for index, name in enumerate(PHOTO_CLASSES):
-        table[list(IDS[name])] = index
+    table = np.zeros(256, np.uint8)
+    for name, ids in IDS.items():
+        table[list(ids)] = PHOTO_CLASSES.index(name)
     return table
 
 
