@@ -25,8 +25,8 @@ LICENSES = {
     'CC BY 2.0': 'https://creativecommons.org/licenses/by/2.0/',
     'no known copyright restrictions': 'https://www.flickr.com/commons/usage/',
 }
-# COCO panoptic category ids of our classes. The rest becomes 'other': what COCO leaves unlabeled, small
-# things (bags, cups, cutlery, toys, screens, ...), and what too few photos show (water, mountains).
+# COCO panoptic category ids of our classes. The rest becomes 'other': what COCO leaves unlabeled,
+# small things (bags, cups, toys, screens, ...), and what too few photos show (water, mountains).
 IDS = {
     'person': (1,),
     'animal': range(16, 26),
