@@ -14,6 +14,7 @@ _PACKAGE = Path(__file__).parents[1]
 _PROGRESS = re.compile(r'(?:Iter|Epoch)\((train|val|test)\) +(?:\[(\d+)\])?\[ *(\d+)/(\d+)\](.*)')
 _KEPT = ('Saving checkpoint', 'The best checkpoint', 'Load checkpoint from', 'resumed epoch')
 _NOTICES = ('The prefix is not set in metric class', '"FileClient" will be', '"HardDiskBackend" is')
+_FROZEN = 'is skipped since its requires_grad=False'  # a line for each frozen parameter
 _TIMES = ('time', 'data_time', 'step')
 
 
@@ -24,7 +25,7 @@ def short_line(record: logging.LogRecord) -> str | None:
     checkpoints are written and read; not the environment, the config, hooks and tables.
     """
     text = record.getMessage().strip()
-    if text.startswith(_NOTICES):
+    if text.startswith(_NOTICES) or text.endswith(_FROZEN):
         return None
     if record.levelno > logging.INFO:
         return f'{record.levelname}: {text}'

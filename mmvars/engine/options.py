@@ -53,7 +53,8 @@ _OPTIONAL_KEYS = [
     'optim_wrapper.paramwise_cfg.layer_decay_rate',
 ]
 _FREE_KEYS = ('custom_keys', 'metainfo')  # dicts with keys of the user's choice
-_SEVERAL_TYPES = ('arch', 'data_prefix', 'loss_scale', 'prior')  # take text and other types
+# Take text and other types.
+_SEVERAL_TYPES = ('arch', 'data_prefix', 'loss_scale', 'pretrained', 'prior')
 
 
 def parse_cfg_options(words: Sequence[str] | None) -> dict[str, Any]:

@@ -49,6 +49,12 @@ def test_warnings_and_what_mmvars_says_are_shown_whole() -> None:
     )
 
 
+def test_a_line_for_every_frozen_parameter_is_not_shown() -> None:
+    """mmengine warns of each where the optimizer's `custom_keys` are in use."""
+    text = 'backbone.blocks.0.norm1.bias is skipped since its requires_grad=False'
+    assert short_line(_record(text, logging.WARNING)) is None
+
+
 def test_the_file_has_what_the_console_has_not(tmp_path, capsys) -> None:
     with brief_console():
         brief = MMLogger('brief', 'brief', str(tmp_path / 'brief.log'))

@@ -202,3 +202,10 @@ def test_options_of_our_segmentor_are_refused_where_nothing_reads_them(cfg) -> N
     cfg.model.type = 'mmseg.EncoderDecoder'
     with pytest.raises(InputError, match='mmseg.EncoderDecoder would not read it'):
         check_options(cfg, {'model.test_cfg.keep_logits': False})
+
+
+def test_weights_of_timm_may_be_a_file_where_the_config_asks_for_those_of_timm(cfg):
+    cfg.model.backbone.pretrained = True
+    check_options(cfg, {'model.backbone.pretrained': 'dinov2.pth'})
+    with pytest.raises(InputError, match='give True or False'):
+        check_options(cfg, {'env_cfg.cudnn_benchmark': 'dinov2.pth'})
