@@ -1,4 +1,4 @@
-"""Files that a loader of images would hang on, or run out of memory: refused by name."""
+"""Image files: those of a folder, and those that a loader would hang on, refused by name."""
 
 import math
 import os
@@ -9,10 +9,32 @@ from PIL import Image
 
 from mmvars.errors import InputError
 
-__all__ = ['max_pixels', 'open_image', 'refuse_special_file']
+__all__ = ['images_in', 'max_pixels', 'open_image', 'refuse_special_file']
+
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 _BYTES_PER_PIXEL = 16  # four channels of 32 bits
 _REMEDY = 'Replace it, or allow as many pixels by MMVARS_MAX_PIXELS=NUMBER in the environment'
+
+
+def images_in(folder: str, left_out: str | None = None) -> list[str]:
+    """The image files of a folder and of all below it, but for those in ``left_out``, sorted.
+
+    Raises:
+        InputError: If there are none.
+    """
+    paths = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [
+            name
+            for name in folders
+            if left_out is None
+            or os.path.realpath(os.path.join(root, name)) != os.path.realpath(left_out)
+        ]
+        paths += [os.path.join(root, name) for name in files if name.lower().endswith(SUFFIXES)]
+    if not paths:
+        raise InputError(f'the folder {folder!r} holds no image ({" ".join(SUFFIXES)})')
+    return sorted(paths)
 
 
 def max_pixels() -> float:

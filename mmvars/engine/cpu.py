@@ -4,13 +4,14 @@ import datetime
 import os
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmvars.errors import InputError
 
-__all__ = ['replace_sync_bn', 'setup_cpu']
+__all__ = ['pick_device', 'replace_sync_bn', 'setup_cpu']
 
 _SYNC_BN = {'SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm'}
 # launcher -> how to start it; variables with the rank, the number of processes, the local rank
@@ -26,6 +27,23 @@ _LAUNCHERS = {
         ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
     ),
 }
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of ``--device``; by default CUDA's, if there is one.
+
+    Raises:
+        InputError: If it cannot be used.
+    """
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'--device {name!r} cannot be used here ({reason}); try cpu') from error
+    return device
 
 
 def setup_cpu(cfg: Config) -> list[str]:

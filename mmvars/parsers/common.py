@@ -7,7 +7,14 @@ from typing import NoReturn
 
 from mmvars.errors import did_you_mean
 
-__all__ = ['Parser', 'add_cfg_options', 'add_common_arguments', 'add_json_arguments']
+__all__ = [
+    'Parser',
+    'add_cfg_options',
+    'add_common_arguments',
+    'add_json_arguments',
+    'add_launcher',
+    'image_size',
+]
 
 CONFIG_HELP = 'config file, or the name of one that mmvars ships'
 
@@ -60,12 +67,17 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '(default: work_dir of the config, else work_dirs/<config name>)',
     )
     add_cfg_options(parser)
+    add_launcher(parser)
     parser.add_argument(
         '--brief',
         action='store_true',
         help='short lines on the console: progress, loss, time left, scores, warnings; the log '
         'file in the work dir has all',
     )
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of distributed runs, as MMSegmentation's tools name them."""
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -85,3 +97,11 @@ def add_json_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--json`` and ``--overwrite``."""
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all numbers as JSON')
     parser.add_argument('--overwrite', action='store_true', help='replace FILE')
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width of ``N`` or ``HxW``, for ``type`` of an argument."""
+    sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split('x')]
+    if len(sides) > 2 or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f'takes N or HEIGHTxWIDTH, got {text!r}')
+    return sides[0], sides[-1]

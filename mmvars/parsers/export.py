@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import CONFIG_HELP, Parser, add_cfg_options
+from mmvars.parsers.common import CONFIG_HELP, Parser, add_cfg_options, image_size
 
 __all__ = ['parse_args']
 
@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--size',
         required=True,
-        type=_size,
+        type=image_size,
         metavar='N|HxW',
         help='pixels of the images: side, or height x width',
     )
@@ -73,10 +73,3 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--overwrite', action='store_true', help='replace FILE')
     add_cfg_options(parser)
     return parser.parse_args(argv)
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = [int(side) if side.isdecimal() else 0 for side in text.lower().split('x')]
-    if len(sides) > 2 or min(sides) < 1:
-        raise argparse.ArgumentTypeError(f'takes N or HEIGHTxWIDTH, got {text!r}')
-    return sides[0], sides[-1]

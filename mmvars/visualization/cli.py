@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import torch
-
+from mmvars.datasets.files import images_in
+from mmvars.engine.cpu import pick_device
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError
@@ -50,8 +50,6 @@ from mmvars.write import check_destination, write_text
 
 __all__ = ['main']
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see ``--help``.
@@ -69,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     targets = picture_files(images, args.out_dir, kinds, joined, args.format)
     cfg = read_config(args.config, parse_cfg_options(args.cfg_options))
     pipeline = image_pipeline(cfg)
-    model, meta = build_model(cfg, args.checkpoint, _device(args.device))
+    model, meta = build_model(cfg, args.checkpoint, pick_device(args.device))
     network, trunk = network_of(model), model.backbone.trunk
     if (
         args.layer is not None
@@ -210,18 +208,6 @@ def _alpha(word: str) -> float:
     return value
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f'--device {name!r} cannot be used here ({reason}); try cpu') from error
-    return device
-
-
 def find_images(paths: list[str], out_dir: str) -> list[str]:
     """The image files that ``paths`` (files and folders, searched with all they hold) name.
 
@@ -231,24 +217,10 @@ def find_images(paths: list[str], out_dir: str) -> list[str]:
         InputError: If a path does not exist, or a folder holds no image.
     """
     images: list[str] = []
-    left_out = os.path.realpath(out_dir)
     for path in paths:
         if not os.path.exists(path):
             raise InputError(f'the image {path!r} does not exist')
-        if not os.path.isdir(path):
-            images.append(path)
-            continue
-        inside = []
-        for root, folders, files in os.walk(path):
-            folders[:] = [
-                name for name in folders if os.path.realpath(os.path.join(root, name)) != left_out
-            ]
-            inside += [
-                os.path.join(root, name) for name in files if name.lower().endswith(SUFFIXES)
-            ]
-        if not inside:
-            raise InputError(f'the folder {path!r} holds no image ({" ".join(SUFFIXES)})')
-        images += sorted(inside)
+        images += images_in(path, out_dir) if os.path.isdir(path) else [path]
     return list(dict.fromkeys(images))
 
 
