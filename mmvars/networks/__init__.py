@@ -22,6 +22,7 @@ from mmvars.networks.feedback import (
     token_weights,
 )
 from mmvars.networks.old_keys import rename_old_keys
+from mmvars.networks.regression import BlockFit, DecoderRegression, pretune
 from mmvars.networks.rvt import RVT
 from mmvars.networks.top_down import FirstPassOutput, PerceiverIO, TopDown, TopDownOutput
 from mmvars.networks.trunk import Trunk, TrunkOutput
@@ -34,7 +35,9 @@ __all__ = [
     'PRIORS',
     'RVT',
     'TOP_DOWN_DESIGNS',
+    'BlockFit',
     'ClassPrototype',
+    'DecoderRegression',
     'ExternalPrior',
     'Feedback',
     'FirstPassOutput',
@@ -52,6 +55,7 @@ __all__ = [
     'build_prior',
     'create_model',
     'network_name',
+    'pretune',
     'rename_old_keys',
     'token_weights',
 ]
