@@ -19,6 +19,10 @@ __all__ = ['COMMANDS', 'load_command', 'main', 'run_tool']
 
 COMMANDS = {
     'train': ('mmvars.engine.train', 'train a model from a config'),
+    'pretune': (
+        'mmvars.pretune',
+        'fit the decoders of a frozen trunk to unlabeled images, in one pass',
+    ),
     'test': ('mmvars.engine.test', 'test a checkpoint: metrics, predictions, pictures'),
     'compare': (
         'tools/compare_runs.py',
@@ -37,7 +41,7 @@ COMMANDS = {
 }
 """Command -> the module, or the script of the clone or wheel, whose ``main`` it is; its purpose."""
 
-_OPENMMLAB = ('train', 'test', 'compare', 'export', 'visualize')
+_OPENMMLAB = ('train', 'pretune', 'test', 'compare', 'export', 'visualize')
 """Commands that import OpenMMLab."""
 
 _STACK = {
