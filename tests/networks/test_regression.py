@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from mmvars.errors import InputError
-from mmvars.networks import DecoderRegression, create_model, pretune
+from mmvars.networks import (
+    DecoderRegression,
+    Feedback,
+    TopDown,
+    build_prior,
+    create_model,
+    pretune,
+)
 from mmvars.networks.regression import HELD_OUT
 
 SIZE = dict(embed_dim=12, depth=2, num_heads=2, img_size=32, num_classes=0)
@@ -19,6 +26,14 @@ def _network(name='absvit_tiny', **options):
         for parameter in getattr(network, 'trunk', network).parameters():
             parameter += 0.3 * torch.randn_like(parameter)  # tokens that differ
     return network
+
+
+def _gated():
+    """A network with the feedback that trunks of timm have."""
+    plain = _network(double_value_bias=False)
+    widths, strides = plain.trunk.widths, plain.trunk.strides
+    prior = build_prior('learned_query', plain.trunk.embed_dim, has_center=True)
+    return TopDown(plain.trunk, prior, Feedback(widths, strides, gated=True)).double()
 
 
 def _images(count=23, side=32):
@@ -38,11 +53,11 @@ def _held_out(images):
     return images[~chosen], images[chosen]
 
 
-@pytest.fixture(params=['absvit_tiny', 'rvt_tiny'])
+@pytest.fixture(params=['absvit_tiny', 'rvt_tiny', 'gated'])
 def network(request):
     if request.param == 'rvt_tiny':
         return _network('rvt_tiny', top_down='absvit', **RVT)
-    return _network()
+    return _gated() if request.param == 'gated' else _network()
 
 
 def test_without_ridge_it_is_numpys_least_squares(network):
@@ -152,6 +167,29 @@ def test_what_is_pretuned_of_stages_is_the_decoders_alone():
     regression.add(_images(), torch.arange(23) == 3)
     part = regression.apply_to_network(regression.solve())
     assert set(part) == {f'feedback.decoders.{index}.to_below.weight' for index in range(3)}
+
+
+def test_with_gates_readouts_are_the_identity_gates_closed_and_the_center_the_mean_token():
+    network, images = _gated(), _images()
+    with torch.no_grad():
+        for decoder in network.feedback.decoders:
+            decoder.gate += 1
+            decoder.to_value.weight += 1
+    regression = DecoderRegression(network.eval())
+    regression.add(images, torch.arange(23) == 3)
+    part = regression.apply_to_network(regression.solve())
+    assert set(part) == {
+        'prior.center',
+        *(name for name in network.state_dict() if name.startswith('feedback.')),
+    }
+    assert len(part) == 7
+    for decoder in network.feedback.decoders:
+        assert decoder.gate == 0 and torch.equal(decoder.to_value.weight, torch.eye(12).double())
+    with torch.no_grad():
+        output = network(images)
+    patches = output.first.tokens[:, 1:]
+    torch.testing.assert_close(network.prior.center, patches.mean(dim=(0, 1)))
+    assert torch.equal(output.second.tokens, output.first.tokens)
 
 
 @pytest.mark.parametrize(
