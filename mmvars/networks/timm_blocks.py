@@ -4,10 +4,12 @@
 parameters and names stay. Each attention runs timm's own forward where there is no top-down input.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import Attention, AttentionRope, apply_rot_embed_cat, resize_rel_pos_bias_table
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from timm.models import beit, eva
 from timm.models import vision_transformer as vit
 from torch import Tensor, nn
@@ -17,21 +19,31 @@ from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.layers.attention import is_plain_linear, linear_slice, split_heads
 
-__all__ = ['RelativePositions', 'add_top_down', 'relative_position_index']
+__all__ = ['RelativePositions', 'add_top_down', 'relative_positions']
 
 
 class RelativePositions(NamedTuple):
-    """What a BEiT block needs of the grid.
+    """What a BEiT block needs of the grid, for one class token and patches.
 
     Attributes:
-        grid: Layout of the tokens.
-        rows: ``(N, N)`` rows in the table of biases of that grid.
-        shared: Bias ``(h, N, N)`` of all blocks, where the network has one.
+        rows: ``(N, N)`` rows in a table of biases of the grid.
+        resize: Matrices ``(2 h - 1, 2 h' - 1)`` and ``(2 w - 1, 2 w' - 1)`` that bring a table of
+            the stored grid ``(h', w')`` to this one; ``None`` where it has it.
+        shared: Bias ``(heads, N, N)`` of all blocks, where the network has one.
     """
 
-    grid: TokenGrid
     rows: Tensor
-    shared: Tensor | None
+    resize: tuple[Tensor, Tensor] | None
+    shared: Tensor | None = None
+
+    def bias(self, table: Tensor) -> Tensor:
+        """``(heads, N, N)`` from a table ``((2 h' - 1) (2 w' - 1) + 3, heads)``."""
+        if self.resize is not None:
+            along_y, along_x = (matrix.to(table.dtype) for matrix in self.resize)
+            patches = table[:-3].unflatten(0, (along_y.shape[1], along_x.shape[1]))
+            patches = torch.einsum('yi,xj,ijh->yxh', along_y, along_x, patches)
+            table = torch.cat([patches.flatten(0, 1), table[-3:]])
+        return table[self.rows].permute(2, 0, 1)
 
 
 class _TopDownAttention(nn.Module):
@@ -161,7 +173,6 @@ class _RopeAttention(_RotaryAttention, AttentionRope):
 class _BeitAttention(_TopDownAttention, beit.Attention):
     """Its table of relative positions follows the grid, which timm's own forward cannot."""
 
-    window_size: Any
     relative_position_bias_table: Any
 
     def forward(self, x: Tensor, position: Any = None, top_down: Tensor | None = None) -> Tensor:
@@ -171,14 +182,11 @@ class _BeitAttention(_TopDownAttention, beit.Attention):
         mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
-    def position_bias(self, position: RelativePositions | None) -> Tensor | None:
-        if position is None or self.relative_position_bias_table is None:
-            return None if position is None else position.shared
-        grid = position.grid[:2]
+    def position_bias(self, position: RelativePositions) -> Tensor | None:
         table = self.relative_position_bias_table
-        if grid != tuple(self.window_size):
-            table = _resized_table(table, tuple(self.window_size), grid)
-        bias = table[position.rows].permute(2, 0, 1)
+        if table is None:
+            return position.shared
+        bias = position.bias(table)
         return (bias if position.shared is None else bias + position.shared).unsqueeze(0)
 
 
@@ -278,12 +286,38 @@ def add_top_down(block: nn.Module, injection: str, title: str) -> None:
         attention.qkv_bias_separate = True
 
 
-def relative_position_index(grid: TokenGrid, device: torch.device) -> Tensor:
-    """``(N, N)`` rows of a BEiT table of biases, for one class token and the patches of a grid."""
-    return beit.gen_relative_position_index(grid[:2], device=device)
+def relative_positions(
+    grid: TokenGrid, stored: Sequence[int], device: torch.device
+) -> RelativePositions:
+    """Those of a grid, for tables of biases of the ``stored`` one ``(h', w')``."""
+    rows = beit.gen_relative_position_index(grid[:2], device=device)
+    if grid[:2] == tuple(stored):
+        return RelativePositions(rows, None)
+    along_y, along_x = (
+        _interpolation(one, other, device) for one, other in zip(stored, grid[:2], strict=True)
+    )
+    return RelativePositions(rows, (along_y, along_x))
 
 
-def _resized_table(table: Tensor, from_grid: tuple[int, int], to_grid: tuple[int, int]) -> Tensor:
-    """A BEiT table ``((2 h - 1) (2 w - 1) + 3, heads)`` for another grid, by timm's function."""
-    rows = (2 * to_grid[0] - 1) * (2 * to_grid[1] - 1) + 3
-    return resize_rel_pos_bias_table(table, to_grid, (rows, table.shape[1]), from_grid)
+def _interpolation(stored: int, side: int, device: torch.device) -> Tensor:
+    """``(2 side - 1, 2 stored - 1)``: biases of the offsets along one side from those of another.
+
+    BEiT's rule, as in timm's ``resize_rel_pos_bias_table``, which goes head by head on the CPU: the
+    stored offsets are taken for a geometric progression that ends where the new ones do, and
+    between them it is linear.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        reach = (1 - ratio ** (stored - 1)) / (1 - ratio)
+        low, high = (low, ratio) if reach > side - 1 else (ratio, high)
+    steps = [*itertools.accumulate(ratio**index for index in range(stored - 1))]
+    places = torch.tensor([*(-step for step in reversed(steps)), 0.0, *steps], device=device)
+    offsets = torch.arange(1 - side, side, device=device, dtype=places.dtype)
+    right = torch.bucketize(offsets, places).clamp_max(len(places) - 1)
+    left = (right - 1).clamp_min(0)
+    to_left = (offsets - places[left]).clamp_min(0)
+    to_right = (places[right] - offsets).clamp_min(0)
+    share = torch.where(to_left + to_right > 0, to_left / (to_left + to_right), 1.0)
+    of_right, of_left = (F.one_hot(index, len(places)) for index in (right, left))
+    return share.unsqueeze(1) * of_right + (1 - share).unsqueeze(1) * of_left
