@@ -69,6 +69,7 @@ def follow_shorthands(
             follow(cfg, key, old)
     if any(key.startswith('model.backbone.arch') for key in checked):
         _leave_out_channels(cfg)
+        _follow_timm(cfg)
 
 
 def _set_data_root(cfg: Config, named: Mapping[str, Any]) -> None:
@@ -227,6 +228,26 @@ def _leave_out_channels(cfg: Config) -> None:
         heads = [cfg.model.get(name) for name in ('decode_head', 'auxiliary_head', 'head')]
         for head in dicts(heads):
             head.pop('in_channels', None)
+
+
+def _follow_timm(cfg: Config) -> None:
+    """Normalize images as those were that the weights of a network of timm were trained on."""
+    backbone: Any = cfg.model.get('backbone') or {}
+    arch = backbone.get('arch')
+    name = arch.get('trunk') if isinstance(arch, dict) else arch
+    preprocessor = cfg.model.get('data_preprocessor') or {}
+    is_rgb = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
+    if not _is_of_mmvars(backbone.get('type')) or not str(name).startswith('timm/') or not is_rgb:
+        return
+    from timm.models import get_pretrained_cfg  # takes seconds, so not for other networks
+
+    try:
+        weights = get_pretrained_cfg(str(name).removeprefix('timm/'))
+    except RuntimeError:  # an unknown tag, of which the backbone says more
+        weights = None
+    if weights is not None:
+        for key in ('mean', 'std'):
+            preprocessor[key] = [round(255 * value, 3) for value in getattr(weights, key)]
 
 
 def _follow_length(cfg: Config, key: str, old: Config) -> None:

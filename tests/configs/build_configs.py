@@ -58,6 +58,7 @@ def describe(path: str) -> dict:
         mixer=getattr(trunk, 'mixer', None),
         exempt=exempt_names(model, trunk),
         decay=decay_of(cfg, model),
+        trainable=trainable_parts(model),
         heads=heads(model),
         matched_keys=[key for key in keys if any(key in name for name in names)],
         num_classes={
@@ -87,6 +88,12 @@ def exempt_names(model: torch.nn.Module, trunk: torch.nn.Module | None) -> list[
         for name, p in model.named_parameters()
         if p.ndim > 1 and name.removeprefix(f'{prefix}.') in exempt
     ]
+
+
+def trainable_parts(model: torch.nn.Module) -> list[str]:
+    """Heads, and parts of the backbone's network, that have parameters which train."""
+    names = (name.split('.') for name, p in model.named_parameters() if p.requires_grad)
+    return sorted({'.'.join(name[: 3 if name[0] == 'backbone' else 1]) for name in names})
 
 
 def feature_shapes(backbone: torch.nn.Module) -> list[torch.Size]:

@@ -1,0 +1,12 @@
+# DINOv2-B/14, frozen. No result is published or was measured here.
+_base_ = [
+    '../_base_/models/linear_timm.py',
+    '../_base_/datasets/cityscapes_518px.py',
+    '../_base_/schedules/adamw_frozen_40k.py',
+    '../_base_/runtime/segmentation.py',
+]
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(arch='timm/vit_base_patch14_dinov2.lvd142m'),
+    decode_head=dict(num_classes=_base_.num_classes),
+)
