@@ -2,10 +2,9 @@
 
 from mmvars.checkpoints.convert import Conversion, convert_checkpoint, convert_state_dict
 from mmvars.checkpoints.io import read_checkpoint
-from mmvars.checkpoints.load import load_heads, load_pretrained
+from mmvars.checkpoints.load import load_heads, load_pretrained, load_timm_weights
 from mmvars.checkpoints.partial import trunk_record, write_partial
 from mmvars.checkpoints.report import CheckpointError, ConversionReport
-from mmvars.checkpoints.timm_files import load_timm_file
 from mmvars.checkpoints.write import write_checkpoint
 
 __all__ = [
@@ -16,7 +15,7 @@ __all__ = [
     'convert_state_dict',
     'load_heads',
     'load_pretrained',
-    'load_timm_file',
+    'load_timm_weights',
     'read_checkpoint',
     'trunk_record',
     'write_checkpoint',

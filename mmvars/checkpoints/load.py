@@ -8,7 +8,7 @@ tensors start with ``trunk.``, ``prior.`` or ``feedback.``, for plain networks t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from mmvars.checkpoints.mixers import check_constants, check_mixer
 from mmvars.checkpoints.naming import Source, name_tensors
 from mmvars.checkpoints.partial import check_trunk, recorded_trunk
 from mmvars.checkpoints.report import ConversionReport
+from mmvars.checkpoints.timm_files import HEAD, TIMM_REMEDY, published_file, timm_sources
 from mmvars.checkpoints.weights import drop, select_weights, with_prefix
 from mmvars.errors import InputError
 from mmvars.networks import PerceiverIO, TopDown, Trunk
 
-__all__ = ['load_heads', 'load_pretrained']
+__all__ = ['load_heads', 'load_pretrained', 'load_timm_weights']
 
 _REMEDY = (
     'The module was left as it is. Files of the release, timm or DeiT are converted with '
@@ -50,7 +51,8 @@ def load_pretrained(
     Tensors for another patch grid (positions, static dictionaries, filters, masks) are resampled,
     each by the rule of its module. Files of mmvars 0.1 are read too. A file that holds a part of a
     network, such as its decoders, says so, and leaves everything else as it is; the trunk must be
-    the one that it names (:mod:`mmvars.checkpoints.partial`).
+    the one that it names (:mod:`mmvars.checkpoints.partial`). A trunk of timm takes published files
+    too, see :func:`~mmvars.checkpoints.timm_files.timm_sources`.
 
     Args:
         module: A network of :func:`~mmvars.networks.create_model`, or a backbone that holds one.
@@ -81,7 +83,9 @@ def load_pretrained(
         )
     trunk, current = trunk_of(network), named_state(network)
     new_parts = check_parts(allow_new, network)
-    report = ConversionReport(f'{path} into {type(module).__name__}')
+    is_of_timm = hasattr(trunk, 'adapt_state_dict')
+    of_trunk = f' with {trunk.name}' if is_of_timm else ''
+    report = ConversionReport(f'{path} into {type(module).__name__}{of_trunk}')
     content = read_checkpoint(path)
     state_dict = select_weights(content, 'auto', report)
     if prefix is not None:
@@ -97,13 +101,12 @@ def load_pretrained(
                 if not key.startswith('backbone.') and MMVARS.to_network(key) is None
             ],
         )
-    names, sources, _ = name_tensors(state_dict, report, pass_through=False)
-    if names is not MMVARS and not all(
-        each.key.endswith(name.removeprefix('trunk.')) for name, each in sources.items()
-    ):
-        raise InputError(f'{report.title}: the file has the names of: {names.title}. {_REMEDY}')
-    sources = add_class_position(fold_layer_scale(sources, report), None)
-    check_mixer(network, sources, report.title)
+    remedy = TIMM_REMEDY if is_of_timm else _REMEDY
+    if is_of_timm:
+        sources = timm_sources(trunk, state_dict, report)
+    else:
+        sources = _own_sources(state_dict, report)
+        check_mixer(network, sources, report.title)
     meta = read_meta(path, content)
     check_constants(trunk, recorded_mixer(meta, report.title), report, allow_constants)
     new_note = 'not in the file; keeps its initial values, as allowed'
@@ -119,10 +122,38 @@ def load_pretrained(
             [name for name in sources if name.startswith('trunk.head.')],
         )
     fitted = fit_tensors(network, sources, report, new_parts, new_note)
-    report.raise_problems(_REMEDY)
+    report.raise_problems(remedy)
     load_tensors(network, fitted, current)
     _log.info(report.summary())
     return report
+
+
+def _own_sources(state_dict: Mapping[str, Any], report: ConversionReport) -> dict[str, Source]:
+    """The tensors of a file in the names of mmvars' own networks, or of timm's, by network name."""
+    names, sources, _ = name_tensors(state_dict, report, pass_through=False)
+    if names is not MMVARS and not all(
+        each.key.endswith(name.removeprefix('trunk.')) for name, each in sources.items()
+    ):
+        raise InputError(f'{report.title}: the file has the names of: {names.title}. {_REMEDY}')
+    return add_class_position(fold_layer_scale(sources, report), None)
+
+
+def load_timm_weights(trunk: Any, weights: str | Path | bool) -> ConversionReport:
+    """Fill a :class:`~mmvars.networks.timm_trunk.TimmTrunk`, as :func:`load_pretrained` does.
+
+    A head of another number of classes than the file's, and low-rank updates, start anew.
+
+    Args:
+        trunk: The trunk.
+        weights: A file, see :func:`~mmvars.checkpoints.timm_files.timm_sources`; ``True``: timm's
+            own weights of the tag in the trunk's name, from Hugging Face's cache or the network.
+
+    Raises:
+        InputError: If the weights cannot be had, or do not fit.
+    """
+    path = published_file(trunk) if weights is True else str(weights)
+    fresh = [each for each in named_state(trunk) if each.startswith(HEAD) or '.lora_' in each]
+    return load_pretrained(trunk, path, allow_new=fresh)
 
 
 def load_heads(model: nn.Module, path: str | Path) -> dict[str, Any]:

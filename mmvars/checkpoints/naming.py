@@ -28,38 +28,35 @@ class Source(NamedTuple):
     note: str = ''
 
 
-def find_network(keys: Collection[str], title: str) -> tuple[str, Format]:
+def find_network(keys: Collection[str], report: ConversionReport) -> tuple[str, Format | None]:
     """What stands before the keys of the one network among ``keys``, and the format after it.
 
-    A network is where its patch embedding is.
+    A network is where its patch embedding is. ``report`` gets a remark.
+
+    Returns:
+        ``('', None)`` where there is no network of a known format.
 
     Raises:
-        InputError: If the keys are those of no known format, or of several networks.
+        InputError: If there are several.
     """
-    if source := detect_format(keys):
-        return '', source
-    embeddings = dict.fromkeys(match[1] for key in keys if (match := _EMBEDDING.match(key)))
-    networks: dict[str, Format] = {}
-    for path in embeddings:
-        for end in [i + 1 for i, letter in enumerate(path) if letter == '.']:
+    networks = {}
+    for path in ('', *(match[1] for key in keys if (match := _EMBEDDING.match(key)))):
+        for end in [0, *(i + 1 for i, letter in enumerate(path) if letter == '.')]:
             prefix = path[:end]
             inside = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
             if source := detect_format(inside):
                 networks[prefix] = source
                 break
-    if not networks:
-        known = ', '.join(f.title for f in FORMATS)
-        raise InputError(
-            f'{title}: the keys are those of no known source ({known}); they begin with '
-            f'{", ".join([*keys][:5]) or "nothing: there are none"}'
-        )
     if len(networks) > 1:
         choices = ' or '.join(f'--prefix {prefix[:-1]}' for prefix in networks)
         raise InputError(
-            f'{title}: the file holds {len(networks)} networks; choose one of them with {choices} '
-            f'(in Python prefix={[*networks][0]!r})'
+            f'{report.title}: the file holds {len(networks)} networks; choose one of them with '
+            f'{choices} (in Python prefix={[*networks][0]!r})'
         )
-    return next(iter(networks.items()))
+    for prefix, source in networks.items():
+        report.remark(f'source names: {source.title}{f" after {prefix!r}" if prefix else ""}')
+        return prefix, source
+    return '', None
 
 
 def name_tensors(
@@ -74,10 +71,15 @@ def name_tensors(
     ``ignore`` leave keys out; ``pass_through`` says whether heads of segmentors are handed on.
 
     Raises:
-        InputError: See :func:`find_network`.
+        InputError: If the keys are those of no known format, or of several networks.
     """
-    prefix, source = find_network(state_dict, report.title)
-    report.remark(f'source names: {source.title}{f" after {prefix!r}" if prefix else ""}')
+    prefix, source = find_network(state_dict, report)
+    if source is None:
+        known = ', '.join(f.title for f in FORMATS)
+        raise InputError(
+            f'{report.title}: the keys are those of no known source ({known}); they begin with '
+            f'{", ".join([*state_dict][:5]) or "nothing: there are none"}'
+        )
     named: dict[str, Source] = {}
     passthrough = {}
     for key, value in state_dict.items():

@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmvars.checkpoints import load_pretrained, load_timm_file
+from mmvars.checkpoints import load_pretrained, load_timm_weights
 from mmvars.errors import InputError, check_choice, check_flag, check_number
 from mmvars.models.arguments import split_init_cfg
 from mmvars.models.transfer import added_names, apply_transfer
@@ -91,7 +91,7 @@ class Backbone(BaseModule):
         super().__init__(init_cfg=others)
         self.network = network
         trunk = self.trunk
-        if pretrained and not hasattr(trunk, 'load_timm_weights'):
+        if pretrained and not hasattr(trunk, 'adapt_state_dict'):
             raise InputError(
                 f"mmvars.{type(self).__name__} takes no 'pretrained': write "
                 f"init_cfg=dict(type='Pretrained', checkpoint=FILE); only arch='timm/...' does, "
@@ -279,7 +279,8 @@ class Backbone(BaseModule):
         """Load the ``Pretrained`` file if there is one; fresh weights are set at construction."""
         super().init_weights()
         if self.pretrained:
-            load_timm_file(self.trunk, self.pretrained)
+            report = load_timm_weights(self.trunk, self.pretrained)
+            print_log(report.summary(), logger='current')
         if any(hasattr(module, 'lipschitz') for module in self.modules()):
             print_log(
                 'VARS-S: its Lipschitz constants are to be updated while it trains. `mmvars '

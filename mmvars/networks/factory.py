@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -150,7 +151,8 @@ def create_model(
             a third less time for FAN at 512x512, an eighth for RVT. Tools that need contiguous
             parameters (safetensors, LBFGS, FSDP2) refuse such a network.
         **overrides: Arguments of the trunk that replace those of the named size; of a trunk of timm
-            those of :func:`mmvars.networks.timm_trunk.build_timm_trunk`, such as ``pretrained``.
+            those of :func:`mmvars.networks.timm_trunk.build_timm_trunk`, and ``pretrained``:
+            ``True`` or a file, see :func:`mmvars.checkpoints.load_timm_weights`.
 
     Raises:
         InputError: On an unknown name or argument, listing the choices; if the mixer does not go
@@ -219,11 +221,17 @@ def _create_trunk(
     return trunk
 
 
-def _create_timm_trunk(name: str, **arguments: Any) -> Trunk:
+def _create_timm_trunk(name: str, pretrained: bool | str | Path = False, **arguments: Any) -> Trunk:
     from mmvars.networks.timm_trunk import build_timm_trunk  # timm's models take seconds to import
 
-    _check_arguments(name, arguments, set(inspect.signature(build_timm_trunk).parameters))
-    return build_timm_trunk(name, **arguments)
+    known = {*inspect.signature(build_timm_trunk).parameters, 'pretrained'}
+    _check_arguments(name, arguments, known)
+    trunk = build_timm_trunk(name, **arguments)
+    if pretrained:
+        from mmvars.checkpoints import load_timm_weights  # which imports this module
+
+        load_timm_weights(trunk, pretrained)
+    return trunk
 
 
 def _check_arguments(name: str, arguments: Mapping[str, Any], known: Collection[str]) -> None:

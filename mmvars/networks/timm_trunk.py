@@ -1,12 +1,14 @@
 """Any vision transformer of timm as a trunk: timm builds it, the loop over its blocks is ours."""
 
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv, beit, eva, vision_transformer
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
@@ -21,6 +23,13 @@ __all__ = ['PREFIX', 'TimmTrunk', 'build_timm_trunk']
 
 PREFIX = 'timm/'
 """What stands before timm's own name in ``arch``."""
+
+_FILTERS = {
+    VisionTransformer: vision_transformer.checkpoint_filter_fn,
+    Eva: eva.checkpoint_filter_fn,
+    Beit: beit.checkpoint_filter_fn,
+}
+"""Class of a network -> what makes a state dict of it from a published one."""
 
 _FAMILIES = ['vision_transformer', 'deit', 'eva', 'beit']  # modules of timm
 
@@ -41,14 +50,13 @@ class TimmTrunk(Trunk):
 
     Attributes:
         model: timm's network; its names are those of the state dict after ``model.``.
-        create: ``timm.create_model`` with the arguments that ``model`` was built with.
+        full_depth: Blocks that the network of this name has, of which the trunk may have the first.
 
     Raises:
         InputError: If the network, or a block of it, is of a class that is not known.
     """
 
     has_gated_feedback = True
-    create: Callable[..., nn.Module]
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class TimmTrunk(Trunk):
             add_top_down(block, injection, name)
         self.model: Any = model
         self.name = name
+        self.full_depth = len(model.blocks)
         self.mixer_cfg = {}
         self.top_down_tokens = nn.Identity()
         self.grad_checkpointing = grad_checkpointing
@@ -180,37 +189,26 @@ class TimmTrunk(Trunk):
             return super().forward_head(output)  # which refuses
         return self.model.forward_head(output.tokens)  # a distilled network has two classifiers
 
-    def load_timm_weights(self, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Fill the network by timm's rules: names, positions, patches and channels are adapted.
+    def adapt_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state_dict`` in the names, and for the patches, positions and channels, of ``model``.
 
         Args:
-            state_dict: As timm or the authors of the network published it; ``None``: timm's own,
-                from its cache or the network. A classifier counts where this network has one.
-
-        Raises:
-            InputError: If timm cannot get its weights, or those given do not fill the network.
+            state_dict: As timm or the authors of the network published it. What timm does not
+                know stays as it is.
         """
-        if state_dict is None:
-            try:
-                full: Any = self.create(pretrained=True)
-            except Exception as error:  # what the clients of the hub raise changes with versions
-                raise InputError(_remedy(self.name, self.model.pretrained_cfg, error)) from error
-        else:
-            has_head = not isinstance(self.head, nn.Identity)
-            heads = () if has_head else ('head.', 'head_dist.', 'visual.proj')
-            weights = {key: v for key, v in state_dict.items() if not key.startswith(heads)}
-            # timm loads strictly where the weights are said to be for as many classes.
-            num_classes = self.model.num_classes
-            overlay = dict(state_dict=weights, num_classes=num_classes)
-            try:
-                full = self.create(
-                    pretrained=True, pretrained_cfg_overlay=overlay, num_classes=num_classes
-                )
-            except (RuntimeError, ValueError, LookupError, AssertionError) as error:
-                raise InputError(f'{self.name} is not filled: {_in_one_line(error)}') from error
-        full.blocks = full.blocks[: self.depth]
-        own = self.model.state_dict()  # low-rank updates are in no file of timm's
-        self.model.load_state_dict(own | full.state_dict())
+        model: Any = self.model
+        options: dict[str, Any] = {}
+        if any(family in self.name for family in ('flexivit', 'radio')):  # as timm creates these
+            options = dict(interpolation='bilinear', antialias=False)
+        if isinstance(model, VisionTransformer):
+            options['adapt_layer_scale'] = True  # DeiT III
+        filter_fn = next(each for kind, each in _FILTERS.items() if isinstance(model, kind))
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it leaves out
+            adapted = filter_fn(dict(state_dict), model, **options)
+        name = 'patch_embed.proj.weight'
+        if name in adapted and adapted[name].shape[1:2] != (self.in_chans,):
+            adapted[name] = adapt_input_conv(self.in_chans, adapted[name])
+        return adapted
 
     def layer_id(self, name: str) -> int | None:
         return super().layer_id(name.removeprefix('model.'))
@@ -261,7 +259,6 @@ def build_timm_trunk(
     drop_path_rate: float = 0.0,
     grad_checkpointing: bool = False,
     depth: int | None = None,
-    pretrained: bool = False,
 ) -> TimmTrunk:
     """A network of timm by its name there.
 
@@ -274,7 +271,6 @@ def build_timm_trunk(
         num_classes: Classes of the head; ``None``: those of the pretrained network.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
         depth: Blocks to keep, from the first on; ``None``: all.
-        pretrained: Load timm's weights of that tag, from its cache or the network.
 
     Raises:
         InputError: If timm has no such network (with the nearest names), it is of no class that
@@ -288,31 +284,24 @@ def build_timm_trunk(
     if num_classes is not None:
         check_number('num_classes', num_classes, 0, 1_000_000, whole=True)
         arguments['num_classes'] = num_classes
-    if not isinstance(pretrained, bool):
-        raise InputError(
-            f'pretrained must be True or False here, got {pretrained!r}; a file goes into the '
-            f'finished network: mmvars.checkpoints.load_timm_file(network.trunk, FILE)'
-        )
     if img_size is not None:
         patch_grid(img_size, 1)
         arguments['img_size'] = img_size if isinstance(img_size, int) else tuple(img_size)
     is_beit = timm.models.is_model_in_modules(model_name, ['beit'])
     if not is_beit:
         arguments |= dict(dynamic_img_size=True, dynamic_img_pad=True)
-    create = functools.partial(timm.create_model, model_name, **arguments)
-    model = create()
+    model = timm.create_model(model_name, **arguments)
     if img_size is not None:
         patch_grid(img_size, model.patch_embed.feat_ratio())
     if is_beit:
         model.patch_embed.strict_img_size = False
         model.patch_embed.dynamic_img_pad = True
+    full_depth = len(model.blocks)
     if depth is not None:
-        check_number('depth', depth, 1, len(model.blocks), whole=True)
+        check_number('depth', depth, 1, full_depth, whole=True)
         model.blocks = model.blocks[:depth]
     trunk = TimmTrunk(model, name, injection, grad_checkpointing)
-    trunk.create = create
-    if pretrained:
-        trunk.load_timm_weights()
+    trunk.full_depth = full_depth
     return trunk
 
 
@@ -335,19 +324,3 @@ def _check_name(name: str, model_name: str) -> None:
             f'arch={name!r}: timm {timm.__version__} knows no weights {tag!r} of {architecture}; '
             f'it knows {", ".join(tags) or "none"}; or leave .{tag} out'
         )
-
-
-def _remedy(name: str, pretrained_cfg: Mapping[str, Any], error: Exception) -> str:
-    hub_id, url = pretrained_cfg.get('hf_hub_id'), pretrained_cfg.get('url')
-    if not hub_id and not url:
-        tags = ', '.join(timm.list_pretrained(name.removeprefix(PREFIX).partition('.')[0]))
-        return f'{name}: timm has no weights of that name; it has {tags or "none of this network"}'
-    source = f'https://huggingface.co/{hub_id}' if hub_id else url
-    return (
-        f'{name}: timm cannot get its weights ({_in_one_line(error)}). Fetch them where there is '
-        f'a network ({source}), and write pretrained=FILE in the backbone'
-    )
-
-
-def _in_one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:300]
