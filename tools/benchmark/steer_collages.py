@@ -48,7 +48,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmvars.checkpoints import load_timm_file
 from mmvars.cli import run_tool
 from mmvars.errors import InputError, check_number
 from mmvars.networks import FirstPassOutput, create_model, pretune
@@ -134,10 +133,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse_args(argv)
     network: Any = create_model(
-        args.arch, 'absvit', 'given', args.alpha, depth=args.depth, num_classes=0
+        args.arch,
+        'absvit',
+        'given',
+        args.alpha,
+        depth=args.depth,
+        num_classes=0,
+        pretrained=args.pretrained or False,
     )
-    if args.pretrained:
-        load_timm_file(network.trunk, args.pretrained)
     network.eval().requires_grad_(False)
     train, val = (load_photos(network, args.data / split, args.tile) for split in ('train', 'val'))
     if len(train) != len(val):
