@@ -111,6 +111,9 @@ def _adapted(
         origin = by_value.get(id(value)) or published.get(name, made)
         note = origin.note if origin is made or value is origin.value else 'adapted by timm'
         sources[name] = origin._replace(value=value, note=note)
+        if origin.shape not in (None, value.shape):
+            shapes = ' -> '.join('x'.join(map(str, shape)) for shape in (origin.shape, value.shape))
+            report.remark(f'{name} resampled by timm: {shapes}')
     used = {each.key for each in sources.values()}
     for each in published.values():
         if each.key not in used:
@@ -126,11 +129,11 @@ def published_file(trunk: Any) -> str:
     Raises:
         InputError: If there are none, or they cannot be had, with what to put where.
     """
-    cfg = trunk.model.pretrained_cfg
+    cfg = getattr(trunk.model, 'pretrained_cfg', {})
     repository, address = cfg.get('hf_hub_id'), cfg.get('url') or ''
     if not repository and (not address or address.endswith('.npz')):
         raise InputError(
-            f'arch={trunk.name!r}: timm has no weights of this name; give pretrained=FILE, or '
+            f'arch={trunk.name!r}: no weights of this name are known; give pretrained=FILE, or '
             'leave pretrained out for random weights'
         )
     if not repository:

@@ -12,7 +12,14 @@ from mmengine.model import PretrainedInit
 from torch import Tensor
 
 from mmvars.errors import InputError, check_choice, check_flag, check_number, did_you_mean
-from mmvars.networks import ARCH_ZOO, PerceiverIO, TopDown, Trunk, create_model
+from mmvars.networks import (
+    ARCH_ZOO,
+    TIMM_PREFIXES,
+    PerceiverIO,
+    TopDown,
+    Trunk,
+    create_model,
+)
 from mmvars.registry import MODELS
 
 __all__ = [
@@ -42,6 +49,8 @@ _REPLACED = {
     'restart_block, share_query_key and feedback_rank were removed: leave them out',
 }
 """Arguments of other backbones, or of earlier versions -> what to write instead."""
+
+_MMPRETRAIN_OPTIONS = ('patch_size', 'layer_scale_init_value', 'pre_norm', 'global_pool')
 
 Class = TypeVar('Class', bound=type)
 
@@ -91,14 +100,15 @@ def build_network(
 
     Args:
         arch: The name of a network with one of the trunks, or a dict of sizes; with ``trunk``,
-            where there is a choice. With ``'timm'`` among the trunks also ``'timm/NAME'``.
+            where there is a choice. With ``'timm'`` among the trunks also ``'timm/NAME'`` and
+            ``'mmpretrain/NAME'``.
         trunks: Trunks that the backbone takes; ``'vit'`` is the default where it is one of them.
         img_size: As for a backbone; ``None``: 224, or what a network of timm was pretrained with.
         in_channels, drop_path_rate, with_cp, channels_last: As for a backbone.
         **options: Further arguments, by the network's names.
     """
     name, sizes = _resolve_arch(arch, trunks)
-    if img_size is None and 'timm' in trunks and not name.startswith('timm/'):
+    if img_size is None and 'timm' in trunks and not name.startswith(TIMM_PREFIXES):
         img_size = 224
     if 'num_prompt_tokens' in options and not name.startswith('vit_'):
         raise InputError(f"transfer='prompt' is for ViT sizes, got arch={arch!r}")
@@ -135,7 +145,7 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
     takes_timm = 'timm' in trunks
     trunks = [trunk for trunk in trunks if trunk != 'timm']
     if isinstance(arch, str):
-        if takes_timm and arch.startswith('timm/'):
+        if takes_timm and arch.startswith(TIMM_PREFIXES):
             return arch, {}
         name = arch.removesuffix('_patch16')  # of earlier versions
         if len(trunks) > 1:  # AbSViT
@@ -147,14 +157,15 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
     if not isinstance(arch, dict):
         raise InputError(
             f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}'
-            f'{" (or timm/NAME, a vision transformer of timm)" if takes_timm else ""}'
+            f'{" (or timm/NAME, mmpretrain/NAME: vision transformers of these)" if takes_timm else ""}'
             f'{did_you_mean(arch, zoo)}'
         )
     sizes: dict[str, Any] = dict(arch)
     trunk: Any = trunks[0]
-    if takes_timm and str(sizes.get('trunk')).startswith('timm/'):
+    if takes_timm and str(sizes.get('trunk')).startswith(TIMM_PREFIXES):
         trunk = sizes.pop('trunk')
-        _check_keys('arch', sizes, (), ('num_layers',))
+        options = () if trunk.startswith('timm/') else _MMPRETRAIN_OPTIONS
+        _check_keys('arch', sizes, (), ('num_layers', *options))
         return trunk, {_NETWORK_NAMES.get(key, key): value for key, value in sizes.items()}
     if len(trunks) > 1 or 'trunk' in sizes:
         trunk = sizes.pop('trunk', 'vit' if 'vit' in trunks else None)

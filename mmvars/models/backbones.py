@@ -28,7 +28,10 @@ class ViT(Backbone):
             average pooling), or a dict with ``embed_dims``, ``num_layers``, ``num_heads`` and
             optionally ``patch_size``, ``mlp_ratio``, ``global_pool``. Or any plain vision
             transformer of timm, ``'timm/vit_small_patch14_dinov2.lvd142m'``, or its first blocks,
-            ``dict(trunk='timm/...', num_layers=10)``.
+            ``dict(trunk='timm/...', num_layers=10)``. Or a VisionTransformer of MMPretrain,
+            ``'mmpretrain/dinov2-small'``, or a dict with ``trunk='mmpretrain/base'`` and
+            ``patch_size``, ``layer_scale_init_value``, ``pre_norm`` or ``global_pool``, see
+            :func:`~mmvars.networks.mmpretrain_zoo.build_mmpretrain_trunk`.
         img_size: Pixels the positions are stored for: side or (height, width); ``None``: 224, or
             the size that the network of timm was pretrained with. Inputs of any size are accepted;
             their positions are resampled.

@@ -60,8 +60,8 @@ class Backbone(BaseModule):
         reconstruction_loss_weight: Weight of the summed layer-wise reconstruction loss (Eq. 2.13)
             in training with ``mmvars.EncoderDecoder`` and ``mmvars.ImageClassifier``.
         pretrained: For a trunk of timm: ``True`` for timm's weights of the tag in ``arch``, or a
-            file of such weights. They are loaded by ``init_weights()``, before the file of
-            ``init_cfg``.
+            file, see :func:`mmvars.checkpoints.load_timm_weights`. They are loaded by
+            ``init_weights()``, before the file of ``init_cfg``.
 
     Attributes:
         network: A :class:`~mmvars.networks.Trunk`, or one with top-down attention around it.
@@ -94,7 +94,7 @@ class Backbone(BaseModule):
         if pretrained and not hasattr(trunk, 'adapt_state_dict'):
             raise InputError(
                 f"mmvars.{type(self).__name__} takes no 'pretrained': write "
-                f"init_cfg=dict(type='Pretrained', checkpoint=FILE); only arch='timm/...' does, "
+                f"init_cfg=dict(type='Pretrained', checkpoint=FILE); only a trunk of timm does, "
                 f'got {pretrained!r}'
             )
         if not isinstance(pretrained, bool | str | None):

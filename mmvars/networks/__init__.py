@@ -3,6 +3,7 @@
 from mmvars.networks.factory import (
     ARCH_ZOO,
     MODELS,
+    TIMM_PREFIXES,
     TOP_DOWN_DESIGNS,
     build_prior,
     create_model,
@@ -34,6 +35,7 @@ __all__ = [
     'MODELS',
     'PRIORS',
     'RVT',
+    'TIMM_PREFIXES',
     'TOP_DOWN_DESIGNS',
     'BlockFit',
     'ClassPrototype',

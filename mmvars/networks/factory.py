@@ -17,7 +17,15 @@ from mmvars.networks.top_down import PerceiverIO, TopDown
 from mmvars.networks.trunk import Trunk
 from mmvars.networks.vit import VisionTransformer
 
-__all__ = ['ARCH_ZOO', 'MODELS', 'TOP_DOWN_DESIGNS', 'build_prior', 'create_model', 'network_name']
+__all__ = [
+    'ARCH_ZOO',
+    'MODELS',
+    'TIMM_PREFIXES',
+    'TOP_DOWN_DESIGNS',
+    'build_prior',
+    'create_model',
+    'network_name',
+]
 
 _TINY = dict(embed_dim=192, depth=12, num_heads=3)
 _SMALL = dict(embed_dim=384, depth=12, num_heads=6)
@@ -80,6 +88,9 @@ TOP_DOWN_DESIGNS: tuple[str, ...] = (
 """Designs of top-down attention (Tables 2.3 and 2.5), see :class:`TopDown` and
 :class:`PerceiverIO`."""
 
+TIMM_PREFIXES = ('timm/', 'mmpretrain/')
+"""What the names of trunks begin with that timm builds."""
+
 _INJECTIONS = {'absvit_qkv': 'qkv', 'mask_attention': 'mask'}
 
 _UNFIT_MIXERS: dict[str, dict[str, str]] = {
@@ -129,7 +140,8 @@ def create_model(
         name: One of :data:`MODELS`; ``absvit_*`` is ``vit_*`` with ``top_down='absvit'``. Or
             ``'timm/NAME'``: any plain vision transformer of timm, such as
             ``'timm/vit_small_patch14_dinov2.lvd142m'``. Its feedback is gated, see
-            :class:`Feedback`: the network starts as its trunk, and ``alpha=0`` is its trunk.
+            :class:`Feedback`: the network starts as its trunk, and ``alpha=0`` is its trunk. Or
+            ``'mmpretrain/NAME'``: a VisionTransformer of MMPretrain, built by timm.
         top_down: One of :data:`TOP_DOWN_DESIGNS` around any trunk; ``None``: the trunk alone.
         prior: With ``top_down``: a name of :data:`mmvars.networks.PRIORS`, or
             ``dict(type=name, ...)``.
@@ -151,7 +163,8 @@ def create_model(
             a third less time for FAN at 512x512, an eighth for RVT. Tools that need contiguous
             parameters (safetensors, LBFGS, FSDP2) refuse such a network.
         **overrides: Arguments of the trunk that replace those of the named size; of a trunk of timm
-            those of :func:`mmvars.networks.timm_trunk.build_timm_trunk`, and ``pretrained``:
+            those of :func:`~mmvars.networks.timm_trunk.build_timm_trunk` (of MMPretrain
+            :func:`~mmvars.networks.mmpretrain_zoo.build_mmpretrain_trunk`), and ``pretrained``:
             ``True`` or a file, see :func:`mmvars.checkpoints.load_timm_weights`.
 
     Raises:
@@ -165,7 +178,7 @@ def create_model(
         top_down = top_down or 'absvit'
     _check_top_down(top_down, prior, alpha, num_passes, first_pass_scale)
     injection = _INJECTIONS.get(top_down or '', 'value')
-    if isinstance(name, str) and name.startswith('timm/'):
+    if isinstance(name, str) and name.startswith(TIMM_PREFIXES):
         if mixer is not None or mixer_cfg or double_value_bias:
             raise InputError(
                 f'{name} has attention of its own, whose value bias counts once: leave mixer, '
@@ -222,11 +235,13 @@ def _create_trunk(
 
 
 def _create_timm_trunk(name: str, pretrained: bool | str | Path = False, **arguments: Any) -> Trunk:
-    from mmvars.networks.timm_trunk import build_timm_trunk  # timm's models take seconds to import
+    # Lazily, since timm's models take seconds to import.
+    from mmvars.networks.mmpretrain_zoo import build_mmpretrain_trunk
+    from mmvars.networks.timm_trunk import build_timm_trunk
 
-    known = {*inspect.signature(build_timm_trunk).parameters, 'pretrained'}
-    _check_arguments(name, arguments, known)
-    trunk = build_timm_trunk(name, **arguments)
+    build = build_timm_trunk if name.startswith('timm/') else build_mmpretrain_trunk
+    _check_arguments(name, arguments, {*inspect.signature(build).parameters, 'pretrained'})
+    trunk = build(name, **arguments)
     if pretrained:
         from mmvars.checkpoints import load_timm_weights  # which imports this module
 

@@ -19,7 +19,7 @@ from mmvars.layers import TokenGrid, patch_grid
 from mmvars.networks.timm_blocks import add_top_down, relative_positions
 from mmvars.networks.trunk import Trunk, TrunkOutput, checkpointed
 
-__all__ = ['PREFIX', 'TimmTrunk', 'build_timm_trunk']
+__all__ = ['PREFIX', 'TimmTrunk', 'build_timm_trunk', 'model_arguments', 'trunk_of_model']
 
 PREFIX = 'timm/'
 """What stands before timm's own name in ``arch``."""
@@ -278,15 +278,7 @@ def build_timm_trunk(
     """
     model_name = name.removeprefix(PREFIX)
     _check_name(name, model_name)
-    check_number('in_chans', in_chans, 1, 1000, whole=True)
-    check_number('drop_path_rate', drop_path_rate, 0, 1)
-    arguments: dict[str, Any] = dict(in_chans=in_chans, drop_path_rate=drop_path_rate)
-    if num_classes is not None:
-        check_number('num_classes', num_classes, 0, 1_000_000, whole=True)
-        arguments['num_classes'] = num_classes
-    if img_size is not None:
-        patch_grid(img_size, 1)
-        arguments['img_size'] = img_size if isinstance(img_size, int) else tuple(img_size)
+    arguments = model_arguments(img_size, in_chans, num_classes, drop_path_rate)
     is_beit = timm.models.is_model_in_modules(model_name, ['beit'])
     if not is_beit:
         arguments |= dict(dynamic_img_size=True, dynamic_img_pad=True)
@@ -296,6 +288,29 @@ def build_timm_trunk(
     if is_beit:
         model.patch_embed.strict_img_size = False
         model.patch_embed.dynamic_img_pad = True
+    return trunk_of_model(model, name, injection, grad_checkpointing, depth)
+
+
+def model_arguments(
+    img_size: Any, in_chans: Any, num_classes: Any, drop_path_rate: Any
+) -> dict[str, Any]:
+    """Arguments of timm's networks, checked; what is ``None`` is left out."""
+    check_number('in_chans', in_chans, 1, 1000, whole=True)
+    check_number('drop_path_rate', drop_path_rate, 0, 1)
+    arguments = dict(in_chans=in_chans, drop_path_rate=drop_path_rate)
+    if num_classes is not None:
+        check_number('num_classes', num_classes, 0, 1_000_000, whole=True)
+        arguments['num_classes'] = num_classes
+    if img_size is not None:
+        patch_grid(img_size, 1)
+        arguments['img_size'] = img_size if isinstance(img_size, int) else tuple(img_size)
+    return arguments
+
+
+def trunk_of_model(
+    model: Any, name: str, injection: str, grad_checkpointing: bool, depth: int | None
+) -> TimmTrunk:
+    """A trunk of the first ``depth`` blocks of a network of timm, all with ``None``."""
     full_depth = len(model.blocks)
     if depth is not None:
         check_number('depth', depth, 1, full_depth, whole=True)

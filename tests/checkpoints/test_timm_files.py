@@ -264,5 +264,7 @@ def test_weights_in_the_cache_need_no_network(monkeypatch, tmp_path):
 def test_a_name_without_weights():
     trunk = _trunk()
     trunk.model.pretrained_cfg = {}
-    with pytest.raises(InputError, match='timm/tiny.*no weights of this name.*pretrained=FILE'):
+    with pytest.raises(
+        InputError, match='timm/tiny.*no weights of this name are known.*pretrained=FILE'
+    ):
         load_timm_weights(trunk, True)
