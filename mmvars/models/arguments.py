@@ -157,7 +157,7 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
     if not isinstance(arch, dict):
         raise InputError(
             f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}'
-            f'{" (or timm/NAME, mmpretrain/NAME: vision transformers of these)" if takes_timm else ""}'
+            f'{" (or timm/NAME, mmpretrain/NAME: their vision transformers)" if takes_timm else ""}'
             f'{did_you_mean(arch, zoo)}'
         )
     sizes: dict[str, Any] = dict(arch)
