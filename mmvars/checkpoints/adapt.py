@@ -18,6 +18,9 @@ def join_projections(sources: Mapping[str, Source], report: ConversionReport) ->
     joined = dict(sources)
     for block, leaf in _matches(sources, r'(.+\.attn\.)q_proj\.(.+)'):
         names = [f'{block}{part}_proj.{leaf}' for part in 'qkv']
+        if leaf == 'bias' and names[1] not in joined:  # DINOv3 has none of the key
+            zeros = torch.zeros_like(joined[names[0]].value)
+            joined[names[1]] = Source('', zeros, None)
         if len({_shape(joined, name) for name in names}) > 1:
             continue  # each is reported as unexpected, and the joined one as missing
         query, key, value = (joined.pop(name) for name in names)
@@ -27,7 +30,7 @@ def join_projections(sources: Mapping[str, Source], report: ConversionReport) ->
             query.shape,
             'query, key and value one below the other',
         )
-        for other in (key, value):
+        for other in (each for each in (key, value) if each.key):
             report.add(Status.MERGED, other.key, shape=other.shape, note=f'below {query.key}')
     return joined
 

@@ -19,6 +19,7 @@ __all__ = [
     'FORMATS',
     'MMVARS',
     'NOT_OURS',
+    'RENAMED_FOR_TIMM',
     'TARGETS',
     'Recorded',
     'detect_format',
@@ -35,6 +36,7 @@ NOT_OURS: dict[str, str] = {
     'trunk.dist_token': f'a class token of {_DISTILLED}',
     'trunk.head_dist.*': f'a head of {_DISTILLED}',
     'trunk.reg_token': f'register tokens: {_OF_TIMM}',
+    'trunk.storage_tokens': f'register tokens: {_OF_TIMM}',
     'trunk.norm_pre.*': f'a norm before the blocks: {_OF_TIMM}',
     'trunk.patch_embed.norm.*': f'a norm of the patches: {_OF_TIMM}',
     'trunk.attn_pool.*': f'attention pooling: {_OF_TIMM}',
@@ -55,8 +57,8 @@ _IN_CONFIG = 'mean and std are in the config'
 TIMM = Format(
     title='timm / DeiT / DINO / released plain ViT',
     rows=table(
-        'cls_token reg_token register_tokens>reg_token dist_token pos_embed patch_embed.* '
-        f'norm_pre.* {_BLOCK} {_LAYER_SCALES} blocks.#.gamma_1>blocks.#.ls1.gamma '
+        'cls_token reg_token register_tokens>reg_token storage_tokens dist_token pos_embed '
+        f'patch_embed.* norm_pre.* {_BLOCK} {_LAYER_SCALES} blocks.#.gamma_1>blocks.#.ls1.gamma '
         'blocks.#.gamma_2>blocks.#.ls2.gamma blocks.#.attn.q_norm.* blocks.#.attn.k_norm.* '
         'norm.* fc_norm.* attn_pool.* head_dist.* head.*'
     ),
@@ -90,6 +92,42 @@ HUGGING_FACE = Format(
         'embeddings.mask_token': _MASK,
         'pooler.*': 'a layer after the class token that classifiers do not read',
     },
+)
+
+
+def _hugging_face_dinov3(title: str, sign: str, mlp: str) -> Format:
+    """DINOv3, in the names of its authors; gated or not."""
+    return Format(
+        title=title,
+        rows=(
+            *table(
+                'cls_token register_tokens>storage_tokens patch_embeddings.*>patch_embed.proj.*',
+                'embeddings.',
+            ),
+            *table(
+                'norm1.* attention.q_proj.*>attn.q_proj.* attention.k_proj.*>attn.k_proj.* '
+                'attention.v_proj.*>attn.v_proj.* attention.o_proj.*>attn.proj.* '
+                f'layer_scale1.lambda1>ls1.gamma norm2.* {mlp} layer_scale2.lambda1>ls2.gamma',
+                'layer.#.',
+                'trunk.blocks.#.',
+            ),
+            *table('norm.*'),
+        ),
+        signs=(f'layer.#.mlp.{sign}.*',),
+        ignored={'embeddings.mask_token': _MASK},
+    )
+
+
+HUGGING_FACE_DINOV3_GATED = _hugging_face_dinov3(
+    'DINOv3 of Hugging Face transformers, gated',
+    'gate_proj',
+    'mlp.gate_proj.*>mlp.w1.* mlp.up_proj.*>mlp.w2.* mlp.down_proj.*>mlp.w3.*',
+)
+
+HUGGING_FACE_DINOV3 = _hugging_face_dinov3(
+    'DINOv3 of Hugging Face transformers',
+    'up_proj',
+    'mlp.up_proj.*>mlp.fc1.* mlp.down_proj.*>mlp.fc2.*',
 )
 
 RELEASE = Format(
@@ -256,11 +294,22 @@ FORMATS: tuple[Format, ...] = (
     FAN,
     PLAIN_TRUNK,
     OPENMMLAB,
+    HUGGING_FACE_DINOV3_GATED,
+    HUGGING_FACE_DINOV3,
     HUGGING_FACE,
     RELEASE,
     TIMM,
 )
 """All formats that are read; the first whose signs a file has is taken."""
+
+RENAMED_FOR_TIMM = (
+    MMVARS,
+    OPENMMLAB,
+    HUGGING_FACE_DINOV3_GATED,
+    HUGGING_FACE_DINOV3,
+    HUGGING_FACE,
+)
+"""Formats whose names timm does not read."""
 
 TARGETS: dict[str, tuple[Format, ...]] = {
     'mmvars': (MMVARS_PLAIN, MMVARS),

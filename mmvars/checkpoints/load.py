@@ -22,7 +22,7 @@ from mmvars.checkpoints.mixers import check_constants, check_mixer
 from mmvars.checkpoints.naming import Source, name_tensors
 from mmvars.checkpoints.partial import check_trunk, recorded_trunk
 from mmvars.checkpoints.report import ConversionReport
-from mmvars.checkpoints.timm_files import HEAD, TIMM_REMEDY, published_file, timm_sources
+from mmvars.checkpoints.timm_files import HEADS, TIMM_REMEDY, published_file, timm_sources
 from mmvars.checkpoints.weights import drop, select_weights, with_prefix
 from mmvars.errors import InputError
 from mmvars.networks import PerceiverIO, TopDown, Trunk
@@ -152,7 +152,7 @@ def load_timm_weights(trunk: Any, weights: str | Path | bool) -> ConversionRepor
         InputError: If the weights cannot be had, or do not fit.
     """
     path = published_file(trunk) if weights is True else str(weights)
-    fresh = [each for each in named_state(trunk) if each.startswith(HEAD) or '.lora_' in each]
+    fresh = [each for each in named_state(trunk) if each.startswith(HEADS) or '.lora_' in each]
     return load_pretrained(trunk, path, allow_new=fresh)
 
 

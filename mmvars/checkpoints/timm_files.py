@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmvars.checkpoints.adapt import join_projections
-from mmvars.checkpoints.formats import HUGGING_FACE, MMVARS, OPENMMLAB
+from mmvars.checkpoints.formats import MMVARS, RENAMED_FOR_TIMM
 from mmvars.checkpoints.io import tensor_fault
 from mmvars.checkpoints.naming import Source, find_network, name_tensors
 from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.checkpoints.weights import drop, with_prefix
 from mmvars.errors import InputError
 
-__all__ = ['HEAD', 'TIMM_REMEDY', 'published_file', 'timm_sources']
+__all__ = ['HEADS', 'TIMM_REMEDY', 'published_file', 'timm_sources']
 
 _MODEL = 'trunk.model.'
-HEAD = f'{_MODEL}head.'
+HEADS = (f'{_MODEL}head.', f'{_MODEL}head_dist.')
 """What the names of a classifier of timm begin with."""
 
 TIMM_REMEDY = (
@@ -42,7 +42,7 @@ def timm_sources(
             fails on it.
     """
     prefix, names = find_network(state_dict, report)
-    if names in (MMVARS, HUGGING_FACE, OPENMMLAB):
+    if names in RENAMED_FOR_TIMM:
         _, named, _ = name_tensors(state_dict, report, pass_through=False)
         named = join_projections(named, report)
     else:
@@ -71,7 +71,7 @@ def timm_sources(
         'classifier of other classes than the network has': [
             name
             for name in sources
-            if name.startswith(HEAD)
+            if name.startswith(HEADS)
             and sources[name].value.shape != shapes.get(name.removeprefix(_MODEL))
         ],
         'attention pooling, which the network does not have': [

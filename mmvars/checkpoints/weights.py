@@ -1,6 +1,7 @@
 """The weights among the entries of a file, and their keys without the prefixes of wrappers."""
 
 import fnmatch
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ _OTHER_ENTRIES = {
 
 _COUNTERS = ('steps', 'n_averaged')  # of averaging wrappers, beside the model's tensors
 
+_CHUNKED = re.compile(r'(\bblocks\.)\d+\.(?=\d+\.)')  # the second number counts all blocks
 _WRAPPERS = {
     'module.': 'a parallel or averaging wrapper',
     '_orig_mod.': 'torch.compile',
@@ -166,4 +168,7 @@ def _unwrapped(state_dict: Mapping[Any, Any], report: ConversionReport) -> dict[
     ):
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
         report.remark(f'prefix {prefix!r} of {_WRAPPERS[prefix]} removed from every key')
+    if any(map(_CHUNKED.search, tensors)):
+        tensors = {_CHUNKED.sub(r'\1', key): value for key, value in tensors.items()}
+        report.remark('chunks of blocks, as DINOv2 is trained, opened: blocks.CHUNK.BLOCK')
     return tensors

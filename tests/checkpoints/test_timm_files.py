@@ -78,6 +78,9 @@ PUBLISHED = {
     'DeiT III': lambda state: dict(
         model=_renamed(state, ('ls1.gamma', 'gamma_1'), ('ls2.gamma', 'gamma_2'))
     ),
+    'DINOv2 in training': lambda state: dict(
+        teacher=_prefixed('backbone.', _renamed(state, ('blocks.', 'blocks.0.')))
+    ),
     'Lightning': lambda state: dict(
         state_dict=_prefixed('net.', state) | {'criterion.weight': torch.ones(1)}, callbacks={}
     ),
@@ -268,3 +271,42 @@ def test_a_name_without_weights():
         InputError, match='timm/tiny.*no weights of this name are known.*pretrained=FILE'
     ):
         load_timm_weights(trunk, True)
+
+
+@pytest.mark.slow  # importing transformers takes ten seconds
+@pytest.mark.parametrize('is_gated', [False, True])
+def test_dinov3_of_hugging_face(tmp_path, is_gated):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=64,
+        patch_size=16,
+        num_register_tokens=2,
+        use_gated_mlp=is_gated,
+        hidden_act='silu' if is_gated else 'gelu',
+        pos_embed_rescale=None,
+    )
+    theirs = _random_(transformers.DINOv3ViTModel(config))
+    theirs.save_pretrained(tmp_path)
+    trunk = _trunk(
+        'eva',
+        **DINOV3
+        | dict(
+            embed_dim=48,
+            mlp_ratio=2,
+            swiglu_mlp=is_gated,
+            swiglu_align_to=8,
+            rope_type='dinov3',
+            rope_temperature=100,
+            rope_rotate_half=True,
+            use_fc_norm=False,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-5),
+        ),
+    )
+    load_timm_weights(trunk, tmp_path / 'model.safetensors')
+    with torch.no_grad():
+        found, expected = trunk(IMAGES).tokens, theirs(IMAGES).last_hidden_state
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
