@@ -57,6 +57,7 @@ def timm_sources(
         for name, each in named.items()
         if name not in others
     }
+    published = _first_blocks(trunk, published, report)
     for each in published.values():
         if fault := tensor_fault(each.value):
             report.add(Status.BROKEN, each.key, shape=each.shape, note=fault)
@@ -65,7 +66,7 @@ def timm_sources(
     if names is not MMVARS or any(
         each.value.shape != shapes.get(name, each.value.shape) for name, each in published.items()
     ):
-        published = _adapted(trunk, published, report)
+        published = _first_blocks(trunk, _adapted(trunk, published, report), report)
     sources = {_MODEL + name: each for name, each in published.items()}
     surplus = {
         'classifier of other classes than the network has': [
@@ -80,15 +81,20 @@ def timm_sources(
             if name.startswith(f'{_MODEL}attn_pool.')
             and getattr(trunk.model, 'attn_pool', None) is None
         ],
-        f'beyond the first {trunk.depth} blocks': [
-            f'{_MODEL}{name}'
-            for name in published
-            if trunk.depth <= (trunk.layer_id(name) or 0) < trunk.full_depth
-        ],
     }
     for reason, surplus_names in surplus.items():
         sources = drop(sources, report, reason, surplus_names)
     return sources | others
+
+
+def _first_blocks(
+    trunk: Any, published: Mapping[str, Source], report: ConversionReport
+) -> dict[str, Source]:
+    """``published`` without the blocks that the trunk leaves out of its network."""
+    beyond = [
+        name for name in published if trunk.depth <= (trunk.layer_id(name) or 0) < trunk.full_depth
+    ]
+    return drop(published, report, f'beyond the first {trunk.depth} blocks', beyond)
 
 
 def _adapted(

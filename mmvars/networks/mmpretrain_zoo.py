@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mmvars.errors import InputError, check_choice, check_flag, check_number, did_you_mean
+from mmvars.layers import patch_grid
 from mmvars.networks.timm_trunk import TimmTrunk, model_arguments, trunk_of_model
 
 __all__ = ['PREFIX', 'build_mmpretrain_trunk']
@@ -94,5 +95,7 @@ def build_mmpretrain_trunk(
     if pre_norm is not None:
         check_flag('pre_norm', pre_norm)
         arguments['pre_norm'] = pre_norm
+    if img_size is not None:
+        patch_grid(img_size, arguments.get('patch_size', 16))
     model = VisionTransformer(**arguments)
     return trunk_of_model(model, name, injection, grad_checkpointing, depth)
