@@ -45,7 +45,7 @@ from mmvars.parsers.pretune import parse_args
 from mmvars.visualization.model import swaps_channels
 from mmvars.write import check_destination
 
-__all__ = ['main']
+__all__ = ['ImageFolder', 'Normalize', 'default_size', 'load_backbone', 'main', 'with_float64']
 
 SAVE_SECONDS = 30
 """Between two states of a pass; a kill costs no more."""
@@ -73,15 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = _set_up(cfg, args)
     with closing_process_group():
         with user_errors():
-            backbone = _loaded_backbone(cfg, output)
+            backbone = load_backbone(cfg, output)
             regression = DecoderRegression(backbone.network)
-            images = _Images(paths, args.images, args.size or _default_size(cfg))
+            images = ImageFolder(paths, args.images, args.size or default_size(cfg))
             _check_enough(images, backbone.trunk)
-            normalize = _Normalize(cfg)
+            normalize = Normalize(cfg)
         backbone.eval()
         for module in (backbone, normalize):
             module.to(device)
-        regression.to(_with_float64(device))
+        regression.to(with_float64(device))
         is_main = get_dist_info()[0] == 0
         if is_main:
             print(
@@ -118,7 +118,7 @@ def _set_up(cfg: Config, args: argparse.Namespace) -> torch.device:
     return pick_device(args.device)
 
 
-def _loaded_backbone(cfg: Config, output: Path) -> Backbone:
+def load_backbone(cfg: Config, output: Path) -> Backbone:
     """The backbone of a config with the weights that the config names, and no heads.
 
     Raises:
@@ -163,12 +163,13 @@ def _loaded_backbone(cfg: Config, output: Path) -> Backbone:
     return backbone
 
 
-def _default_size(cfg: Config) -> tuple[int, int]:
+def default_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of the images where the command line does not say it."""
     size = cfg.get('crop_size') or cfg.model.backbone.get('img_size') or 224
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _with_float64(device: torch.device) -> torch.device:
+def with_float64(device: torch.device) -> torch.device:
     """The device itself, or the CPU if it has no numbers of 64 bits (Apple's GPUs)."""
     try:
         torch.zeros((), dtype=torch.float64, device=device)
@@ -177,7 +178,7 @@ def _with_float64(device: torch.device) -> torch.device:
     return device
 
 
-class _Images(Dataset):
+class ImageFolder(Dataset):
     """Image files as ``(3, H, W)`` pixels in BGR order: scaled to cover the size, and cropped.
 
     A number that depends on its name alone says which process an image is for and whether it is
@@ -195,7 +196,10 @@ class _Images(Dataset):
 
     def __str__(self) -> str:
         height, width = self.size
-        return f'{len(self.paths)} images of {height}x{width} pixels (height x width)'
+        return f'{len(self)} images of {height}x{width} pixels (height x width)'
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, bool]:
         image = torch.from_numpy(self.load(self.paths[index])['img']).permute(2, 0, 1).float()
@@ -210,7 +214,7 @@ class _Images(Dataset):
         return image.contiguous(), self.is_held_out[index]
 
 
-def _check_enough(images: _Images, trunk: Trunk) -> None:
+def _check_enough(images: ImageFolder, trunk: Trunk) -> None:
     """Refuse images with too few tokens in the last block, the widest, before they are read.
 
     Raises:
@@ -219,7 +223,7 @@ def _check_enough(images: _Images, trunk: Trunk) -> None:
     with torch.no_grad():
         _, grid = trunk.forward_embed(torch.zeros(1, 3, *images.size))
     last, held_out = trunk.block_grids(grid)[-1], sum(images.is_held_out)
-    fitted = (len(images.paths) - held_out) * (last.num_prefix + last.height * last.width)
+    fitted = (len(images) - held_out) * (last.num_prefix + last.height * last.width)
     if not held_out or fitted < trunk.embed_dim:
         raise InputError(
             f'{images} are too few: {held_out} of them are held out (one of {HELD_OUT}, by their '
@@ -228,7 +232,7 @@ def _check_enough(images: _Images, trunk: Trunk) -> None:
         )
 
 
-class _Normalize(nn.Module):
+class Normalize(nn.Module):
     """Pixels ``(B, 3, H, W)`` as the data preprocessor of a config gives them to the backbone.
 
     Raises:
@@ -266,8 +270,8 @@ class _State:
         output: Path,
         args: argparse.Namespace,
         backbone: Backbone,
-        images: _Images,
-        normalize: _Normalize,
+        images: ImageFolder,
+        normalize: Normalize,
     ) -> None:
         self.output, self.overwrite = output, args.overwrite
         self.path = output.with_name(f'{output.stem}.state-{get_dist_info()[0]}.safetensors')
@@ -323,8 +327,8 @@ def _digest(*values: Any) -> str:
 def _run_pass(
     args: argparse.Namespace,
     regression: DecoderRegression,
-    images: _Images,
-    normalize: _Normalize,
+    images: ImageFolder,
+    normalize: Normalize,
     state: _State,
 ) -> None:
     """Add all images of this process to the sums."""
