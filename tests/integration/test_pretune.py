@@ -240,6 +240,38 @@ def test_a_config_that_loads_the_decoders_that_it_makes(folder):
     assert len(_decoders()) == 2
 
 
+@pytest.mark.slow  # timm's models take seconds to import
+def test_on_a_trunk_of_timm_the_file_loads_after_the_weights_of_the_trunk(folder):
+    arch = dict(trunk='timm/vit_tiny_patch16_224', num_layers=2)
+    weights = _backbone(arch=arch).trunk.model.state_dict()
+    torch.save(
+        {name: value + 0.01 * torch.randn_like(value) for name, value in weights.items()},
+        'timm.pth',
+    )
+    config = CONFIG.format(trunk='x').replace(
+        'arch=dict(embed_dims=12, num_layers=2, num_heads=2)', f"arch={arch}, pretrained='timm.pth'"
+    )
+    (folder / 'config.py').write_text(
+        config.replace("'x', allow_new=('prior', 'feedback')", "'decoders.pth'")
+    )
+    assert main([*ARGUMENTS, '--size', '64']) == 0
+    options = dict(
+        arch=arch, img_size=96, init_cfg=dict(type='Pretrained', checkpoint='decoders.pth')
+    )
+    backbone = _backbone(**options, pretrained='timm.pth').eval()
+    assert backbone.network.prior.center.norm() > 0.1
+    assert len(_decoders()) == 3 * 2 + 1
+    plain = create_model(arch['trunk'], depth=2, img_size=96, num_classes=0).eval()
+    plain.load_state_dict(backbone.trunk.state_dict())
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone.network(images).second.tokens, plain(images).tokens)
+    with pytest.raises(
+        InputError, match=r'on the trunk timm/vit_tiny_patch16_224 \(weights .*pretrained'
+    ):
+        _backbone(**options)
+
+
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(folder):
     main([*ARGUMENTS, '--output', 'one.pth'])
