@@ -110,8 +110,8 @@ def build_network(
     name, sizes = _resolve_arch(arch, trunks)
     if img_size is None and 'timm' in trunks and not name.startswith(TIMM_PREFIXES):
         img_size = 224
-    if 'num_prompt_tokens' in options and not name.startswith('vit_'):
-        raise InputError(f"transfer='prompt' is for ViT sizes, got arch={arch!r}")
+    if 'num_prompt_tokens' in options and not name.startswith(('vit_', *TIMM_PREFIXES)):
+        raise InputError(f"transfer='prompt' is for ViT sizes and timm's, got arch={arch!r}")
     try:
         return create_model(
             name,

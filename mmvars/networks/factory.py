@@ -234,14 +234,24 @@ def _create_trunk(
     return trunk
 
 
-def _create_timm_trunk(name: str, pretrained: bool | str | Path = False, **arguments: Any) -> Trunk:
+def _create_timm_trunk(
+    name: str,
+    pretrained: bool | str | Path = False,
+    num_prompt_tokens: int = 0,
+    deep_prompts: bool = True,
+    prompt_dropout: float = 0.0,
+    **arguments: Any,
+) -> Trunk:
     # Lazily, since timm's models take seconds to import.
     from mmvars.networks.mmpretrain_zoo import build_mmpretrain_trunk
     from mmvars.networks.timm_trunk import build_timm_trunk
 
     build = build_timm_trunk if name.startswith('timm/') else build_mmpretrain_trunk
-    _check_arguments(name, arguments, {*inspect.signature(build).parameters, 'pretrained'})
+    own = inspect.signature(_create_timm_trunk).parameters.keys() - {'arguments'}
+    _check_arguments(name, arguments, {*inspect.signature(build).parameters, *own})
     trunk = build(name, **arguments)
+    if num_prompt_tokens != 0:
+        trunk.add_prompts(num_prompt_tokens, deep_prompts, prompt_dropout)
     if pretrained:
         from mmvars.checkpoints import load_timm_weights  # which imports this module
 

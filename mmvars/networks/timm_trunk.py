@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,7 @@ class TimmTrunk(Trunk):
     """
 
     has_gated_feedback = True
+    num_prompt_tokens = 0
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class TimmTrunk(Trunk):
 
     @property
     def in_chans(self) -> int:
-        return self.model.patch_embed.proj.in_channels
+        return self.model.patch_embed.proj.weight.shape[1]  # LoRA may be around it
 
     @property
     def has_class_token(self) -> bool:
@@ -139,7 +141,10 @@ class TimmTrunk(Trunk):
         tokens = self.model._pos_embed(tokens)
         if isinstance(self.model, Eva):  # its rotary embedding is made in each pass
             tokens = tokens[0]
-        return self.model.norm_pre(tokens), grid
+        tokens = self.model.norm_pre(tokens)
+        if self.num_prompt_tokens:
+            tokens = self._with_prompts(tokens, self.prompt_embeddings, num_replaced=0)
+        return tokens, grid
 
     def forward_blocks(
         self,
@@ -161,8 +166,11 @@ class TimmTrunk(Trunk):
         for index, (block, position) in enumerate(zip(self.blocks, positions, strict=True)):
             signal = None if top_down is None else top_down[index]
             block_input = tokens
+            if index and hasattr(self, 'deep_prompt_embeddings'):
+                prompts = self.deep_prompt_embeddings[index - 1 : index]
+                block_input = self._with_prompts(tokens, prompts, self.num_prompt_tokens)
             if index == last and signal is not None:
-                block_input = self.top_down_tokens(tokens)
+                block_input = self.top_down_tokens(block_input)
             if self.grad_checkpointing and self.training:
                 tokens = checkpointed(block, block_input, position, signal)
             else:
@@ -180,14 +188,51 @@ class TimmTrunk(Trunk):
         grids = (grid,) * len(intermediates)
         return TrunkOutput(self.norm(tokens), grid, tuple(intermediates), grids, tuple(block_io))
 
+    def add_prompts(self, num_tokens: int, deep: bool = True, dropout: float = 0.0) -> None:
+        """Put learned tokens T after class and register tokens.
+
+        They carry no position, :meth:`pool` does not read them, and they start uniform with
+        Glorot's bound for a layer of ``3 P^2`` inputs and C outputs.
+
+        Args:
+            num_tokens: T.
+            deep: Overwrite them with new ones before every block but the first.
+            dropout: Dropout on them.
+
+        Raises:
+            InputError: For a BEiT.
+        """
+        check_number('num_prompt_tokens', num_tokens, 1, whole=True)
+        check_flag('deep_prompts', deep)
+        check_number('prompt_dropout', dropout, 0, 1)
+        if isinstance(self.model, Beit):
+            raise InputError(
+                f'arch={self.name!r}: the biases of relative positions of a BEiT have no place for '
+                'prompts; use another trunk, or LoRA'
+            )
+        self.num_prompt_tokens, width = num_tokens, self.embed_dim
+        self.num_prefix = self.num_block_prefix = self.model.num_prefix_tokens + num_tokens
+        self.prompt_dropout = nn.Dropout(dropout)
+        bound = math.sqrt(6 / (3 * self.strides[0] ** 2 + width))
+        self.prompt_embeddings = nn.Parameter(torch.empty(1, num_tokens, width))
+        nn.init.uniform_(self.prompt_embeddings, -bound, bound)
+        if deep and self.depth > 1:
+            shape = self.depth - 1, num_tokens, width
+            self.deep_prompt_embeddings = nn.Parameter(torch.empty(shape))
+            nn.init.uniform_(self.deep_prompt_embeddings, -bound, bound)
+        for block in self.blocks:
+            if hasattr(block.attn, 'num_prefix_tokens'):  # which it does not rotate
+                block.attn.num_prefix_tokens = self.num_prefix
+
     def pool(self, output: TrunkOutput) -> Tensor:
         """What timm's own classifier reads, ``(B, C)``: class token, mean, attention pooling."""
-        return self.model.forward_head(output.tokens, pre_logits=True)
+        return self.model.forward_head(self._without_prompts(output.tokens), pre_logits=True)
 
     def forward_head(self, output: TrunkOutput) -> Tensor:
         if isinstance(self.head, nn.Identity):
             return super().forward_head(output)  # which refuses
-        return self.model.forward_head(output.tokens)  # a distilled network has two classifiers
+        # A distilled network has two classifiers.
+        return self.model.forward_head(self._without_prompts(output.tokens))
 
     def adapt_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``state_dict`` in the names, and for the patches, positions and channels, of ``model``.
@@ -226,6 +271,17 @@ class TimmTrunk(Trunk):
         pooling = getattr(self.model, 'attn_pool', None)
         norm = [] if isinstance(self.norm, nn.Identity) else [self.model.fc_norm]
         return norm if pooling is None else [*norm, pooling]
+
+    def _without_prompts(self, tokens: Tensor) -> Tensor:
+        if not self.num_prompt_tokens:
+            return tokens
+        rest = self.model.num_prefix_tokens
+        return torch.cat([tokens[:, :rest], tokens[:, self.num_prefix :]], dim=1)
+
+    def _with_prompts(self, tokens: Tensor, prompts: Tensor, num_replaced: int) -> Tensor:
+        prompts = self.prompt_dropout(prompts.expand(tokens.shape[0], -1, -1))
+        rest = self.model.num_prefix_tokens
+        return torch.cat([tokens[:, :rest], prompts, tokens[:, rest + num_replaced :]], dim=1)
 
     def _embed_beit(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         model = self.model

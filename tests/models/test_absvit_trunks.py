@@ -100,5 +100,5 @@ def test_layers_of_decoders_and_upsamples():
 def test_rivals_have_no_decoders_to_train():
     with pytest.raises(InputError, match='decoders to train'):
         AbSViT(arch=ARCHS['rvt'], design='mask_attention', reconstruction_loss_weight=0.1)
-    with pytest.raises(InputError, match="transfer='prompt' is for ViT sizes"):
+    with pytest.raises(InputError, match="transfer='prompt' is for ViT sizes and timm's"):
         AbSViT(arch=ARCHS['rvt'], transfer='prompt')
