@@ -20,7 +20,7 @@ from mmvars.checkpoints.formats import MMVARS, recorded_mixer
 from mmvars.checkpoints.io import read_checkpoint, read_meta
 from mmvars.checkpoints.mixers import check_constants, check_mixer
 from mmvars.checkpoints.naming import Source, name_tensors
-from mmvars.checkpoints.partial import check_trunk, recorded_trunk
+from mmvars.checkpoints.partial import ADDED, check_trunk, recorded_trunk
 from mmvars.checkpoints.report import ConversionReport
 from mmvars.checkpoints.timm_files import HEADS, TIMM_REMEDY, published_file, timm_sources
 from mmvars.checkpoints.weights import drop, select_weights, with_prefix
@@ -141,7 +141,7 @@ def _own_sources(state_dict: Mapping[str, Any], report: ConversionReport) -> dic
 def load_timm_weights(trunk: Any, weights: str | Path | bool) -> ConversionReport:
     """Fill a :class:`~mmvars.networks.timm_trunk.TimmTrunk`, as :func:`load_pretrained` does.
 
-    A head of another number of classes than the file's, and low-rank updates, start anew.
+    A head of another number of classes than the file's, prompts and low-rank updates start anew.
 
     Args:
         trunk: The trunk.
@@ -152,7 +152,7 @@ def load_timm_weights(trunk: Any, weights: str | Path | bool) -> ConversionRepor
         InputError: If the weights cannot be had, or do not fit.
     """
     path = published_file(trunk) if weights is True else str(weights)
-    fresh = [each for each in named_state(trunk) if each.startswith(HEADS) or '.lora_' in each]
+    fresh = [each for each in named_state(trunk) if each.startswith(HEADS) or ADDED.search(each)]
     return load_pretrained(trunk, path, allow_new=fresh)
 
 
@@ -173,7 +173,9 @@ def load_heads(model: nn.Module, path: str | Path) -> dict[str, Any]:
         for key, value in tensors.items()
         if not key.startswith('backbone.')
     }
-    if not outside or len(outside) == len(tensors):
+    meta = read_meta(path, content)
+    is_heads_alone = len(outside) == len(tensors) and recorded_trunk(meta, str(path)) is None
+    if not outside or is_heads_alone:
         raise InputError(
             f'{path} holds a backbone alone, and predictions need the heads too: give '
             f'a checkpoint of the whole model'
@@ -181,4 +183,4 @@ def load_heads(model: nn.Module, path: str | Path) -> dict[str, Any]:
     fitted = fit_tensors(heads, outside, report)
     report.raise_problems('The checkpoint must be one of the model that the config describes.')
     heads.load_state_dict(fitted)
-    return read_meta(path, content)
+    return meta

@@ -1,7 +1,11 @@
-"""Files that hold a part of a network, such as its decoders, and name the trunk it belongs to."""
+"""Files that hold a part of a network, such as its decoders, and name the trunk it belongs to.
+
+Names of tensors start with ``trunk.``, ``prior.`` or ``feedback.``, for plain networks too.
+"""
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmvars.checkpoints.fit import named_state, trunk_of
 from mmvars.checkpoints.formats import mixer_meta
 from mmvars.checkpoints.write import write_checkpoint
 from mmvars.errors import InputError
 from mmvars.layers import GridResizeMixin
-from mmvars.networks import Trunk
 
-__all__ = ['check_trunk', 'recorded_trunk', 'trunk_meta', 'trunk_record', 'write_partial']
+__all__ = ['ADDED', 'check_trunk', 'recorded_trunk', 'trunk_meta', 'trunk_record', 'write_partial']
 
-_NOT_COUNTED = ('prompt_embeddings', 'deep_prompt_embeddings', 'head.', 'fc_norm.', 'attn_pool.')
-"""What the tokens of a trunk without prompts do not depend on."""
+ADDED = re.compile(r'(^|\.)(deep_)?prompt_embeddings$|\.lora_')
+"""Names of tensors that no pretraining has, since ``transfer`` adds them: prompts and LoRA."""
+
+_NOT_COUNTED = ('head.', 'fc_norm.', 'attn_pool.')
+"""What the tokens of a trunk do not depend on."""
 
 _AT_GRID = ('pos_embed', 'relative_position_bias_table', 'relative_position_index')
 """What belongs to one patch grid in timm's networks."""
@@ -33,11 +40,10 @@ def trunk_record(network: nn.Module, held: Collection[str] = ()) -> dict[str, st
 
     Args:
         network: A trunk, or a network around one.
-        held: Names of tensors of ``network`` that are not counted either: those that the file
-            itself holds, such as biases that were trained.
+        held: Names of tensors that are not counted either: those that the file itself holds, such
+            as biases that were trained.
     """
-    trunk: Any = network if isinstance(network, Trunk) else network.trunk
-    start = '' if trunk is network else 'trunk.'
+    trunk: Any = trunk_of(network)
     at_grid = {
         f'{path}.{leaf}'.lstrip('.')
         for path, module in trunk.named_modules()
@@ -49,21 +55,24 @@ def trunk_record(network: nn.Module, held: Collection[str] = ()) -> dict[str, st
         for name, value in trunk.state_dict().items()
         if name not in at_grid
         and name.rpartition('.')[2] not in _AT_GRID
-        and start + name not in held
-        and '.lora_' not in name
+        and f'trunk.{name}' not in held
+        and not ADDED.search(name)
         and not name.removeprefix('model.').startswith(_NOT_COUNTED)
     }
-    digest = hashlib.sha256()
-    for name, value in sorted(counted.items()):
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(content.numpy())
-    return dict(name=trunk.name, sha256=digest.hexdigest())
+    return dict(name=trunk.name, sha256=_sha256(counted))
 
 
-def trunk_meta(network: nn.Module, held: Collection[str] = ()) -> dict[str, str]:
-    """What the meta of a partial file says, in strings: :func:`trunk_record` as JSON."""
-    return dict(trunk=json.dumps(trunk_record(network, held)))
+def trunk_meta(
+    network: nn.Module, held: Collection[str] = (), frozen_decoders: bool = False
+) -> dict[str, str]:
+    """What the meta of a partial file says, in strings: :func:`trunk_record` as JSON.
+
+    With ``frozen_decoders`` the record has the hash of the feedback too, but for what is ``held``.
+    """
+    record = trunk_record(network, held)
+    if frozen_decoders:
+        record['feedback'] = _feedback_sha256(network, held)
+    return dict(trunk=json.dumps(record))
 
 
 def recorded_trunk(meta: Mapping[str, Any], title: str) -> dict[str, str] | None:
@@ -75,7 +84,10 @@ def recorded_trunk(meta: Mapping[str, Any], title: str) -> dict[str, str] | None
     record = meta.get('trunk')
     try:
         record = json.loads(record) if isinstance(record, str) else record
-        return None if record is None else {key: str(record[key]) for key in ('name', 'sha256')}
+        if record is None:
+            return None
+        keys = ('name', 'sha256', *(('feedback',) if 'feedback' in record else ()))
+        return {key: str(record[key]) for key in keys}
     except (TypeError, ValueError, KeyError, RecursionError):
         raise InputError(
             f'{title}: the entry trunk of its meta is damaged ({meta["trunk"]!r:.200}); make the '
@@ -99,6 +111,12 @@ def check_trunk(
     """
     ours = trunk_record(network, held)
     if ours['sha256'] == record['sha256']:
+        if record.get('feedback', '') not in ('', _feedback_sha256(network, held)):
+            raise InputError(
+                f'{title}: the file leaves out frozen decoders, and those of this network are '
+                'others: give it the file of decoders that it was trained with, as '
+                "init_cfg=dict(type='Pretrained', checkpoint=FILE)"
+            )
         return
     theirs, here = (
         f'{each["name"][:100] or "a trunk without a name"} (weights {each["sha256"][:12]})'
@@ -133,3 +151,22 @@ def write_partial(
     container = None if str(path).endswith('.safetensors') else 'state_dict'
     named = {f'backbone.network.{name}': value for name, value in tensors.items()}
     write_checkpoint(path, named, container, meta, overwrite)
+
+
+def _feedback_sha256(network: nn.Module, held: Collection[str]) -> str:
+    return _sha256(
+        {
+            name: value
+            for name, value in named_state(network).items()
+            if name.startswith('feedback.') and name not in held and not ADDED.search(name)
+        }
+    )
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy().data)
+    return digest.hexdigest()

@@ -49,6 +49,11 @@ class StrictFlexibleRunner(FlexibleRunner):
 
     def train(self) -> Any:
         self._training = True
+        if self.cfg.get('save_trained_only'):
+            raise InputError(
+                'save_trained_only needs the plain Runner, and this config has '
+                "runner_type='FlexibleRunner': leave one of them out"
+            )
         return super().train()
 
     def build_strategy(self, *args: Any, **kwargs: Any) -> BaseStrategy:

@@ -40,7 +40,7 @@ _FLEXIBLE_KEYS = {
     *inspect.signature(FlexibleRunner).parameters.keys(),
     'init_weights_for_test_or_val',
 } - {'cfg', 'compile'}  # its from_cfg passes no `compile` on
-_OWN_KEYS = {'allow_constants', 'runner_type', 'tta_model', 'tta_pipeline'}
+_OWN_KEYS = {'allow_constants', 'runner_type', 'save_trained_only', 'tta_model', 'tta_pipeline'}
 _SEGMENTOR_KEYS = [
     f'model.test_cfg.{key}'
     for key in ('keep_logits', 'logits_device', 'logits_dtype', 'window_batch')

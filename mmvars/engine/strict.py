@@ -28,6 +28,7 @@ from mmvars.engine.checkpoint_hook import KeepingCheckpointHook, told_by_main_pr
 from mmvars.engine.errors import building
 from mmvars.engine.resume import build_train_loop, progress_meta, resume_progress
 from mmvars.engine.samples import check_batch_size, check_pipelines
+from mmvars.engine.trained_part import check_leaves_out, fill_in_frozen, leave_out_frozen
 from mmvars.engine.training_state import check_training_state, leave_out_unreadable
 from mmvars.errors import InputError, first_of
 from mmvars.networks import Trunk, rename_old_keys
@@ -76,6 +77,9 @@ class StrictRunner(Runner):
     No tensor shows how many steps a mixer makes, or how sparse its codes are: checkpoints say it in
     their ``meta``, and one that was made with other constants is refused, but for those that the
     config names in ``allow_constants``.
+
+    With ``save_trained_only`` in the config checkpoints hold what trains, see
+    :mod:`mmvars.engine.trained_part`.
     """
 
     _training = False
@@ -86,6 +90,8 @@ class StrictRunner(Runner):
 
     def train(self):
         self._training = True
+        if self.cfg.get('save_trained_only'):
+            check_leaves_out(self.model)
         return super().train()
 
     @staticmethod
@@ -140,9 +146,10 @@ class StrictRunner(Runner):
         fine_tuning = self._training and not self._resume
         strict = not fine_tuning if strict is None else strict
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location, 'current')
+        model = self._unwrapped_model()
+        fill_in_frozen(checkpoint, model, filename, is_initialized=self._training)
         if self._resume:
             check_resumable(checkpoint, self, filename)
-        model = self.model.module if is_model_wrapper(self.model) else self.model
         before = {name: value.clone() for name, value in model.state_dict().items()}
         versions = versions_of(model) if fine_tuning else {}
         try:
@@ -216,6 +223,8 @@ class StrictRunner(Runner):
                             'incomplete until there is room; training goes on'
                         )
         if fn_name == 'before_save_checkpoint':
+            if self.cfg.get('save_trained_only'):
+                leave_out_frozen(kwargs['checkpoint'], self._unwrapped_model())
             leave_out_unreadable(kwargs['checkpoint'], self)
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
@@ -251,6 +260,9 @@ class StrictRunner(Runner):
             backend_args=backend_args,
             **kwargs,
         )
+
+    def _unwrapped_model(self) -> nn.Module:
+        return self.model.module if is_model_wrapper(self.model) else self.model
 
     def _trunk(self) -> Trunk | None:
         return next((m for m in self.model.modules() if isinstance(m, Trunk)), None)

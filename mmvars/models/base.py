@@ -164,6 +164,11 @@ class Backbone(BaseModule):
         return self.network if isinstance(self.network, Trunk) else self.network.trunk
 
     @property
+    def has_pretrained(self) -> bool:
+        """Whether :meth:`init_weights` reads a file."""
+        return bool(self.pretrained) or self._pretrained is not None
+
+    @property
     def num_extra_tokens(self) -> int:
         """Tokens before the patches inside the blocks, for class activation maps.
 
@@ -297,9 +302,7 @@ class Backbone(BaseModule):
     def train(self, mode: bool = True) -> 'Backbone':
         super().train(mode)
         frozen = self._frozen_parts()
-        if (
-            self.transfer != 'end2end'
-        ):  # not the trunk itself, whose checkpointing asks for its mode
+        if self.transfer != 'end2end':  # its parts: checkpointing asks for the mode of the whole
             frozen += self.trunk.children()
         for part in frozen:
             if isinstance(part, nn.Module):

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmvars.checkpoints.fit import named_state
+from mmvars.checkpoints.partial import ADDED
 from mmvars.errors import InputError, check_choice
 from mmvars.networks import PerceiverIO, TopDown, Trunk
 
@@ -49,7 +51,6 @@ _LORA_KEYS = (
     'rank_pattern',
     'alpha_pattern',
 )
-_ADDED = re.compile(r'trunk\.(deep_)?prompt_embeddings$|.+\.lora_')
 
 
 def check_lora_cfg(transfer: str, lora_cfg: Any) -> None:
@@ -103,9 +104,8 @@ def apply_transfer(
 
 
 def added_names(network: nn.Module) -> list[str]:
-    """Tensors of a network that no pretraining has, by their names in a file: prompts and LoRA."""
-    start = 'trunk.' if isinstance(network, Trunk) else ''
-    return [start + name for name in network.state_dict() if _ADDED.match(start + name)]
+    """Tensors that the choice has added to a network, by their names in a file."""
+    return [name for name in named_state(network) if ADDED.search(name)]
 
 
 def _add_lora(part: nn.Module, arguments: dict[str, Any]) -> None:

@@ -14,13 +14,15 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmvars.checkpoints.io import check_checkpoint_file
+from mmvars.checkpoints.io import check_checkpoint_file, read_checkpoint, read_meta
 from mmvars.checkpoints.load import load_heads, load_pretrained
+from mmvars.checkpoints.partial import ADDED, check_trunk, recorded_trunk
+from mmvars.checkpoints.report import Status
 from mmvars.engine.errors import user_errors
 from mmvars.engine.runner import load_config
 from mmvars.engine.samples import CheckedPipeline
 from mmvars.engine.strict import allowed_constants
-from mmvars.errors import InputError
+from mmvars.errors import InputError, first_of
 from mmvars.models.sliding_window import whole_image_metas
 from mmvars.networks import PerceiverIO, TopDown, Trunk
 from mmvars.visualization.figure import default_palette
@@ -83,11 +85,29 @@ def build_model(
         model = MODELS.build(config)
     network_of(model)
     model = revert_sync_batchnorm(model)
-    load_pretrained(model.backbone, checkpoint, allow_constants=allowed_constants(cfg))
+    _load_backbone(model.backbone, checkpoint, allowed_constants(cfg))
     meta = load_heads(model, checkpoint) if heads else {}
     model = model.to(device).eval()
     model.backbone.fuse()
     return model, meta
+
+
+def _load_backbone(backbone: Any, checkpoint: str, allow_constants: tuple[str, ...]) -> None:
+    """Fill a backbone; from the config too where the checkpoint holds what trained alone."""
+    content = read_checkpoint(checkpoint)
+    record = recorded_trunk(read_meta(checkpoint, content), checkpoint)
+    if record is not None:
+        backbone.init_weights()
+        if not any(key.startswith('backbone.') for key in content['state_dict']):
+            check_trunk(backbone.network, record, (), checkpoint)
+            return
+    report = load_pretrained(backbone, checkpoint, allow_constants=allow_constants)
+    new = [entry.target or '' for entry in report.of(Status.NEW)]
+    if absent := [name for name in new if ADDED.search(name)]:
+        raise InputError(
+            f'checkpoint {checkpoint!r} lacks {first_of(absent)}: use the config that it was '
+            'trained with'
+        )
 
 
 def network_of(model: Model) -> Network:

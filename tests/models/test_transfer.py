@@ -132,6 +132,21 @@ class TestLoRA:
         lora.fuse()
         torch.testing.assert_close(lora(images())[0], twin(images())[0])
 
+    @pytest.mark.slow
+    def test_fused_compiled_and_exported(self, transfer):
+        lora = build('absvit', transfer).train()
+        for parameter in lora.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.5)
+        compiled = torch.compile(lora, fullgraph=True, backend='eager')
+        torch.testing.assert_close(compiled(images())[0], lora(images())[0])
+        with torch.no_grad():
+            expected = lora.eval()(images())[0]
+            lora.fuse()
+            torch.testing.assert_close(lora(images())[0], expected)
+            exported = torch.export.export(lora, (images(),)).module()
+            torch.testing.assert_close(exported(images())[0], expected)
+
     def test_a_file_without_it_fills_the_rest(self, transfer, tmp_path):
         plain = build('absvit')
         torch.save(plain.state_dict(), tmp_path / 'plain.pth')
