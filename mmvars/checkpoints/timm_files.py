@@ -51,7 +51,12 @@ def timm_sources(
             f'trunk.{key}': Source(prefix + key, value, getattr(value, 'shape', None))
             for key, value in inside.items()
         }
-    others = {name: each for name, each in named.items() if not name.startswith('trunk.')}
+    beside = {f'trunk.{name}' for name in trunk.state_dict() if not name.startswith('model.')}
+    others = {
+        name: each
+        for name, each in named.items()
+        if name in beside or not name.startswith('trunk.')
+    }
     published = {
         name.removeprefix('trunk.').removeprefix('model.'): each
         for name, each in named.items()
@@ -114,7 +119,9 @@ def _adapted(
     made = Source('', None, None, 'made by timm from other tensors of the file')
     sources = {}
     for name, value in adapted.items():
-        origin = by_value.get(id(value)) or published.get(name, made)
+        origin = published.get(name, made)
+        if value is not origin.value:
+            origin = by_value.get(id(value), origin)
         note = origin.note if origin is made or value is origin.value else 'adapted by timm'
         sources[name] = origin._replace(value=value, note=note)
         if origin.shape not in (None, value.shape):

@@ -211,7 +211,10 @@ def test_own_checkpoints_of_such_networks(saved, side):
     build = functools.partial(
         create_model, 'timm/vit_tiny_patch16_224', 'absvit', num_classes=0, depth=1
     )
-    donor, network = _random_(build(img_size=64)), build(img_size=side)
+    donor, network = build(img_size=64), build(img_size=side)
+    for each in (donor, network):
+        each.trunk.add_prompts(2)  # which are no part of timm's network
+    _random_(donor)
     path = saved(dict(state_dict=_prefixed('backbone.network.', donor.state_dict()), meta={}))
     load_pretrained(network, path)
     found = network.state_dict()
