@@ -248,8 +248,11 @@ class TimmTrunk(Trunk):
         if isinstance(model, VisionTransformer):
             options['adapt_layer_scale'] = True  # DeiT III
         filter_fn = next(each for kind, each in _FILTERS.items() if isinstance(model, kind))
+        # That of BEiT looks for the module of each key; here the last blocks may be left out.
+        beyond = {k: v for k, v in state_dict.items() if (self.layer_id(k) or 0) >= self.depth}
+        known = {key: value for key, value in state_dict.items() if key not in beyond}
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it leaves out
-            adapted = filter_fn(dict(state_dict), model, **options)
+            adapted = beyond | filter_fn(known, model, **options)
         name = 'patch_embed.proj.weight'
         if name in adapted and adapted[name].shape[1:2] != (self.in_chans,):
             adapted[name] = adapt_input_conv(self.in_chans, adapted[name])
