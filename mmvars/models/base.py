@@ -320,10 +320,10 @@ class Backbone(BaseModule):
         prior are the last layer. Returned beside it is the number of layers, ``num_layers + 2``.
         """
         name = param_name.removeprefix(prefix).removeprefix('network.').removeprefix('trunk.')
-        parts, last = name.split('.'), self.num_layers + 1
+        parts, last = name.removeprefix('model.').split('.'), self.num_layers + 1
         if parts[0] == 'feedback':  # decoders and upsamples are numbered as the blocks they lead to
             return int(parts[2]) + 1, last + 1
-        if parts[0] in ('norm', 'fc_norm', 'prior', 'cls_attn_blocks'):
+        if parts[0] in ('norm', 'fc_norm', 'prior', 'cls_attn_blocks', 'attn_pool'):
             return last, last + 1
         block = self.trunk.layer_id(name)
         return (0 if block is None else block + 1), last + 1

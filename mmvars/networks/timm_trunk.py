@@ -288,7 +288,7 @@ class TimmTrunk(Trunk):
 
     def _embed_beit(self, patches: Tensor, grid: TokenGrid) -> Tensor:
         model = self.model
-        tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        tokens = torch.cat([model.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         if model.pos_embed is not None:
             stored = model.patch_embed.grid_size
             tokens = tokens + resample_abs_pos_embed(model.pos_embed, grid[:2], stored)

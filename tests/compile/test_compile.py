@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 
 import pytest
+import tiny_timm  # noqa: F401  registers its networks
 import torch
 from torch import nn
 
@@ -40,6 +41,10 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     'absvit-3-passes': lambda: AbSViT(TWO, num_passes=3, **COMMON),
     'absvit-rvt': lambda: AbSViT(STAGES | dict(trunk='rvt'), **COMMON),
     'absvit-fan': lambda: AbSViT(TWO | dict(trunk='fan'), **COMMON),
+    **{
+        f'absvit-timm-{name}': lambda name=name: AbSViT(f'timm/tiny_{name}', **COMMON)
+        for name in ('dinov2_reg', 'eva02', 'beit')
+    },
     'absvit-vars_sd': lambda: AbSViT(TWO | dict(trunk='deit_convstem'), mixer='vars_sd', **COMMON),
     **{
         f'{trunk}-{mixer}': _vars(trunk, mixer)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+import tiny_timm
 import torch
 from mmengine.registry import MODELS as ROOT
 from torch import nn
@@ -37,6 +38,11 @@ BACKBONES = {
         'AbSViT',
         dict(arch=STAGES, mixer='vars_s', mixer_cfg=dict(sparsity=0.1)),
     ),
+    'absvit_timm_vit': ('AbSViT', dict(arch='timm/tiny_dinov2_reg')),
+    'absvit_timm_eva': ('AbSViT', dict(arch='timm/tiny_eva02_clip')),
+    'absvit_timm_rope': ('AbSViT', dict(arch='timm/tiny_sapiens2')),
+    'absvit_timm_beit': ('AbSViT', dict(arch='timm/tiny_beit')),
+    'vit_timm_beit': ('ViT', dict(arch='timm/tiny_beit_shared')),
     'rvt': ('VARS', dict(arch=STAGES, mixer=None)),
     'performer': ('VARS', dict(arch=STAGES, mixer='performer')),
     'vars_d': ('VARS', dict(arch=STAGES, mixer='vars_d')),
@@ -56,11 +62,15 @@ def build(name):
     backbone = getattr(mmvars.models, cls)(img_size=64, out_type='pooled', **arguments).double()
     if hasattr(getattr(backbone.network, 'feedback', None), 'decoders'):
         backbone.reconstruction_loss_weight = 0.1
+        for decoder in backbone.network.feedback.decoders:
+            nn.init.constant_(getattr(decoder, 'gate', torch.zeros(1)), 0.7)
     for module in backbone.modules():
         if isinstance(module, nn.Linear):
             module.weight.data.mul_(4)
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.1)
+    if 'timm' in name:
+        tiny_timm.randomize(backbone.trunk)
     if getattr(backbone.network, 'prior', None) is not None:  # one that most tokens have a part of
         with torch.no_grad():
             tokens = backbone.trunk(images()).tokens
@@ -373,7 +383,8 @@ def test_offloading(name):
     offload = pytest.importorskip('accelerate').cpu_offload
     backbone = build(name).eval()
     expected = backbone(images())
-    offload(backbone, 'cpu', preload_module_classes=['AbSViT'])
+    # The forward of timm's network, whose tokens and positions a trunk reads, is not called.
+    offload(backbone, 'cpu', preload_module_classes=['AbSViT', 'TimmTrunk'])
     assert {parameter.device.type for parameter in backbone.parameters()} == {'meta'}
     torch.testing.assert_close(backbone(images()), expected)
 
