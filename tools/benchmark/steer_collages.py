@@ -26,8 +26,8 @@ change: Mean norm of the change over the mean norm of the tokens.
 
 Rows: `first pass` has no prior. `reweighting` is PerceiverIO: the mean token weighted by w^k, with
 the best k on training collages; `trained` adds a linear map of that token, trained as the feedback
-is. `untrained feedback` has all gates open alike, as far as is best on training collages. The
-others are the trained feedback, with the prior of the tile or of something else.
+is. `untrained feedback` has all gates open alike, as far as is best on training collages. Priors
+are those of the tile, where the row does not say something else.
 """
 
 import argparse
@@ -272,9 +272,11 @@ def run_seed(
         if step in args.steps and step < max(args.steps):
             add(f'feedback, {step} steps', feedback, layouts=['pair'])
     add(f'feedback, {max(args.steps)} steps', feedback)
-    add('... with the prior of an absent class', feedback, 'absent')
-    add('... with a random prior', feedback, 'random', ['photo', 'pair'])
     add('reweighting, trained', mapped)
+    add('first pass, absent class', first_pass, 'absent')
+    add('reweighting, trained, absent class', mapped, 'absent')
+    add(f'feedback, {max(args.steps)} steps, absent class', feedback, 'absent')
+    add(f'feedback, {max(args.steps)} steps, random prior', feedback, 'random', ['photo', 'pair'])
     off = partial(second_pass, network, alpha=0.0)
     with torch.no_grad():
         some = select(tests['photo'].first, slice(BATCH))
