@@ -158,7 +158,7 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
         raise InputError(
             f'arch must be one of {", ".join(zoo)}, or a dict; got {arch!r}'
             f'{" (or timm/NAME, mmpretrain/NAME: their vision transformers)" if takes_timm else ""}'
-            f'{did_you_mean(arch, zoo)}'
+            f'{_did_you_mean_timm(arch) if takes_timm else ""}{did_you_mean(arch, zoo)}'
         )
     sizes: dict[str, Any] = dict(arch)
     trunk: Any = trunks[0]
@@ -174,6 +174,13 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
     _check_keys('arch', sizes, ('embed_dims', 'num_layers', 'num_heads'), options)
     name = f'{trunk}_tiny'
     return name, {_NETWORK_NAMES.get(key, key): value for key, value in sizes.items()}
+
+
+def _did_you_mean_timm(arch: Any) -> str:
+    import timm  # the whole of it takes seconds
+
+    known = isinstance(arch, str) and timm.is_model(arch.partition('.')[0])
+    return f"; timm has a network of this name: write arch='timm/{arch}'" if known else ''
 
 
 def prompt_arguments(transfer: str, prompt_cfg: dict | None) -> dict[str, Any]:

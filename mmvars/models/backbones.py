@@ -5,7 +5,7 @@ What a backbone does with its network is in :mod:`mmvars.models.base`.
 
 from collections.abc import Sequence
 
-from mmvars.errors import check_choice
+from mmvars.errors import InputError, check_choice
 from mmvars.models.arguments import build_network, prompt_arguments, register_backbone
 from mmvars.models.base import Backbone
 from mmvars.models.transfer import BOTTOM_UP_TRANSFERS, TRANSFERS
@@ -72,6 +72,11 @@ class ViT(Backbone):
         lora_cfg: dict | None = None,
         pretrained: bool | str | None = None,
     ) -> None:
+        if transfer in TRANSFERS and transfer not in BOTTOM_UP_TRANSFERS:
+            raise InputError(
+                f'transfer must be one of {", ".join(BOTTOM_UP_TRANSFERS)} here; got {transfer!r}, '
+                f'which trains the feedback of mmvars.AbSViT'
+            )
         check_choice('transfer', transfer, BOTTOM_UP_TRANSFERS)
         network = build_network(
             arch,
@@ -131,8 +136,8 @@ class AbSViT(Backbone):
         double_value_bias: Whether the top-down signal brings the bias of the value projection
             along once more, as in the released models, which is the default. With ``False``,
             ``alpha=0`` is pass 1, except on RVT, whose transposed convolution between stages has a
-            bias. On a trunk of timm it never does, and the feedback is gated, see
-            :class:`mmvars.networks.Feedback`: it starts as its trunk.
+            bias. On a trunk of timm it never does, and feedback through decoders is gated, see
+            :class:`mmvars.networks.Feedback`: such a design starts as its trunk.
     """
 
     def __init__(

@@ -298,6 +298,18 @@ class Backbone(BaseModule):
             allow_new = [allow_new] if isinstance(allow_new, str) else [*allow_new]
             arguments = self._pretrained | dict(allow_new=allow_new + added_names(self.network))
             print_log(load_pretrained(self, **arguments).summary(), logger='current')
+        gates = [
+            parameter
+            for name, parameter in self.network.named_parameters()
+            if name.endswith('.gate') and name.startswith('feedback.')
+        ]
+        if gates and not any(gate.requires_grad or gate.any() for gate in gates):
+            print_log(
+                f'transfer={self.transfer!r} leaves the gates of the feedback closed: the second '
+                f"pass repeats the first. Use type='mmvars.ViT', or transfer='top-down'",
+                logger='current',
+                level=logging.WARNING,
+            )
 
     def train(self, mode: bool = True) -> 'Backbone':
         super().train(mode)

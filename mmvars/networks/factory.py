@@ -139,9 +139,10 @@ def create_model(
     Args:
         name: One of :data:`MODELS`; ``absvit_*`` is ``vit_*`` with ``top_down='absvit'``. Or
             ``'timm/NAME'``: any plain vision transformer of timm, such as
-            ``'timm/vit_small_patch14_dinov2.lvd142m'``. Its feedback is gated, see
-            :class:`Feedback`: the network starts as its trunk, and ``alpha=0`` is its trunk. Or
-            ``'mmpretrain/NAME'``: a VisionTransformer of MMPretrain, built by timm.
+            ``'timm/vit_small_patch14_dinov2.lvd142m'``. Feedback through decoders (all designs but
+            ``'mask_attention'`` and ``'perceiver_io'``) is gated there, see :class:`Feedback`: the
+            network starts as its trunk, and ``alpha=0`` is its trunk. Or ``'mmpretrain/NAME'``: a
+            VisionTransformer of MMPretrain, built by timm.
         top_down: One of :data:`TOP_DOWN_DESIGNS` around any trunk; ``None``: the trunk alone.
         prior: With ``top_down``: a name of :data:`mmvars.networks.PRIORS`, or
             ``dict(type=name, ...)``.

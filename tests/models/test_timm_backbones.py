@@ -237,3 +237,29 @@ def test_averaged_weights():
 def test_bad_arguments_are_named(options, words):
     with pytest.raises(InputError, match=words):
         AbSViT(**options)
+
+
+def test_closed_gates_that_do_not_train_are_reported(monkeypatch):
+    """Where nothing can open them, the second pass costs and changes nothing."""
+    logged = []
+    monkeypatch.setattr('mmvars.models.base.print_log', lambda text, **_: logged.append(text))
+    for transfer, warns in (('bias', True), ('linear', True), ('top-down', False)):
+        logged.clear()
+        arch = dict(trunk='timm/vit_tiny_patch16_224', num_layers=1)
+        backbone = AbSViT(arch, img_size=32, transfer=transfer)
+        backbone.init_weights()
+        assert any('gates of the feedback closed' in text for text in logged) == warns
+    with torch.no_grad():
+        backbone.network.feedback.decoders[0].gate.fill_(1)
+    backbone.network.requires_grad_(False)
+    backbone.init_weights()
+    assert not any('gates of the feedback closed' in text for text in logged)
+
+
+def test_a_forgotten_prefix_and_a_transfer_without_feedback_get_their_remedy():
+    with pytest.raises(InputError, match="write arch='timm/vit_tiny_patch16_224'"):
+        ViT(arch='vit_tiny_patch16_224')
+    with pytest.raises(
+        InputError, match="got 'top-down', which trains the feedback of mmvars.AbSViT"
+    ):
+        ViT(arch='tiny', transfer='top-down')
