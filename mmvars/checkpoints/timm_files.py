@@ -165,6 +165,6 @@ def published_file(trunk: Any) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f'arch={trunk.name!r}: its weights cannot be had ({reason}). Where there is a network, '
-            f"download {address} ('huggingface-cli download {repository} {file}'), copy the file "
-            f'here, and give pretrained=FILE in place of pretrained=True'
+            f'download {address}, copy the file here, and give pretrained=FILE in place of '
+            f'pretrained=True'
         ) from error
