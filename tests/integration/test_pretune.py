@@ -266,6 +266,10 @@ def test_on_a_trunk_of_timm_the_file_loads_after_the_weights_of_the_trunk(folder
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         assert torch.equal(backbone.network(images).second.tokens, plain(images).tokens)
+    trained = _backbone(**options, pretrained='timm.pth', reconstruction_loss_weight=0.1).train()
+    trained(images, return_losses=True).losses['loss_reconstruction'].backward()
+    for name, parameter in trained.named_parameters():
+        assert (parameter.grad is not None) == name.endswith('.to_below.weight')
     with pytest.raises(
         InputError, match=r'on the trunk timm/vit_tiny_patch16_224 \(weights .*pretrained'
     ):

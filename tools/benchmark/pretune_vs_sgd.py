@@ -101,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     start = clock()
     fits = regression.solve()
     seconds += clock() - start
-    print(f'regression: one pass in {seconds:.0f} s', flush=True)
+    mean = sum(fit.error for fit in fits) / len(fits)
+    print(f'regression: one pass in {seconds:.0f} s, mean error {mean:.4f}', flush=True)
 
     budget = args.budget * seconds
     contenders = [Contender(network, start, lr) for start in args.start for lr in args.lr]
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
                     start = clock()
                     each.step(output.block_io, budget)
                     each.seconds += forward + clock() - start
-        print(f'AdamW: {passes} passes', flush=True)
+        print(f'AdamW: {passes} {"pass" if passes == 1 else "passes"}', flush=True)
 
     columns = {'regression': [fit.error for fit in fits]} | {
         each.name: [
