@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sample = load_sample(
                     paths,
                     labeled_pipeline if annotation else pipeline,
-                    trunk.patch_embed.patch_size,
+                    trunk.strides[0],
                     annotation,
                 )
                 outputs = [run_model(model, sample, options, config) for config in configs]

@@ -127,7 +127,7 @@ def check_options(model: Model, options: ViewOptions) -> None:
     has_matrix, has_code = hasattr(mixer, 'attention_probabilities'), hasattr(mixer, 'trace')
     mixes = f'block {layer} mixes tokens with {type(mixer).__name__}, which'
     if options.class_attention:
-        if getattr(trunk, 'cls_token', None) is None:
+        if not trunk.has_class_token:
             raise InputError(
                 f'class attention cannot be drawn: this {type(trunk).__name__} has no '
                 'class token that could look at anything. The attention of the '
@@ -234,10 +234,14 @@ def run_model(
     with recording(network, watched, prior, config.alpha) as records:
         prediction = predict_whole(model, images)
     output, tokens = records['output'][0], records['tokens']
-    grids = [grid for _, grid in tokens]
+    first, last = (output, output) if isinstance(network, Trunk) else (output.first, output.second)
+    # Blocks of timm are called with positions in place of a grid, and all have that of the output.
+    grids = [
+        grid if isinstance(grid, TokenGrid) else (last if index else first).grid
+        for index, (_, grid) in enumerate(tokens)
+    ]
     # Maps of a first pass at a lower resolution are brought to the grids of the last pass.
     grid, stride, last_stride = grids[-1], trunk.strides[layer], trunk.strides[-1]
-    first, last = (output, output) if isinstance(network, Trunk) else (output.first, output.second)
 
     def at_image_size(maps: Tensor, pixels: int) -> np.ndarray:
         return upsample_map(maps, pixels, size)[0].cpu().numpy()
@@ -246,7 +250,10 @@ def run_model(
         return at_image_size(map_at_grid(maps, grid), stride)
 
     norm_stride, stages = stride, [f'pass {i + 1}' for i in range(len(tokens))]
-    norm_maps = [map_at_grid(token_norm_map(*record), grid) for record in tokens]
+    norm_maps = [
+        map_at_grid(token_norm_map(block_tokens, own_grid), grid)
+        for (block_tokens, _), own_grid in zip(tokens, grids, strict=True)
+    ]
     if isinstance(network, PerceiverIO):  # one pass, whose output tokens are reweighted
         norm_stride, stages = last_stride, ['output tokens', 'reweighted output tokens']
         norm_maps = [token_norm_map(out.tokens, out.grid) for out in (first, last)]

@@ -21,7 +21,8 @@ def backbone(kind: str, out_type: str = 'featmap') -> tuple[dict, int]:
     """Backbone and width of its last map: ``AbSViT``, ``ViT``, ``GFNet``, ``RVT``, or the name of a
     mixer in an RVT trunk (``rvt:vars_d``) or one with class token (``deit_convstem:vars_d``).
 
-    ``AbSViT/WORD/...`` is an AbSViT with average pooling and any of a trunk (``rvt``, ``fan``), a
+    ``AbSViT/WORD/...`` is an AbSViT with average pooling and any of a trunk (``rvt``, ``fan``; or
+    ``timm``, with a class token), a
     mixer, a design, a number of passes, ``half`` for a first pass at half the resolution."""
     if kind.startswith('AbSViT/'):
         return top_down_backbone(kind.split('/')[1:], out_type)
@@ -54,6 +55,8 @@ def top_down_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
             arch = dict(embed_dims=[WIDTH, 2 * WIDTH], num_layers=[2, 1], num_heads=[2, 4])
         if word in ('rvt', 'fan'):
             arch['trunk'] = word
+        elif word == 'timm':  # with a class token and four registers
+            arch = dict(trunk='timm/vit_small_patch14_reg4_dinov2.lvd142m', num_layers=3)
         elif word in TOP_DOWN_DESIGNS:
             config['design'] = word
         elif word.isdigit():
@@ -64,7 +67,8 @@ def top_down_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
             config['mixer'] = word
     if 'trunk' not in arch:
         arch |= dict(patch_size=16, global_pool='avg')
-    return config | dict(arch=arch), 2 * WIDTH if 'rvt' in words else WIDTH
+    width = 384 if 'timm' in words else WIDTH
+    return config | dict(arch=arch), 2 * width if 'rvt' in words else width
 
 
 def segmentation_config(kind: str = 'AbSViT') -> Config:

@@ -30,6 +30,25 @@ def test_everything_has_the_size_of_the_image_not_of_the_padding(task, make_mode
     assert outputs.norms[0].std() > 0 and np.abs(outputs.norms[0] - outputs.norms[1]).max() > 1e-3
 
 
+@pytest.mark.parametrize('kind', ['AbSViT/timm', 'AbSViT/timm/half'])
+def test_maps_of_a_trunk_of_timm(kind, make_model, make_sample):
+    """Its blocks are given positions where others are given a grid."""
+    model, sample = make_model('segmentation', kind), make_sample('segmentation', SIZE)
+    options = ViewOptions(layer=1, class_attention=True, average_attention=True)
+    outputs = run_model(model, sample, options)
+    maps = [*outputs.norms, outputs.token_mask]
+    maps += [*outputs.class_attention, *outputs.average_attention]
+    assert [m.shape for m in maps] == [SIZE] * 7
+    images = sample.preprocessed(model)
+    with torch.no_grad():
+        output = model.backbone.network(images, out_indices=(1,)).second
+    norms = output.intermediates[0][0, 5:].norm(dim=-1).unflatten(0, (3, 4))
+    expected = norms.repeat_interleave(14, 0).repeat_interleave(14, 1)
+    assert outputs.grids[-1] == output.grid == (3, 4, 5)
+    got = outputs.norms[-1][7:40:14, 7:56:14]  # the middles of the patches
+    np.testing.assert_allclose(got, expected[7:40:14, 7:56:14].numpy(), rtol=0.02)
+
+
 def test_the_picture_is_the_packed_image_in_rgb(task, make_model, make_sample):
     sample = make_sample(task, SIZE)
     outputs = run_model(make_model(task), sample, ViewOptions())
