@@ -37,7 +37,7 @@ def test_tables_and_pictures(photos, tmp_path):
     results = json.loads((tmp_path / 'steer.json').read_text())['seeds']
     assert len(results) == 2 and results[0] != results[1]
     for result in results:
-        assert len(result['pair']) == len(result['square']) + 2 == 10  # one mark, one random prior
+        assert len(result['pair']) == len(result['square']) + 2 == 11  # one mark, one random prior
         assert {*result['pair']['feedback, 2 steps']} == {*COLUMNS}
         for layout, part in dict(photo=1, pair=1 / 2, square=1 / 4).items():
             without_prior = result[layout]['first pass']

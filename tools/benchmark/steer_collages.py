@@ -274,6 +274,7 @@ def run_seed(
     add(f'feedback, {max(args.steps)} steps', feedback)
     add('reweighting, trained', mapped)
     add('first pass, absent class', first_pass, 'absent')
+    add('reweighting, absent class', reweighting, 'absent')
     add('reweighting, trained, absent class', mapped, 'absent')
     add(f'feedback, {max(args.steps)} steps, absent class', feedback, 'absent')
     add(f'feedback, {max(args.steps)} steps, random prior', feedback, 'random', ['photo', 'pair'])
