@@ -114,6 +114,14 @@ def load_pretrained(
         check_trunk(network, record, sources, report.title)
         new_parts = [name for name in current if name not in sources]
         new_note = 'not in the file, which holds a part; keeps its value'
+        remedy = (
+            'The module was left as it is. The file holds a part of another network than this: '
+            "decoders, for instance, are for mmvars.AbSViT with design='absvit', 'absvit_qkv' or "
+            "'feedback'"
+        )
+        if not any(name.startswith('prior.') for name in current):
+            center = [name for name in sources if name == 'prior.center']
+            sources = drop(sources, report, 'center of a prior, which the module lacks', center)
     if isinstance(trunk.head, nn.Identity):
         sources = drop(
             sources,

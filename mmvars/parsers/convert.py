@@ -79,7 +79,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         '--arch',
         required=True,
-        type=lambda name: name.removesuffix('_patch16'),  # of earlier versions
+        type=_arch,
         choices=_ARCHS,
         metavar='ARCH',
         help=f'network: {", ".join(_ARCHS)}',
@@ -179,3 +179,11 @@ def _pair(text: str) -> tuple[int, int]:
     if not height.isdecimal() or not width.isdecimal():
         raise argparse.ArgumentTypeError(f'takes HEIGHTxWIDTH, got {text!r}')
     return int(height), int(width)
+
+
+def _arch(name: str) -> str:
+    if name.startswith(('timm/', 'mmpretrain/')):
+        raise argparse.ArgumentTypeError(
+            f'{name} loads published files as they are: write pretrained=FILE in the backbone'
+        )
+    return name.removesuffix('_patch16')  # of earlier versions

@@ -147,3 +147,24 @@ def test_a_record_may_be_a_dict():
     assert recorded_trunk(dict(trunk=record), 'x.pth') == record
     assert recorded_trunk(dict(trunk=json.dumps(record)), 'x.pth') == record
     assert recorded_trunk({}, 'x.pth') is None
+
+
+@pytest.mark.parametrize('design', [None, 'mask_attention'])
+def test_decoders_for_a_network_without_are_refused_with_the_reason(decoders, design):
+    path, network = decoders
+    other = _with_trunk_of(network) if design is None else _with_trunk_of(network, top_down=design)
+    plain = other.trunk if design is None else other
+    with pytest.raises(CheckpointError, match=r"part of another network .* design='absvit'"):
+        load_pretrained(plain, path)
+
+
+def test_decoders_with_a_center_load_where_there_is_no_prior(tmp_path):
+    network = _network()
+    tensors = _feedback(network) | {'prior.center': torch.ones(8)}
+    write_partial(tmp_path / 'decoders.pth', network, tensors)
+    other = _with_trunk_of(network, top_down='feedback')
+    load_pretrained(other, tmp_path / 'decoders.pth')
+    assert all(
+        torch.equal(other.state_dict()[name], _feedback(network)[name])
+        for name in _feedback(network)
+    )
