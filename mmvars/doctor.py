@@ -182,7 +182,7 @@ def _check_trials(env: Environment) -> Iterator[tuple[str, str]]:
         yield (
             f'mmpretrain cannot be imported where pycocotools is installed beside transformers '
             f'{versions["transformers"]}',
-            'pip install "transformers<5", or pip uninstall transformers',
+            'pip install "transformers<4.47", or pip uninstall transformers',
         )
     if env.has('mmsegmentation') and 'mmcv.ops' in failures and env.has('mmcv', 'mmcv-lite'):
         yield (
