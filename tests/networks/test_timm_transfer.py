@@ -9,43 +9,56 @@ from mmvars.errors import InputError
 from mmvars.networks import create_model
 
 IMAGES = (2, 3, 5 * PATCH, 3 * PATCH)
+KINDS = [
+    pytest.param(n, marks=() if n in ('timm/tiny_dinov3', 'timm/tiny_eva') else pytest.mark.slow)
+    for n in NAMES
+]
 models = pytest.importorskip('mmvars.models', exc_type=ImportError)
 
 
 @pytest.mark.parametrize('transfer', ['bias', 'prompt', 'lora', 'top-down'])
-@pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=() if 'dinov3' in n else pytest.mark.slow) for n in NAMES]
-)
+@pytest.mark.parametrize('name', KINDS)
 def test_what_trains_gets_a_gradient_and_nothing_else(name, transfer):
-    """LoRA that an attention reads past (the weight instead of the layer) would get none."""
+    backbone, images = build(models.AbSViT, name, transfer), torch.randn(IMAGES)
+    if backbone is None:
+        return
+    with torch.no_grad():  # a random prior may be unlike all tokens, and then nothing is fed back
+        tokens = backbone.network.forward_first_pass(images).output.tokens
+        backbone.network.prior.query.copy_(tokens.mean(dim=(0, 1)))
+    trained = trained_by(backbone, images)
+    inside = [key for key in trained if key.startswith('trunk.')]
+    assert 'prior.query' in trained and bool(inside) == (transfer != 'top-down')
+
+
+@pytest.mark.parametrize('name', KINDS)
+def test_no_attention_reads_past_low_rank_updates(name):
+    """timm's EVA and BEiT take the weight of a layer, and not the layer, where biases are apart."""
+    backbone = build(models.ViT, name, 'lora')
+    attentions = [block.attn for block in backbone.trunk.blocks]
+    num_layers = len(attentions) * (3 if attentions[0].qkv is None else 1)
+    assert len(trained_by(backbone, torch.randn(IMAGES))) == 2 * num_layers
+
+
+def build(cls, name, transfer):
     if transfer == 'lora':
         pytest.importorskip('peft')
     arguments = dict(prompt_cfg=dict(num_tokens=3)) if transfer == 'prompt' else {}
     if transfer == 'prompt' and 'beit' in name:
         with pytest.raises(InputError, match='of a BEiT have no place for prompts; use another'):
-            models.ViT(arch=name, transfer=transfer, **arguments)
-        return
-    backbone, images = (
-        models.AbSViT(arch=name, transfer=transfer, **arguments).train(),
-        torch.randn(IMAGES),
-    )
+            cls(arch=name, transfer=transfer, **arguments)
+        return None
+    backbone = cls(arch=name, transfer=transfer, **arguments).train()
     randomize(backbone)
-    with torch.no_grad():  # a random prior may be unlike all tokens, and then nothing is fed back
-        tokens = backbone.network.forward_first_pass(images).output.tokens
-        backbone.network.prior.query.copy_(tokens.mean(dim=(0, 1)))
+    return backbone
+
+
+def trained_by(backbone, images):
+    """Names of what got a gradient, all of them of what may train."""
     backbone(images)[0].square().mean().backward()
-    trained = []
     for key, parameter in backbone.network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
-        if parameter.requires_grad:
-            assert parameter.grad.any(), key
-            trained.append(key)
-    inside = [key for key in trained if key.startswith('trunk.')]
-    assert 'prior.query' in trained and bool(inside) == (transfer != 'top-down')
-    if transfer == 'lora':
-        attentions = [block.attn for block in backbone.trunk.blocks]
-        split = attentions[0].qkv is None
-        assert len(inside) == len(attentions) * (3 if split else 1) * 2
+        assert parameter.grad is None or parameter.grad.any(), key
+    return [key for key, each in backbone.network.named_parameters() if each.requires_grad]
 
 
 @pytest.mark.parametrize('name', ['timm/tiny_dinov2_reg', 'timm/tiny_dinov3', 'timm/tiny_siglip'])
