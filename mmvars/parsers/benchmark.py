@@ -18,13 +18,16 @@ examples:
   mmvars benchmark --suite models --sizes 224 512x1024 --models timm/vit_tiny absvit_tiny
   mmvars benchmark --suite models --mode training --batch-sizes 8 \\
       --models timm/vit_tiny absvit_tiny absvit_tiny:grad_checkpointing=True
+  mmvars benchmark --suite models --sizes 224 518 --models mmvars/timm/vit_small_patch14_dinov2 \\
+      mmvars/timm/vit_small_patch14_dinov2:top_down=absvit
   mmvars benchmark --device cuda --dtype bfloat16 --compile --json times.json
 
 All contenders are measured in one process in turns, A B C A B C, so that ratios hold where absolute
 times on a busy machine do not. The first (or --reference) is what the others are compared with.
 Those that compute the same function get the same weights, and their outputs are compared first. A
 contender of --models is [LIBRARY/]NAME[:OPTION=VALUE...]: vit_tiny, absvit_base, rvt_tiny, ... of
-this package (in inference fused; with :fuse=False not), timm/vit_*, or reference/absvit_*, which is
+this package (in inference fused; with :fuse=False not), mmvars/timm/NAME for its trunks of timm,
+timm/vit_* for timm's own, or reference/absvit_*, which is
 tools/benchmark/reference_absvit.py."""
 
 

@@ -208,7 +208,7 @@ class ModelSpec:
     Attributes:
         text: As written: its name in tables.
         library: A key of :data:`LIBRARIES`.
-        name: Of :data:`mmvars.networks.MODELS`.
+        name: That :func:`mmvars.networks.create_model` knows.
         options: Arguments of the network, and ``fuse``.
         img_size: ``(H, W)`` that it is built for.
         num_classes: 0 for features.
@@ -246,7 +246,8 @@ class ModelSpec:
                     module.bias.normal_(std=0.1)
             if isinstance(getattr(network, 'feedback', None), Feedback):
                 for weight in network.feedback.decoders.parameters():
-                    weight.normal_(std=weight.shape[1] ** -0.5)  # keeps the length of a signal
+                    # Keeps the length of a signal; on a trunk of timm there are gates too.
+                    weight.normal_(std=weight[0].numel() ** -0.5)
         return network
 
 
@@ -428,10 +429,11 @@ def parse_model(text: str) -> ModelSpec:
         InputError: If there is no such library or network, or an option is malformed.
     """
     whole, *options = text.split(':')
-    library, slash, name = whole.rpartition('/')
-    library = library if slash else 'mmvars'
+    library, slash, name = whole.partition('/')
+    library, name = (library, name) if slash else ('mmvars', whole)
     check_choice(f'the library of {text!r}', library, LIBRARIES)
-    name = network_name(name)
+    if not (library == 'mmvars' and name.startswith('timm/')):
+        name = network_name(name)
     family = dict(timm='vit', reference='absvit').get(library, '')
     if family and not re.fullmatch(f'{family}_(tiny|small|base)', name):
         raise InputError(
@@ -458,10 +460,10 @@ def _groups(args: argparse.Namespace) -> list[tuple[list[ModelSpec], Group]]:
     _refuse_repeated('--sizes', sizes)
     _refuse_repeated('--batch-sizes', args.batch_sizes)
     for height, width in sizes:
-        if height % 32 or width % 32:
+        if (height % 32 or width % 32) and any(spec.library != 'mmvars' for spec in specs):
             raise InputError(
                 f'--sizes {height}x{width}: sides must be multiples of 32 pixels, '
-                f'which all networks here take'
+                f'which the networks of other libraries take'
             )
     for batch in args.batch_sizes:
         check_number('--batch-sizes', batch, 1, whole=True)
