@@ -298,6 +298,14 @@ class Backbone(BaseModule):
             allow_new = [allow_new] if isinstance(allow_new, str) else [*allow_new]
             arguments = self._pretrained | dict(allow_new=allow_new + added_names(self.network))
             print_log(load_pretrained(self, **arguments).summary(), logger='current')
+        elif self.transfer != 'end2end' and not self.pretrained:
+            print_log(
+                f'transfer={self.transfer!r} freezes a trunk that starts from random weights: give '
+                "init_cfg=dict(type='Pretrained', checkpoint=FILE), or pretrained=True on a trunk "
+                'of timm, unless load_from fills it',
+                logger='current',
+                level=logging.WARNING,
+            )
         gates = [
             parameter
             for name, parameter in self.network.named_parameters()

@@ -8,7 +8,7 @@ from mmengine.model import ExponentialMovingAverage
 from tiny_timm import PATCH, TINY, randomize
 
 from mmvars.errors import InputError
-from mmvars.models import AbSViT, ViT
+from mmvars.models import AbSViT, ViT, base
 from mmvars.networks import TOP_DOWN_DESIGNS
 
 IMAGES = (2, 3, 37, 18)
@@ -218,6 +218,21 @@ def test_averaged_weights():
     average.update_parameters(backbone)
     for a, b in zip(average.module.parameters(), backbone.parameters(), strict=True):
         torch.testing.assert_close(a, b - 0.5)
+
+
+@pytest.mark.parametrize('transfer', ['linear', 'top-down', 'end2end'])
+def test_a_frozen_trunk_of_random_weights_is_warned_of(transfer, monkeypatch, tmp_path):
+    lines: list[str] = []
+    monkeypatch.setattr(base, 'print_log', lambda line, **_: lines.append(line))
+    backbone = build(AbSViT, 'dinov2', transfer=transfer)
+    backbone.init_weights()
+    assert any('random weights' in line for line in lines) == (transfer != 'end2end')
+    lines.clear()
+    torch.save(backbone.trunk.model.state_dict(), tmp_path / 'weights.pth')
+    build(
+        AbSViT, 'dinov2', transfer=transfer, pretrained=str(tmp_path / 'weights.pth')
+    ).init_weights()
+    assert lines and not any('random weights' in line for line in lines)
 
 
 @pytest.mark.parametrize(
