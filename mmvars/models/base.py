@@ -101,14 +101,14 @@ class Backbone(BaseModule):
             raise InputError(f'pretrained must be True, False or a file, got {pretrained!r}')
         self.pretrained = pretrained
         check_choice('out_type', out_type, OUT_TYPES)
+        check_flag('final_norm', final_norm)
+        if not final_norm and not out_type.startswith('featmap'):
+            raise InputError(f"final_norm=False needs out_type='featmap', got {out_type!r}")
         if out_type == 'pooled':
             pooling = getattr(trunk, 'global_pool', 'token')
             if pooling in ('token', 'avg', 'norm_avg'):
                 by_token = trunk.has_class_token and pooling == 'token'
                 out_type = 'cls_token' if by_token else 'avg_featmap'
-        check_flag('final_norm', final_norm)
-        if not final_norm and not out_type.startswith('featmap'):
-            raise InputError(f"final_norm=False needs out_type='featmap', got {out_type!r}")
         if out_type.endswith('cls_token') and not trunk.has_class_token:
             raise InputError(
                 f'out_type={out_type!r} needs a class token, which this trunk does not '

@@ -1,10 +1,12 @@
 """Networks by name: the one place that knows all parts."""
 
 import inspect
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 import torch
 from torch import nn
 
@@ -243,6 +245,9 @@ def _create_timm_trunk(
     prompt_dropout: float = 0.0,
     **arguments: Any,
 ) -> Trunk:
+    version = timm.__version__
+    if [int(part) for part in re.findall(r'\d+', version)[:3]] < [1, 0, 22]:
+        raise InputError(f'{name} needs timm 1.0.22 or newer, found {version}: pip install -U timm')
     # Lazily, since timm's models take seconds to import.
     from mmvars.networks.mmpretrain_zoo import build_mmpretrain_trunk
     from mmvars.networks.timm_trunk import build_timm_trunk

@@ -252,8 +252,9 @@ class Feedback(Fusible):
     ``t_l = tanh(g_l) w LN(s_l B_l')``: s_L are the output tokens as they are, w their weights times
     alpha, LN a layer norm without weights of its own, and g one gate a block. The gates start at
     zero, so that the network starts as its trunk, and with ``alpha=0`` it is its trunk. The norm
-    gives the signal the size of the tokens that it is added to; the weights come after it, which
-    would undo them. The thesis has neither gate nor norm: its networks learn with the feedback on.
+    gives the signal the size of the tokens that it is added to. The weights multiply its result,
+    since it would take their size away again. The thesis has neither gate nor norm: its networks
+    learn with the feedback on.
 
     ``fuse()`` multiplies the linear maps out: ``t_l = s_L (B_l A_l ... A_{L-1})'`` costs one
     product of the tokens a block instead of two.

@@ -93,11 +93,11 @@ class _TopDownAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``(B, h, N, D)`` each, normalized and rotated; grouped keys and values have fewer h."""
         others = x if top_down is None or self.injection != 'qkv' else x + top_down
-        value_input = x if top_down is None or self.injection == 'mask' else x + top_down
+        value_input = others if self.injection != 'value' or top_down is None else x + top_down
         if self.qkv is None:
             q, k, v = self.q_proj(others), self.k_proj(others), self.v_proj(value_input)
         elif others is value_input:
-            q, k, v = self.qkv(x if top_down is None else others).chunk(3, dim=-1)
+            q, k, v = self.qkv(others).chunk(3, dim=-1)
         elif is_plain_linear(self.qkv):  # its rows can be used apart
             width = self.qkv.out_features // 3
             q, k = linear_slice(self.qkv, others, slice(2 * width)).chunk(2, dim=-1)

@@ -1,6 +1,7 @@
 """Any vision transformer of timm as a trunk: timm builds it, the loop over its blocks is ours."""
 
 import contextlib
+import difflib
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mmvars.errors import InputError, check_flag, check_number, did_you_mean
+from mmvars.errors import InputError, check_flag, check_number
 from mmvars.layers import TokenGrid, patch_grid
 from mmvars.networks.timm_blocks import add_top_down, relative_positions
 from mmvars.networks.trunk import Trunk, TrunkOutput, checkpointed
@@ -99,7 +100,7 @@ class TimmTrunk(Trunk):
 
     @property
     def fc_norm(self) -> nn.Module:  # type: ignore[override]
-        """The norm that dense features need beside :attr:`norm`: that after the pooling, alone."""
+        """Norm of dense features where :attr:`norm` is an identity: the one after the pooling."""
         return self.model.fc_norm if isinstance(self.norm, nn.Identity) else nn.Identity()
 
     @property
@@ -383,9 +384,10 @@ def _check_name(name: str, model_name: str) -> None:
     architecture, tag = timm.models.split_model_name_tag(model_name)
     if not timm.is_model(architecture):
         choices = [name for family in _FAMILIES for name in timm.list_models(module=family)]
-        matches = did_you_mean(architecture, choices, limit=3, cutoff=0.5)
+        nearest = sorted(choices, key=lambda each: _likeness(architecture, each))[-3:]
         raise InputError(
-            f'arch={name!r}: timm {timm.__version__} has no network {architecture!r}{matches}'
+            f'arch={name!r}: timm {timm.__version__} has no network {architecture!r}; did you mean '
+            f'{" or ".join(map(repr, reversed(nearest)))}?'
         )
     if not timm.models.is_model_in_modules(architecture, _FAMILIES):
         raise InputError(
@@ -398,3 +400,14 @@ def _check_name(name: str, model_name: str) -> None:
             f'arch={name!r}: timm {timm.__version__} knows no weights {tag!r} of {architecture}; '
             f'it knows {", ".join(tags) or "none"}; or leave .{tag} out'
         )
+
+
+def _likeness(name: str, known: str) -> tuple[int, float]:
+    """Words of ``name`` that ``known`` has (``dinov2_vits14``: dinov2), and their likeness."""
+    words = known.split('_')
+    shared = [
+        word
+        for word in name.lower().split('_')
+        if any(each.startswith(word) or word.startswith(each) for each in words if len(each) > 2)
+    ]
+    return len(shared), difflib.SequenceMatcher(None, name.lower(), known).ratio()

@@ -210,7 +210,7 @@ class Trunk(nn.Module):
         return [part for part in parts if part is not None]
 
     def pool_modules(self) -> list[Any]:
-        """Modules that :meth:`pool` has and dense features do not need."""
+        """Modules that only :meth:`pool` uses, besides ``fc_norm``."""
         return []
 
     def layer_id(self, name: str) -> int | None:
