@@ -125,8 +125,8 @@ def check_trunk(
     raise InputError(
         f'{title}: the file holds a part of a network on the trunk {theirs}, and this trunk is '
         f'{here}. Give this one the weights, dtype and depth of that one: the trunk is loaded '
-        'first, by pretrained=... or init_cfg. If its weights were trained since the file was made, make '
-        'the file again (for decoders: `mmvars pretune`)'
+        'first, by pretrained=... or init_cfg. If its weights were trained since the file was '
+        'made, make the file again (for decoders: `mmvars pretune`)'
     )
 
 
