@@ -110,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
     while any(each.seconds < budget for each in contenders):
         passes += 1
         for images, is_held_out in batches(shuffle=True):
+            if all(each.seconds >= budget for each in contenders):
+                break
             start = clock()
             with torch.no_grad():
                 tokens, grid = network.trunk.forward_embed(images[~is_held_out.to(device)])
