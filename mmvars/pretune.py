@@ -361,10 +361,15 @@ def _print_results(
     for index, fit in enumerate(fits):
         errors = (fit.error, fit.error_without_ridge, fit.error_of_identity)
         print(f'{index:>5} {" ".join(f"{error:9.4f}" for error in errors)}  {fit.ridge:g}')
-    if any(parameter.requires_grad for parameter in backbone.trunk.parameters()):
+    if backbone.transfer == 'end2end':
         print(
-            'note: the trunk of this config trains (transfer, frozen_stages), so that these '
-            'decoders are a start; reconstruction_loss_weight lets them follow it'
+            "note: the trunk of this config trains (transfer='end2end'), so that these decoders "
+            'are a start; reconstruction_loss_weight lets them follow it'
+        )
+    if any(fit.error > fit.error_of_identity for fit in fits):
+        print(
+            'note: where the error is above that of the identity there were too few images for '
+            'the decoder of that block; pass more'
         )
     print(
         f'{output}: {len(fits)} decoders, {output.stat().st_size / 2**20:.1f} MiB, in '

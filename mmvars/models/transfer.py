@@ -118,6 +118,12 @@ def _add_lora(part: nn.Module, arguments: dict[str, Any]) -> None:
     try:
         inject_adapter_in_model(LoraConfig(**arguments), part)
     except (TypeError, ValueError) as error:
+        if 'not found in the base model' in str(error):
+            raise InputError(
+                f'{type(part).__name__} has none of the layers that LoRA is to update, '
+                f'{", ".join(arguments["target_modules"])}: name others in '
+                f"lora_cfg=dict(target_modules=[...]), or use transfer='bias'"
+            ) from error
         raise InputError(f'lora_cfg={arguments}: {error}') from error
     for module in part.modules():
         if isinstance(module, LoraLayer):

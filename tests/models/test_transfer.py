@@ -187,14 +187,22 @@ class TestLoRA:
     'name, arguments, message',
     [
         ('vit', dict(transfer='top-down-lite'), "one of end2end, .*; got 'top-down-lite'"),
-        ('gfnet', dict(transfer='lora'), 'lora_cfg=.*not found in the base model'),
+        (
+            'gfnet',
+            dict(transfer='lora'),
+            'GFNet|VisionTransformer has none of the layers .*lora_cfg=dict',
+        ),
         ('rvt', dict(transfer='prompt'), "transfer='prompt' is for backbones that take prompt_cfg"),
         ('vit', dict(transfer='bias', lora_cfg=dict(r=2)), "lora_cfg needs transfer='lora' or"),
         ('vit', dict(lora_cfg={}), "lora_cfg needs transfer='lora' or"),
         ('vit', dict(transfer='lora', lora_cfg=dict(rank=2)), r"unknown: \['rank'\]"),
         ('vit', dict(transfer='lora', lora_cfg=3), 'lora_cfg must be a dict .* got 3'),
         ('vit', dict(transfer='lora', lora_cfg=dict(r=0)), 'lora_cfg=.*should be a positive'),
-        ('vit', dict(transfer='lora', lora_cfg=dict(target_modules=['qv'])), 'lora_cfg=.*qv'),
+        (
+            'vit',
+            dict(transfer='lora', lora_cfg=dict(target_modules=['qv'])),
+            'has none of the layers that LoRA is to update, qv: name others in lora_cfg',
+        ),
         ('absvit', dict(transfer='top-down', frozen_stages=1), 'frozen_stages=1 has no use with'),
         ('absvit', dict(transfer='bias', reconstruction_loss_weight=0.1), 'needs decoders that tr'),
         (

@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         args.alpha,
         depth=args.depth,
         num_classes=0,
-        pretrained=args.pretrained or False,
+        pretrained=args.pretrained != 'none' and (args.pretrained or True),
     )
     network.eval().requires_grad_(False)
     train, val = (load_photos(network, args.data / split, args.tile) for split in ('train', 'val'))
@@ -170,7 +170,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--arch', default='timm/vit_small_patch14_dinov2', help='trunk')
     parser.add_argument('--depth', type=int, help='blocks to keep, from the first on')
     parser.add_argument(
-        '--pretrained', help='weights of the trunk, as timm or its authors name them'
+        '--pretrained',
+        metavar='FILE',
+        help="weights of the trunk, as timm or its authors name them; default: timm's own; none: "
+        'random ones',
     )
     parser.add_argument('--alpha', type=float, default=3.0, help='scale of the signal')
     parser.add_argument('--tile', type=int, default=112, help='side of a photograph, pixels')
