@@ -238,7 +238,7 @@ def test_a_mistake_survives_the_registry(tiny_arch):
 
 def test_top_down_transfer_is_not_for_the_plain_twin():
     with pytest.raises(
-        InputError, match='transfer must be one of end2end, linear, bias, prompt, lora; got'
+        InputError, match='transfer must be one of end2end, linear, bias, prompt, lora here; got'
     ):
         ViT(transfer='top-down')
 

@@ -11,20 +11,8 @@ from mmvars.cli import run_tool
 
 pytestmark = pytest.mark.slow  # timm's data loading takes seconds to import
 
-ARGS = [
-    '--arch',
-    'timm/test_vit',
-    '--pretrained',
-    'none',
-    '--tile',
-    '32',
-    '--steps',
-    '1',
-    '2',
-    '--collages',
-    '4',
-]
-ARGS += ['--batch-size', '2', '--prototype-photos', '2']
+ARGS = '--arch timm/test_vit --pretrained none --tile 32 --steps 1 2 --collages 4'.split()
+ARGS += '--batch-size 2 --prototype-photos 2'.split()
 
 
 @pytest.fixture(scope='module')
