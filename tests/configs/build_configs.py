@@ -103,7 +103,11 @@ def feature_shapes(backbone: torch.nn.Module) -> list[torch.Size]:
         images = torch.zeros(1, 3, *image_size(backbone), device='meta')
         if (timm := getattr(backbone, 'model', None)) is not None:
             return [timm.forward_head(timm.forward_features(images), pre_logits=True).shape]
-        return [feat.shape for feat in backbone(images)]
+        prototypes = getattr(
+            getattr(getattr(backbone, 'network', None), 'prior', None), 'prototypes', None
+        )
+        prior = () if prototypes is None else (prototypes[0],)  # it has none of its own
+        return [feat.shape for feat in backbone(images, *prior)]
 
 
 def image_size(backbone: torch.nn.Module) -> tuple[int, int]:
@@ -145,10 +149,10 @@ def decay_of(cfg: Config, model: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def class_count(dataset: Config) -> int:
-    """Classes that a data set's class declares."""
+    """Classes that a data set's class declares, or its config."""
     while 'datasets' in dataset:
         dataset = dataset.datasets[0]
-    return len(DATASETS.get(dataset.type).METAINFO['classes'])
+    return len((dataset.get('metainfo') or DATASETS.get(dataset.type).METAINFO)['classes'])
 
 
 def pipelines(cfg: Config) -> Iterator[list]:

@@ -8,7 +8,8 @@ import torch
 from mmengine.config import Config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-LEAVES = sorted((CONFIGS / 'timm').glob('*.py'))
+MINI = CONFIGS / 'timm' / 'dinov2-s14-absvit_linear_1xb8-100iter_mini-photos-168x168.py'
+LEAVES = sorted(p for p in (CONFIGS / 'timm').glob('*.py') if p != MINI)
 README = CONFIGS / 'timm' / 'README.md'
 TRUNKS = {
     'dinov2-b14': 'vit_base_patch14_dinov2.lvd142m',
@@ -100,6 +101,21 @@ def test_what_trains(built):
             assert decay['flat_decayed'] == []
             kinds = {name.rpartition('.')[2] for name in decay['others_not_decayed']}
             assert kinds <= {'cls_token', 'pos_embed', 'reg_token'}, path.name
+
+
+def test_the_mini_config_is_a_frozen_trunk_that_learns_to_be_asked(built):
+    from mmvars.data import PHOTO_CLASSES
+
+    cfg = Config.fromfile(str(MINI))
+    assert set(built[MINI]['trainable']) == {'decode_head', 'backbone.network.feedback'}
+    assert cfg.model.data_preprocessor.size == cfg.crop_size == (168, 168)
+    assert (cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size) == (100, 8)
+    assert cfg.model.backbone.prior.num_classes == cfg.num_classes == len(PHOTO_CLASSES)
+    assert cfg.model.decode_head.loss_decode.class_weight == [0.4, *[1.0] * 9]
+    for pipeline, prob in ((cfg.train_pipeline, 0.7), (cfg.test_pipeline, 0)):
+        *_, ask, pack = pipeline
+        assert (ask.type, ask.prob) == ('mmvars.AskForClass', prob)
+        assert 'prior' in pack.meta_keys, 'else nobody hears what is asked'
 
 
 def _rows() -> list[tuple[str, ...]]:

@@ -239,8 +239,8 @@ def test_types_carry_their_scope(path):
         for d in _dicts(dict(model=cfg.model))
         if 'type' in d and '.' not in d['type'] and '_scope_' not in d
     }
-    # Layers and initializers of mmcv and mmengine; batch augmentations have no parent registry.
-    assert bare <= {'SyncBN', 'TruncNormal', 'Mixup', 'CutMix'}
+    # Of mmcv and mmengine; batch augmentations have no parent registry, priors no registry.
+    assert bare <= {'SyncBN', 'TruncNormal', 'Mixup', 'CutMix', 'class_prototype'}
     assert cfg.default_scope in ('mmseg', 'mmpretrain')
 
 

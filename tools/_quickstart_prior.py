@@ -1,0 +1,125 @@
+"""Priors of the quickstart: class prototypes, and what asking for single classes does.
+
+_quickstart_prior.py prototypes CONFIG WEIGHTS DECODERS TARGET
+_quickstart_prior.py ask CONFIG CHECKPOINT TARGET
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, init_default_scope
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmvars.checkpoints import load_pretrained
+from mmvars.checkpoints.load import load_heads
+from mmvars.checkpoints.partial import write_partial
+from mmvars.data import PHOTO_CLASSES
+from mmvars.registry import MODELS
+from mmvars.write import write_text
+
+LEAST_SHARE = 0.01  # of an image's pixels; smaller parts of a class are not asked for
+
+
+def prototypes(config: str, weights: str, decoders: str, target: str) -> None:
+    """Write pre-tuned decoders again, with the prototypes of the classes as priors beside them.
+
+    A prototype is the mean output token of a class in the first pass over the training images,
+    less the mean of all tokens. That of 'other' stays zero: no token is like it.
+    """
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.update(
+        pretrained=weights, init_cfg=dict(type='Pretrained', checkpoint=decoders)
+    )
+    model = build(cfg)
+    model.init_weights()
+    network = model.backbone.network
+    prior, sums = network.prior, torch.zeros_like(network.prior.prototypes)
+    counts = sums.new_zeros(len(sums), 1)
+    for batch in batches(cfg, cfg.train_dataloader.dataset.data_prefix):
+        data = model.data_preprocessor(batch)
+        labels = data['data_samples'][0].gt_sem_seg.data
+        with torch.no_grad():
+            output = network.forward_first_pass(data['inputs']).output
+        tokens = output.grid.patch_tokens(output.tokens)[0]
+        classes = F.interpolate(labels[None].float(), output.grid[:2]).long().flatten()
+        sums.index_add_(0, classes, tokens)
+        counts.index_add_(0, classes, counts.new_ones(len(classes), 1))
+    prior.prototypes.copy_(sums / counts.clamp_min(1) - prior.center)
+    prior.prototypes[0] = 0
+    tensors = network.state_dict()
+    parts = {name: tensors[name] for name in tensors if not name.startswith('trunk.')}
+    write_partial(target, network, parts)
+
+
+def ask(config: str, checkpoint: str, target: str) -> None:
+    """Ask for every class of every validation image, and write what comes of it.
+
+    One network, image and head: only the prior changes.
+    """
+    cfg = Config.fromfile(config)
+    model = build(cfg)
+    load_pretrained(model.backbone, checkpoint)
+    load_heads(model, checkpoint)
+    scores = torch.zeros(len(PHOTO_CLASSES), 4)  # intersection, union; asked, and not asked
+    pixels = torch.zeros(3)  # of classes that are there and not asked for; left out; without prior
+    num_questions = 0
+    for batch in batches(cfg, cfg.test_dataloader.dataset.data_prefix):
+        (sample,) = batch['data_samples']
+        labels = sample.gt_sem_seg.data[0]
+        shares = torch.bincount(labels.flatten(), minlength=len(PHOTO_CLASSES)) / labels.numel()
+        unasked = predict(model, batch)
+        for index in torch.nonzero(shares[1:] >= LEAST_SHARE).flatten().add(1).tolist():
+            sample.set_metainfo(dict(prior=index))
+            asked = predict(model, batch)
+            here = labels == index
+            for column, prediction in ((0, asked == index), (2, unasked == index)):
+                scores[index, column] += (prediction & here).sum()
+                scores[index, column + 1] += (prediction | here).sum()
+            others = (labels > 0) & ~here
+            pixels += torch.stack(
+                [others.sum(), (others & (asked == 0)).sum(), (others & (unasked == 0)).sum()]
+            )
+            num_questions += 1
+    asked_iou, unasked_iou = (100 * scores[1:, i] / scores[1:, i + 1] for i in (0, 2))
+    lines = [
+        f'{name:<10} {two:5.1f} {one:5.1f}'
+        for name, two, one in zip(PHOTO_CLASSES[1:], unasked_iou, asked_iou, strict=True)
+    ]
+    left_out, without = (100 * pixels[i] / pixels[0] for i in (1, 2))
+    text = '\n'.join(
+        [
+            f'Asked for one class, {num_questions} questions. IoU without a prior, and with it:',
+            *lines,
+            f'{"mean":<10} {unasked_iou.mean():5.1f} {asked_iou.mean():5.1f}',
+            f'Pixels of other classes that are left out: {without:.1f} % without, {left_out:.1f} % '
+            'with a prior.',
+            '',
+        ]
+    )
+    write_text(target, text)
+
+
+def build(cfg: Config) -> torch.nn.Module:
+    """The config's model in eval mode, its weights not loaded yet."""
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model).eval()
+
+
+def batches(cfg: Config, data_prefix: dict) -> Iterator[dict]:
+    """The whole images below a folder, one at a time, as in the test."""
+    dataset = DATASETS.build(cfg.test_dataloader.dataset | dict(data_prefix=data_prefix))
+    return (pseudo_collate([sample]) for sample in dataset)
+
+
+@torch.no_grad()
+def predict(model: torch.nn.Module, batch: dict) -> Tensor:
+    """Classes ``(H, W)`` of the one image of a batch."""
+    return model.test_step(batch)[0].pred_sem_seg.data[0].cpu()
+
+
+if __name__ == '__main__':
+    {'prototypes': prototypes, 'ask': ask}[sys.argv[1]](*sys.argv[2:])
