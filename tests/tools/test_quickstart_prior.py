@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmvars.checkpoints import read_checkpoint, write_checkpoint
-from mmvars.data import PHOTO_CLASSES
+from mmvars.data import PHOTO_CLASSES, photos_root
 
 pytestmark = pytest.mark.slow
 
@@ -59,3 +59,11 @@ def test_prototypes_are_priors_and_asking_says_what_they_do(config, tmp_path):
         pairs = re.findall(r'^(\w+) +([\d.]+) +([\d.]+)$', text, re.MULTILINE)
         assert [name for name, _, _ in pairs] == [*PHOTO_CLASSES[1:], 'mean']
         assert any(one != two for _, one, two in pairs) == changes
+
+    # The same file is drawn, for two priors.
+    from mmvars.visualization.cli import main
+
+    image = next(Path(photos_root()).glob('images/val/*.jpg'))
+    words = [config, tmp_path / 'x.pth', image, '--prior', 'class:person', 'class:sky']
+    assert main([*map(str, words), '--layer', '0', '--out-dir', str(tmp_path / 'drawn')]) == 0
+    assert [path.name for path in (tmp_path / 'drawn').iterdir()] == [f'{image.stem}_attention.png']
