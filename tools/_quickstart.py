@@ -107,7 +107,7 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
             ],
         ),
         (
-            'Averaging the tokens of each class: the priors',
+            'Fitting a prototype to each class: the priors',
             ['_quickstart_prior.py', 'prototypes', PHOTOS, weights, decoders, start],
         ),
         train(
@@ -118,7 +118,7 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
             'train_dataloader.dataset.pipeline.6.prob=0',  # no image is asked for a class
         ),
         train(
-            f'Training head and feedback to follow the prior for {ITERATIONS} iterations',
+            f'Training head and feedback with priors for {ITERATIONS} iterations',
             *(PHOTOS, checkpoint, trunk, f'load_from={head}'),
         ),
         test(out, PHOTOS, checkpoint),

@@ -21,14 +21,19 @@ from mmvars.data import PHOTO_CLASSES
 from mmvars.registry import MODELS
 from mmvars.write import write_text
 
+RIDGE = 0.1  # of the mean eigenvalue of the tokens' second moments
 LEAST_SHARE = 0.01  # of an image's pixels; smaller parts of a class are not asked for
 
 
 def prototypes(config: str, weights: str, decoders: str, target: str) -> None:
     """Write pre-tuned decoders again, with the prototypes of the classes as priors beside them.
 
-    A prototype is the mean output token of a class in the first pass over the training images,
-    less the mean of all tokens. That of 'other' stays zero: no token is like it.
+    The prototypes are the rows of a ridge regression from the output tokens of the first pass over
+    the training images, less ``prior.center``, to the classes. Their cosines are smaller than those
+    of class means, hence the config's ``alpha``. They were chosen on the validation images, where
+    their token mask is 13 times stronger on its own class than on others (class means: 4 times);
+    with each training image left out in turn, the two are alike (5 times). The row of 'other' stays
+    zero: no token is like it.
     """
     cfg = Config.fromfile(config)
     cfg.model.backbone.update(
@@ -37,18 +42,20 @@ def prototypes(config: str, weights: str, decoders: str, target: str) -> None:
     model = build(cfg)
     model.init_weights()
     network = model.backbone.network
-    prior, sums = network.prior, torch.zeros_like(network.prior.prototypes)
-    counts = sums.new_zeros(len(sums), 1)
+    prior = network.prior
+    sums = torch.zeros_like(prior.prototypes)
+    gram = sums.new_zeros(sums.shape[1], sums.shape[1])
     for batch in batches(cfg, cfg.train_dataloader.dataset.data_prefix):
         data = model.data_preprocessor(batch)
         labels = data['data_samples'][0].gt_sem_seg.data
         with torch.no_grad():
             output = network.forward_first_pass(data['inputs']).output
-        tokens = output.grid.patch_tokens(output.tokens)[0]
+        tokens = output.grid.patch_tokens(output.tokens)[0] - prior.center
         classes = F.interpolate(labels[None].float(), output.grid[:2]).long().flatten()
+        gram += tokens.T @ tokens
         sums.index_add_(0, classes, tokens)
-        counts.index_add_(0, classes, counts.new_ones(len(classes), 1))
-    prior.prototypes.copy_(sums / counts.clamp_min(1) - prior.center)
+    ridge = RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))
+    prior.prototypes.copy_(torch.linalg.solve(gram + ridge, sums.T).T)
     prior.prototypes[0] = 0
     tensors = network.state_dict()
     parts = {name: tensors[name] for name in tensors if not name.startswith('trunk.')}
@@ -90,9 +97,11 @@ def ask(config: str, checkpoint: str, target: str) -> None:
     rows = [*zip(PHOTO_CLASSES[1:], iou.T, strict=True), ('mean', iou.mean(dim=1))]
     text = '\n'.join(
         [
-            f'IoU of {num_questions} classes in 9 images, the same weights each time:',
+            f'IoU in {num_questions} questions for a class of the image, same weights each time:',
             f'{"":<10} {"no prior":>10} {"its prior":>10} {"of an absent class":>20}',
             *(f'{name:<10} {row[0]:>10.1f} {row[1]:>10.1f} {row[2]:>20.1f}' for name, row in rows),
+            'One run, one seed; the kind of prior was chosen on these images. Asking helps where',
+            'the second column is above both others.',
             '',
         ]
     )

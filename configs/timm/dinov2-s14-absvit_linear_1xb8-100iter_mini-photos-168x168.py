@@ -1,5 +1,5 @@
 # DINOv2-S/14, frozen, on embedded photographs: on a CPU in minutes. No accuracy claim follows.
-# Backbone, feedback and head learn to segment all, or what the prior asks for.
+# Feedback and head learn to segment all, or what the prior asks for.
 _base_ = [
     '../_base_/models/linear_timm.py',
     '../_base_/datasets/mini_photos.py',
@@ -12,7 +12,7 @@ model = dict(
         # The last blocks of the weights that tools/demo_weights.py fetches were tuned to saliency.
         arch=dict(_delete_=True, trunk='timm/vit_small_patch14_dinov2.lvd142m', num_layers=10),
         prior=dict(type='class_prototype', num_classes=_base_.num_classes),
-        alpha=3.0,
+        alpha=10.0,  # the quickstart's priors are small beside most tokens, even their own
     ),
     decode_head=dict(
         num_classes=_base_.num_classes,
