@@ -124,7 +124,7 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
         test(out, PHOTOS, checkpoint),
         (
             'Asking it for single classes',
-            ['_quickstart_prior.py', 'ask', PHOTOS, checkpoint, out / 'asked.txt'],
+            ['_quickstart_prior.py', 'ask', PHOTOS, head, checkpoint, out / 'asked.txt'],
         ),
         draw(
             *(out, PHOTOS, checkpoint, *(images / 'val' / f'{name}.jpg' for name in DRAWN)),

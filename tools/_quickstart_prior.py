@@ -1,7 +1,7 @@
 """Priors of the quickstart: class prototypes, and what asking for single classes does.
 
 _quickstart_prior.py prototypes CONFIG WEIGHTS DECODERS TARGET
-_quickstart_prior.py ask CONFIG CHECKPOINT TARGET
+_quickstart_prior.py ask CONFIG HEAD_CHECKPOINT CHECKPOINT TARGET
 """
 
 import sys
@@ -62,33 +62,33 @@ def prototypes(config: str, weights: str, decoders: str, target: str) -> None:
     write_partial(target, network, parts)
 
 
-def ask(config: str, checkpoint: str, target: str) -> None:
+def ask(config: str, head_checkpoint: str, checkpoint: str, target: str) -> None:
     """Ask for every class of every validation image, and write what comes of it.
 
-    One network, image and head: only the prior changes.
+    One network, image and head: only the prior changes. Beside it stands the head alone, which was
+    trained before anything was asked.
     """
     cfg = Config.fromfile(config)
-    model = build(cfg)
-    load_pretrained(model.backbone, checkpoint)
-    load_heads(model, checkpoint)
+    alone, model = loaded(cfg, head_checkpoint), loaded(cfg, checkpoint)
     classes = len(PHOTO_CLASSES)
-    scores = torch.zeros(3, 2, classes)  # without prior, its own, an absent class; IoU's two parts
+    scores = torch.zeros(4, 2, classes)  # the table's columns; IoU's two parts
     num_questions = 0
     for batch in batches(cfg, cfg.test_dataloader.dataset.data_prefix):
         (sample,) = batch['data_samples']
         labels = sample.gt_sem_seg.data[0]
         shares = torch.bincount(labels.flatten(), minlength=classes) / labels.numel()
 
-        def answer(prior: int, sample=sample, batch=batch) -> Tensor:
+        def answer(prior: int, model=model, sample=sample, batch=batch) -> Tensor:
             sample.set_metainfo(dict(prior=prior))
             return predict(model, batch)
 
         absent = [index for index in range(1, classes) if shares[index] == 0]
-        unasked, misled = answer(0), answer(absent[num_questions % len(absent)])
+        before, unasked = answer(0, alone), answer(0)
+        misled = answer(absent[num_questions % len(absent)])
         for index in range(1, classes):
             if shares[index] >= LEAST_SHARE:
                 num_questions += 1
-                for row, prediction in enumerate((unasked, answer(index), misled)):
+                for row, prediction in enumerate((before, unasked, answer(index), misled)):
                     here, there = labels == index, prediction == index
                     scores[row, :, index] += torch.stack(
                         [(here & there).sum(), (here | there).sum()]
@@ -97,11 +97,14 @@ def ask(config: str, checkpoint: str, target: str) -> None:
     rows = [*zip(PHOTO_CLASSES[1:], iou.T, strict=True), ('mean', iou.mean(dim=1))]
     text = '\n'.join(
         [
-            f'IoU in {num_questions} questions for a class of the image, same weights each time:',
-            f'{"":<10} {"no prior":>10} {"its prior":>10} {"of an absent class":>20}',
-            *(f'{name:<10} {row[0]:>10.1f} {row[1]:>10.1f} {row[2]:>20.1f}' for name, row in rows),
+            f'IoU in {num_questions} questions for a class of the image:',
+            f'{"":<10} {"head alone":>10} {"no prior":>10} {"its prior":>10} {"absent class":>13}',
+            *(
+                f'{name:<10} {row[0]:>10.1f} {row[1]:>10.1f} {row[2]:>10.1f} {row[3]:>13.1f}'
+                for name, row in rows
+            ),
             'One run, one seed; the kind of prior was chosen on these images. Asking helps where',
-            'the second column is above both others.',
+            'the column of its prior is above all others.',
             '',
         ]
     )
@@ -112,6 +115,14 @@ def build(cfg: Config) -> torch.nn.Module:
     """The config's model in eval mode, its weights not loaded yet."""
     init_default_scope(cfg.default_scope)
     return MODELS.build(cfg.model).eval()
+
+
+def loaded(cfg: Config, checkpoint: str) -> torch.nn.Module:
+    """The config's model with the weights of a checkpoint."""
+    model = build(cfg)
+    load_pretrained(model.backbone, checkpoint)
+    load_heads(model, checkpoint)
+    return model
 
 
 def batches(cfg: Config, data_prefix: dict) -> Iterator[dict]:

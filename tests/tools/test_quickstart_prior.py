@@ -54,9 +54,9 @@ def test_prototypes_are_priors_and_asking_says_what_they_do(config, tmp_path):
         for decoder in network.feedback.decoders:
             decoder.gate.data.fill_(gates)
         write_checkpoint(tmp_path / 'x.pth', model.state_dict(), 'state_dict', overwrite=True)
-        prior.ask(str(config), str(tmp_path / 'x.pth'), str(tmp_path / f'{gates}.txt'))
+        prior.ask(str(config), *[str(tmp_path / 'x.pth')] * 2, str(tmp_path / f'{gates}.txt'))
         text = (tmp_path / f'{gates}.txt').read_text()
-        pairs = re.findall(r'^(\w+) +([\d.]+) +([\d.]+) +([\d.]+)$', text, re.MULTILINE)
+        pairs = re.findall(r'^(\w+)' + r' +([\d.]+)' * 4 + '$', text, re.MULTILINE)
         assert [name for name, *_ in pairs] == [*PHOTO_CLASSES[1:], 'mean']
         assert any(len({*numbers}) > 1 for _, *numbers in pairs) == changes
 
