@@ -5,10 +5,9 @@ What a backbone does with its network is in :mod:`mmvars.models.base`.
 
 from collections.abc import Sequence
 
-from mmvars.errors import InputError, check_choice
+from mmvars.errors import check_choice
 from mmvars.models.arguments import build_network, prompt_arguments, register_backbone
 from mmvars.models.base import Backbone
-from mmvars.models.transfer import BOTTOM_UP_TRANSFERS, TRANSFERS
 from mmvars.networks import TOP_DOWN_DESIGNS
 
 __all__ = ['FAN', 'RVT', 'VARS', 'AbSViT', 'GFNet', 'ViT']
@@ -72,12 +71,6 @@ class ViT(Backbone):
         lora_cfg: dict | None = None,
         pretrained: bool | str | None = None,
     ) -> None:
-        if transfer in TRANSFERS and transfer not in BOTTOM_UP_TRANSFERS:
-            raise InputError(
-                f'transfer must be one of {", ".join(BOTTOM_UP_TRANSFERS)} here; got {transfer!r}, '
-                f'which trains the feedback of mmvars.AbSViT'
-            )
-        check_choice('transfer', transfer, BOTTOM_UP_TRANSFERS)
         network = build_network(
             arch,
             ('vit', 'timm'),
@@ -168,7 +161,6 @@ class AbSViT(Backbone):
         lora_cfg: dict | None = None,
         pretrained: bool | str | None = None,
     ) -> None:
-        check_choice('transfer', transfer, TRANSFERS)
         check_choice('design', design, TOP_DOWN_DESIGNS)
         network = build_network(
             arch,

@@ -82,6 +82,11 @@ def apply_transfer(
         InputError: If the network does not have what is to train, or ``lora_cfg`` does not fit.
     """
     is_trunk = isinstance(network, Trunk)
+    if is_trunk and transfer in TRANSFERS and transfer not in BOTTOM_UP_TRANSFERS:
+        raise InputError(
+            f'transfer must be one of {", ".join(BOTTOM_UP_TRANSFERS)} here; got {transfer!r}, '
+            f'which trains the feedback of mmvars.AbSViT'
+        )
     check_choice('transfer', transfer, BOTTOM_UP_TRANSFERS if is_trunk else TRANSFERS)
     check_lora_cfg(transfer, lora_cfg)
     if transfer == 'prompt' and not added_names(network):
