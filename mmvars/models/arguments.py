@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import timm
 import torch
 from mmengine.model import PretrainedInit
 from torch import Tensor
@@ -177,8 +178,6 @@ def _resolve_arch(arch: str | dict, trunks: Sequence[str]) -> tuple[str, dict[st
 
 
 def _did_you_mean_timm(arch: Any) -> str:
-    import timm  # the whole of it takes seconds
-
     known = isinstance(arch, str) and timm.is_model(arch.partition('.')[0])
     return f"; timm has a network of this name: write arch='timm/{arch}'" if known else ''
 

@@ -248,7 +248,7 @@ def _create_timm_trunk(
     version = timm.__version__
     if [int(part) for part in re.findall(r'\d+', version)[:3]] < [1, 0, 22]:
         raise InputError(f'{name} needs timm 1.0.22 or newer, found {version}: pip install -U timm')
-    # Lazily, since timm's models take seconds to import.
+    # Lazily: an older timm lacks parts of what these import.
     from mmvars.networks.mmpretrain_zoo import build_mmpretrain_trunk
     from mmvars.networks.timm_trunk import build_timm_trunk
 
