@@ -20,7 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmvars.checkpoints import write_checkpoint
+from mmvars.checkpoints import ConversionReport, write_checkpoint
+from mmvars.checkpoints.adapt import join_projections
+from mmvars.checkpoints.naming import name_tensors
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
 
@@ -95,33 +97,17 @@ def read_onnx(content: bytes) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if not name.startswith('backbone.') and tensor.ndim == 3 and tensor.shape[::2] == (1, width)
     ]
-    named['pos_embed'] = torch.cat(sorted(constants, key=lambda tensor: tensor.shape[1]), dim=1)
+    positions = sorted(constants, key=lambda tensor: tensor.shape[1])
+    named['embeddings.position_embeddings'] = torch.cat(positions, dim=1)
     return to_timm(named)
 
 
 def to_timm(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of transformers' Dinov2 in timm's names; query, key and value become one."""
-    result = {
-        'cls_token': named['embeddings.cls_token'],
-        'pos_embed': named['pos_embed'],
-        'patch_embed.proj.weight': named['embeddings.patch_embeddings.projection.weight'],
-        'patch_embed.proj.bias': named['embeddings.patch_embeddings.projection.bias'],
-        'norm.weight': named['layernorm.weight'],
-        'norm.bias': named['layernorm.bias'],
-    }
-    depth = sum(name.endswith('.norm1.weight') for name in named)
-    for index in range(depth):
-        old, new = f'encoder.layer.{index}', f'blocks.{index}'
-        for kind in ('weight', 'bias'):
-            result[f'{new}.attn.qkv.{kind}'] = torch.cat(
-                [named[f'{old}.attention.attention.{k}.{kind}'] for k in ('query', 'key', 'value')]
-            )
-            result[f'{new}.attn.proj.{kind}'] = named[f'{old}.attention.output.dense.{kind}']
-            for part in ('norm1', 'norm2', 'mlp.fc1', 'mlp.fc2'):
-                result[f'{new}.{part}.{kind}'] = named[f'{old}.{part}.{kind}']
-        for number in (1, 2):
-            result[f'{new}.ls{number}.gamma'] = named[f'{old}.layer_scale{number}.lambda1']
-    return result
+    report = ConversionReport(PACKAGE)
+    _, sources, _ = name_tensors(named, report)
+    sources = join_projections(sources, report)
+    return {name.removeprefix('trunk.'): each.value for name, each in sources.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
