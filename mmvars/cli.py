@@ -23,6 +23,7 @@ COMMANDS = {
         'mmvars.pretune',
         'fit the decoders of a frozen trunk to unlabeled images, in one pass',
     ),
+    'prototypes': ('mmvars.prototypes', 'make the prototype of each class, as a prior'),
     'test': ('mmvars.engine.test', 'test a checkpoint: metrics, predictions, pictures'),
     'compare': (
         'tools/compare_runs.py',
@@ -41,7 +42,7 @@ COMMANDS = {
 }
 """Command -> the module, or the script of the clone or wheel, whose ``main`` it is; its purpose."""
 
-_OPENMMLAB = ('train', 'pretune', 'test', 'compare', 'export', 'visualize')
+_OPENMMLAB = ('train', 'pretune', 'prototypes', 'test', 'compare', 'export', 'visualize')
 """Commands that import OpenMMLab."""
 
 _STACK = {

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import get_dist_info, init_dist
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
@@ -42,7 +41,7 @@ from mmvars.models.base import Backbone
 from mmvars.networks import Trunk
 from mmvars.networks.regression import HELD_OUT, BlockFit, DecoderRegression
 from mmvars.parsers.pretune import parse_args
-from mmvars.visualization.model import swaps_channels
+from mmvars.visualization.model import init_backbone, swaps_channels
 from mmvars.write import check_destination
 
 __all__ = ['ImageFolder', 'Normalize', 'default_size', 'load_backbone', 'main', 'with_float64']
@@ -151,13 +150,7 @@ def load_backbone(cfg: Config, output: Path) -> Backbone:
             "no use: set --cfg-options model.backbone.pretrained=FILE (or True, for timm's own), "
             'or model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE'
         )
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')  # it lists every tensor
-    try:
-        backbone.init_weights()
-    finally:
-        logger.setLevel(level)
+    init_backbone(backbone)
     if load_from:
         load_pretrained(backbone, load_from)
     return backbone

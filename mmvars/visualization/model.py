@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ __all__ = [
     'class_sources',
     'dataset_of',
     'image_pipeline',
+    'init_backbone',
     'is_segmentor',
     'load_sample',
     'network_of',
@@ -97,7 +99,7 @@ def _load_backbone(backbone: Any, checkpoint: str, allow_constants: tuple[str, .
     content = read_checkpoint(checkpoint)
     record = recorded_trunk(read_meta(checkpoint, content), checkpoint)
     if record is not None:
-        backbone.init_weights()
+        init_backbone(backbone)
         if not any(key.startswith('backbone.') for key in content['state_dict']):
             check_trunk(backbone.network, record, (), checkpoint)
             return
@@ -108,6 +110,17 @@ def _load_backbone(backbone: Any, checkpoint: str, allow_constants: tuple[str, .
             f'checkpoint {checkpoint!r} lacks {first_of(absent)}: use the config that it was '
             'trained with'
         )
+
+
+def init_backbone(backbone: Any) -> None:
+    """Load the weights that the config names, without mmengine's lines for every tensor."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        backbone.init_weights()
+    finally:
+        logger.setLevel(level)
 
 
 def network_of(model: Model) -> Network:

@@ -1,0 +1,64 @@
+"""``mmvars prototypes`` and ``tools/prototypes.py``."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmvars.parsers.common import CONFIG_HELP, Parser, add_cfg_options
+
+__all__ = ['parse_args']
+
+_EPILOG = """\
+The prototype of a class is the mean output token of the first pass over all patches of the class
+(those of whose pixels most have its label), less prior.center where the network has one. In
+classification it is the mean over the patches of the images of the class. Read are the training
+images of the config, whole, one by one, as its test pipeline prepares them.
+
+FILE holds prototypes, center, and all else of the network but the trunk, such as decoders. It is
+  the start of a network whose priors are classes, in the config or with --cfg-options:
+    model.backbone.prior.type=class_prototype   (fixed, or learned_classes)
+    model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
+  or the table of class names of a trained model: `mmvars predict ... --prototypes FILE`.
+It loads on the trunk that it was made with alone, known by its weights.
+
+  mmvars prototypes CONFIG decoders.pth -o prototypes.pth      # what `mmvars pretune` wrote
+  mmvars prototypes CONFIG run/iter_40000.pth -o prototypes.pth"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        description='Make the prototype of each class from the labeled training images of a '
+        'config, in one pass.',
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add('config', help=CONFIG_HELP)
+    add(
+        'checkpoint',
+        nargs='?',
+        help='a trained checkpoint, or decoders of `mmvars pretune` beside a trunk that the config '
+        'loads (default: the weights that the config names)',
+    )
+    add(
+        '-o',
+        '--output',
+        required=True,
+        metavar='FILE',
+        help='.pth or .safetensors to write',
+    )
+    add(
+        '--max-images',
+        type=int,
+        metavar='N',
+        help='read N images, evenly spaced over the training data (default: all)',
+    )
+    add(
+        '--num-workers',
+        type=int,
+        default=2,
+        metavar='W',
+        help='processes that load images (default: 2; 0: none)',
+    )
+    add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
+    add('--overwrite', action='store_true', help='replace FILE')
+    add_cfg_options(parser)
+    return parser.parse_args(argv)

@@ -1,0 +1,265 @@
+"""``mmvars prototypes``: what the tokens of each class have in common, as priors."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS
+from mmengine.utils import ProgressBar
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import ConcatDataset, DataLoader, Subset
+
+from mmvars.checkpoints import read_checkpoint, write_partial
+from mmvars.checkpoints.io import read_meta
+from mmvars.checkpoints.partial import check_trunk, recorded_trunk
+from mmvars.datasets.checks import check_data_roots, dataset_entries
+from mmvars.engine.cpu import pick_device
+from mmvars.engine.errors import building, user_errors
+from mmvars.engine.options import parse_cfg_options
+from mmvars.errors import InputError, check_number
+from mmvars.networks import TopDown
+from mmvars.parsers.prototypes import parse_args
+from mmvars.visualization.model import (
+    ClassTable,
+    Model,
+    Network,
+    Sample,
+    build_model,
+    image_pipeline,
+    init_backbone,
+    is_segmentor,
+    network_of,
+    num_classes_of,
+    read_config,
+)
+from mmvars.write import check_destination
+
+__all__ = ['ClassSums', 'main', 'patch_classes', 'read_prototypes']
+
+_REMEDY = 'make it with `mmvars prototypes CONFIG CHECKPOINT -o FILE`'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make prototypes as the command line says; returns the exit status 0.
+
+    Raises:
+        InputError: On arguments, a config or files that cannot be used.
+    """
+    args = parse_args(argv)
+    check_number('--num-workers', args.num_workers, 0, whole=True)
+    if args.max_images is not None:
+        check_number('--max-images', args.max_images, 1, whole=True)
+    output = check_destination(args.output, args.checkpoint, args.overwrite)
+    cfg = read_config(args.config, parse_cfg_options(args.cfg_options))
+    device = pick_device(args.device)
+    with user_errors():
+        data = _training_data(cfg)
+        model = _load_model(cfg, args.checkpoint or cfg.get('load_from'), device)
+    network = network_of(model)
+    if getattr(network, 'prior', None) is None:
+        raise InputError(
+            'the network of this config compares no tokens with a prior, so that prototypes are of '
+            "no use to it: they are for mmvars.AbSViT with any design but 'feedback'"
+        )
+    classes = ClassTable.of(num_classes_of(model), data.datasets[0].metainfo)
+    sums = ClassSums(len(classes.names), network.prior.embed_dim)
+    count = min(args.max_images or len(data), len(data))
+    chosen = torch.linspace(0, len(data) - 1, count).round().long().tolist()
+    bar = ProgressBar(count)
+    # Without a batch size samples stay as they are: images have sizes of their own.
+    for packed in DataLoader(
+        Subset(data, chosen), None, num_workers=args.num_workers, collate_fn=_unchanged
+    ):
+        _add_image(sums, model, Sample(packed['inputs'], packed['data_samples']), device)
+        bar.update()
+    print()
+    _write(output, network, sums, classes, count, args.overwrite)
+    return 0
+
+
+def _unchanged(sample: dict) -> dict:
+    return sample
+
+
+def _training_data(cfg: Config) -> ConcatDataset:
+    """The training images with their labels, each once, through the test pipeline.
+
+    Raises:
+        InputError: If the config has none, or they are missing.
+    """
+    check_data_roots(cfg, ('train_dataloader',))
+    pipeline = image_pipeline(cfg, labels=True)
+    loader = cfg.get('train_dataloader') or {}
+    entries = dataset_entries(loader.get('dataset'), 'train_dataloader.dataset')
+    datasets = []
+    for key, entry in entries:
+        with building(key):
+            datasets.append(DATASETS.build(dict(entry, pipeline=[])))
+        datasets[-1].pipeline = pipeline
+    if not datasets:
+        raise InputError('the config has no train_dataloader with a dataset, so no labeled images')
+    return ConcatDataset(datasets)
+
+
+def _load_model(cfg: Config, checkpoint: str | None, device: torch.device) -> Model:
+    """The model with the weights of a checkpoint, else those that its config names."""
+    if checkpoint is not None:
+        return build_model(cfg, checkpoint, device, heads=False)[0]
+    model = MODELS.build(cfg.model)
+    network_of(model)
+    if not model.backbone.has_pretrained:
+        raise InputError(
+            'the config names no weights, and prototypes of random ones are of no use: give a '
+            'CHECKPOINT, or set --cfg-options model.backbone.pretrained=FILE for a trunk of timm, '
+            'else model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE'
+        )
+    init_backbone(model.backbone)
+    return model.to(device).eval()
+
+
+class ClassSums:
+    """Sums of the tokens of each of K classes, in float64.
+
+    Attributes:
+        tokens: ``(K, C)``.
+        counts: ``(K,)`` tokens of each class.
+        total: ``(C,)`` of all tokens, those of no class too.
+        total_count: Number of these.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        self.tokens = torch.zeros(num_classes, width, dtype=torch.float64)
+        self.counts = torch.zeros(num_classes, dtype=torch.float64)
+        self.total = torch.zeros(width, dtype=torch.float64)
+        self.total_count = 0
+
+    def add(self, tokens: Tensor, classes: Tensor) -> None:
+        """Add tokens ``(n, C)`` of ``classes (n,)``; K stands for none."""
+        tokens = tokens.cpu().double()
+        named = classes < len(self.counts)
+        self.tokens.index_add_(0, classes[named], tokens[named])
+        self.counts += torch.bincount(classes[named], minlength=len(self.counts))
+        self.total += tokens.sum(dim=0)
+        self.total_count += len(tokens)
+
+    def means(self, center: Tensor | None) -> Tensor:
+        """The mean token of each class less the ``center (C,)``; zeros for a class without any."""
+        means = self.tokens / self.counts.clamp_min(1)[:, None]
+        if center is not None:
+            means -= center.cpu().double()
+        return torch.where(self.counts[:, None] > 0, means, 0.0).float()
+
+
+def patch_classes(
+    labels: Tensor, num_classes: int, padded: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
+    """The class that most pixels of each patch have.
+
+    Args:
+        labels: ``(H, W)``; what is no class, such as the ignored label, stands for no class.
+        num_classes: K.
+        padded: Height and width of the image with its padding, of no class, below and right.
+        grid: Patches in height and width.
+
+    Returns:
+        ``(h w,)``, K where most pixels have no class.
+    """
+    sides = (padded[1] - labels.shape[1], padded[0] - labels.shape[0])
+    labels = torch.where((labels >= 0) & (labels < num_classes), labels, num_classes)
+    labels = F.pad(labels, (0, sides[0], 0, sides[1]), value=num_classes)
+    rows, columns = (
+        torch.arange(pixels) * patches // pixels
+        for pixels, patches in zip(padded, grid, strict=True)
+    )
+    patches = rows[:, None] * grid[1] + columns
+    votes = torch.bincount(
+        (patches * (num_classes + 1) + labels).flatten(),
+        minlength=grid[0] * grid[1] * (num_classes + 1),
+    )
+    return votes.view(-1, num_classes + 1).argmax(dim=1)
+
+
+@torch.no_grad()
+def _add_image(sums: ClassSums, model: Model, sample: Sample, device: torch.device) -> None:
+    """Add the tokens of one image to those of its classes."""
+    network = network_of(model)
+    images = sample.preprocessed(model).to(device)
+    if isinstance(network, TopDown):
+        output = network.forward_first_pass(images).output
+    else:
+        output = network.trunk(images)
+    tokens, truth = output.grid.patch_tokens(output.tokens)[0], sample.truth
+    if truth is None:
+        raise InputError(
+            f'the test pipeline of the config loads no labels of {sample.data_sample.img_path}: '
+            'add LoadAnnotations to it'
+        )
+    labels, num_classes = torch.from_numpy(truth), len(sums.counts)
+    if is_segmentor(model):
+        classes = patch_classes(labels, num_classes, tuple(images.shape[-2:]), output.grid[:2])
+        sums.add(tokens, classes)
+    else:
+        sums.add(tokens.mean(dim=0).expand(len(labels), -1), labels)
+
+
+def _write(
+    output: Path, network: Network, sums: ClassSums, classes: ClassTable, count: int, force: bool
+) -> None:
+    """Write prototypes, and all of the network but trunk and prior, and say what there is."""
+    center = network.prior.center
+    if center is not None and not center.any():  # not pre-tuned
+        print('prior.center, which was zero, becomes the mean token of these images')
+        center.copy_(sums.total / sums.total_count)
+    tensors = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.startswith(('trunk.', 'prior.'))
+    }
+    tensors['prior.prototypes'] = sums.means(center)
+    if center is not None:
+        tensors['prior.center'] = center
+    meta = dict(classes=json.dumps(classes.names), prototypes_of=f'{count} images')
+    write_partial(output, network, tensors, meta, force)
+    absent = [name for name, n in zip(classes.names, sums.counts, strict=True) if not n]
+    if absent:
+        print(
+            f'warning: no patch of these images is of {", ".join(absent)}: the prototypes of these '
+            'classes are zero'
+        )
+    print(f'{output}: prototypes of {len(classes.names) - len(absent)} classes from {count} images')
+
+
+def read_prototypes(path: str | Path, network: Network) -> tuple[tuple[str, ...], Tensor]:
+    """What ``mmvars prototypes`` wrote, for the network that it was made with.
+
+    Args:
+        path: The file.
+        network: A network with a prior, with its weights.
+
+    Returns:
+        Names of the K classes, and prototypes ``(K, C)``, differences from ``prior.center`` where
+        there is one.
+
+    Raises:
+        InputError: If the file is another, or of another trunk or center.
+    """
+    content = read_checkpoint(path)
+    meta, title = read_meta(path, content), f'prototypes {path}'
+    tensors = {
+        name.removeprefix('backbone.network.'): value
+        for name, value in content.get('state_dict', content).items()
+    }
+    record, table = recorded_trunk(meta, title), tensors.get('prior.prototypes')
+    if record is None or table is None or 'classes' not in meta:
+        raise InputError(f'{title}: the file holds no prototypes of classes: {_REMEDY}')
+    check_trunk(network, record, tensors, title)
+    center, recorded = network.prior.center, tensors.get('prior.center')
+    if center is not None and (recorded is None or not torch.equal(center.cpu(), recorded)):
+        raise InputError(
+            f'{title}: prototypes are differences from prior.center, and that of this network is '
+            f'another: {_REMEDY}'
+        )
+    return tuple(json.loads(meta['classes'])), table

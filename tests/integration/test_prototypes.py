@@ -1,0 +1,244 @@
+"""``mmvars prototypes`` from labeled images to a file of priors."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS
+from PIL import Image
+from tiny_timm import PATCH, TINY
+
+from mmvars.checkpoints import load_pretrained, read_checkpoint, write_checkpoint, write_partial
+from mmvars.cli import run_tool
+from mmvars.errors import InputError
+from mmvars.prototypes import main, read_prototypes
+
+assert TINY  # registered with timm
+
+CLASSES = ('wall', 'dog', 'cat', 'sky')
+SEGMENTOR = """
+default_scope = 'mmseg'
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+dataset = dict(
+    type='BaseSegDataset', data_root='data', metainfo=dict(classes=('wall', 'dog', 'cat', 'sky')),
+    data_prefix=dict(img_path='images', seg_map_path='labels'))
+flipped = [dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=1.0)]
+train_dataloader = dict(dataset=dict(
+    type='RepeatDataset', times=9, dataset=dict(pipeline=flipped, **dataset)))
+test_dataloader = dict(dataset=dict(pipeline=pipeline, **dataset))
+model = dict(
+    type='mmvars.EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0],
+        bgr_to_rgb=True, test_cfg=dict(size_divisor=8)),
+    backbone=BACKBONE,
+    decode_head=dict(type='FCNHead', in_channels=24, channels=8, num_classes=4),
+    test_cfg=dict(mode='whole'))
+"""
+CLASSIFIER = """
+default_scope = 'mmpretrain'
+dataset = dict(type='CustomDataset', data_prefix='folders')
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(dataset=dict(pipeline=[], **dataset))
+test_dataloader = dict(dataset=dict(pipeline=pipeline, **dataset))
+model = dict(
+    type='mmvars.ImageClassifier',
+    data_preprocessor=dict(
+        mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0], to_rgb=True, pad_size_divisor=8),
+    backbone=dict(out_type='cls_token', **BACKBONE),
+    head=dict(type='LinearClsHead', in_channels=24, num_classes=2))
+"""
+BACKBONES = {
+    'own': dict(
+        type='mmvars.AbSViT',
+        arch=dict(embed_dims=24, num_layers=2, num_heads=2, patch_size=PATCH),
+        img_size=32,
+    ),
+    'timm': dict(type='mmvars.AbSViT', arch='timm/tiny_dinov2', pretrained='trunk.pth'),
+}
+ARGUMENTS = 'config.py checkpoint.pth -o prototypes.pth --num-workers 0'.split()
+SIZES = ((20, 35), (17, 24), (32, 32))
+on_own, on_timm = (
+    pytest.mark.parametrize('kind', [kind], indirect=True) for kind in ('own', 'timm')
+)
+
+
+@pytest.fixture(params=list(BACKBONES))
+def kind(request, tmp_path, monkeypatch):
+    """Its config, labeled images, and ``checkpoint.pth``: of all, or of decoders with a center."""
+    monkeypatch.chdir(tmp_path)
+    _write_config(SEGMENTOR, request.param)
+    random = np.random.default_rng(0)
+    for folder in ('images', 'labels'):
+        Path('data', folder).mkdir(parents=True)
+    for number, size in enumerate(SIZES):
+        pixels = random.integers(0, 255, (*size, 3), dtype=np.uint8)
+        labels = random.choice([0, 1, 3, 255], size, p=[0.3, 0.3, 0.1, 0.3]).astype(np.uint8)
+        labels[:10, :17] = 3
+        Image.fromarray(pixels).save(f'data/images/{number}.jpg', quality=100)
+        Image.fromarray(labels).save(f'data/labels/{number}.png')
+    torch.manual_seed(1)
+    network = _network(request.param)
+    tensors = network.state_dict()
+    for value in tensors.values():
+        value += 0.2 * torch.randn_like(value)
+    if request.param == 'timm':
+        trunk = {k.removeprefix('trunk.model.'): v for k, v in tensors.items() if 'trunk.' in k}
+        write_checkpoint('trunk.pth', trunk)
+        parts = {k: v for k, v in tensors.items() if k.startswith('feedback.') or 'center' in k}
+        write_partial('checkpoint.pth', network, parts)
+    else:
+        tensors = {f'backbone.network.{name}': value for name, value in tensors.items()}
+        write_checkpoint('checkpoint.pth', tensors, 'state_dict')
+    return request.param
+
+
+def _write_config(text, kind):
+    Path('config.py').write_text(text.replace('BACKBONE', repr(BACKBONES[kind])))
+
+
+def _network(kind, **options):
+    return MODELS.build(BACKBONES[kind] | options).eval().network
+
+
+def _trained(kind):
+    """The network of the checkpoint."""
+    network = _network(kind)
+    if kind == 'timm':
+        load_pretrained(network.trunk, 'trunk.pth')
+    load_pretrained(network, 'checkpoint.pth')
+    return network
+
+
+@torch.no_grad()
+def _patches(network, number):
+    """Patch tokens ``(h, w, C)`` of an image, padded to whole patches with the mean color."""
+    pixels = np.asarray(Image.open(f'data/images/{number}.jpg'), np.float32)
+    sides = [-(-side // PATCH) * PATCH for side in pixels.shape[:2]]
+    image = np.zeros((*sides, 3), np.float32)
+    image[: len(pixels), : pixels.shape[1]] = (pixels - (120, 110, 100)) / np.float32((60, 50, 40))
+    output = network.forward_first_pass(torch.from_numpy(image).permute(2, 0, 1)[None]).output
+    return output.tokens[0, output.grid.num_prefix :].unflatten(0, output.grid[:2])
+
+
+def _prototypes(network):
+    """The expected ones, patch by patch."""
+    tokens = {label: [] for label in range(4)}
+    for number in range(len(SIZES)):
+        patches = _patches(network, number)
+        truth = np.asarray(Image.open(f'data/labels/{number}.png'))
+        for row, column in np.ndindex(*patches.shape[:2]):
+            top, left = PATCH * row, PATCH * column
+            here = truth[top : top + PATCH, left : left + PATCH]
+            counts = [(here == label).sum() for label in range(4)]
+            if max(counts) >= PATCH**2 - sum(counts):
+                tokens[int(np.argmax(counts))].append(patches[row, column])
+    assert [len(each) > 1 for each in tokens.values()] == [True, True, False, True]
+    center = 0 if network.prior.center is None else network.prior.center
+    zero = torch.zeros(24)
+    return torch.stack(
+        [sum(each) / len(each) - center if each else zero for each in tokens.values()]
+    )
+
+
+def test_prototypes_are_means_over_patches_and_the_file_is_a_start(kind, capsys):
+    assert main(ARGUMENTS) == 0
+    text = capsys.readouterr().out
+    assert 'no patch of these images is of cat: ' in text and 'was zero' not in text
+    assert 'prototypes of 3 classes from 3 images' in text  # each once, though they are repeated
+    trained = _trained(kind)
+    names, table = read_prototypes('prototypes.pth', trained)
+    assert names == CLASSES
+    torch.testing.assert_close(table, _prototypes(trained))
+    torch.testing.assert_close(read_prototypes('prototypes.pth', trained.fuse())[1], table)
+
+    start = _network(kind, prior=dict(type='class_prototype', num_classes=4))
+    start.trunk.load_state_dict(trained.trunk.state_dict())
+    load_pretrained(start, 'prototypes.pth')
+    assert torch.equal(start.prior.prototypes, table)
+    for name, value in trained.state_dict().items():
+        if name != 'prior.query':
+            assert torch.equal(start.state_dict()[name], value), name
+
+
+@on_timm
+def test_a_center_of_zeros_becomes_the_mean_token(kind, capsys):
+    """With the weights that the config names, without decoders."""
+    assert main([word for word in ARGUMENTS if word != 'checkpoint.pth']) == 0
+    assert 'prior.center, which was zero' in capsys.readouterr().out
+    network = _network(kind)
+    load_pretrained(network.trunk, 'trunk.pth')
+    tokens = torch.cat([_patches(network, number).flatten(0, 1) for number in range(len(SIZES))])
+    center = read_checkpoint('prototypes.pth')['state_dict']['backbone.network.prior.center']
+    torch.testing.assert_close(center, tokens.mean(dim=0))
+    network.prior.center.copy_(center)
+    torch.testing.assert_close(read_prototypes('prototypes.pth', network)[1], _prototypes(network))
+
+
+@on_own
+def test_a_class_of_a_classifier_is_the_mean_of_its_images(kind, capsys):
+    _write_config(CLASSIFIER, kind)
+    for number, name in enumerate(['left', 'left', 'right']):
+        Path('folders', name).mkdir(parents=True, exist_ok=True)
+        Path(f'data/images/{number}.jpg').rename(f'folders/{name}/{number}.jpg')
+    assert main(ARGUMENTS) == 0
+    for number, name in enumerate(['left', 'left', 'right']):
+        Path(f'folders/{name}/{number}.jpg').rename(f'data/images/{number}.jpg')
+    network = _trained(kind)
+    names, table = read_prototypes('prototypes.pth', network)
+    means = torch.stack([_patches(network, number).mean(dim=(0, 1)) for number in range(3)])
+    assert names == ('left', 'right')
+    torch.testing.assert_close(table, torch.stack([means[:2].mean(dim=0), means[2]]))
+
+
+@on_timm
+def test_a_part_of_the_images_is_spread_over_all(kind):
+    _, whole = main(ARGUMENTS), read_checkpoint('prototypes.pth')['state_dict']
+    Path('data/images/1.jpg').write_bytes(Path('data/images/0.jpg').read_bytes()[:30])  # unread
+    main([*ARGUMENTS, '--overwrite', '--max-images', '2'])
+    part = read_checkpoint('prototypes.pth')['state_dict']
+    key = 'backbone.network.prior.prototypes'
+    assert part[key][3].any() and not torch.equal(part[key], whole[key])
+
+
+@on_timm
+def test_prototypes_of_another_network_are_refused(kind):
+    main(ARGUMENTS)
+    network = _trained(kind)
+    network.prior.center += 1
+    with pytest.raises(InputError, match='differences from prior.center.*mmvars prototypes'):
+        read_prototypes('prototypes.pth', network)
+    with pytest.raises(InputError, match='no prototypes of classes: make it with `mmvars prototy'):
+        read_prototypes('checkpoint.pth', network)
+    network.trunk.model.norm.bias.data += 1
+    with pytest.raises(InputError, match='prototypes.pth: .*on the trunk timm/tiny_dinov2'):
+        read_prototypes('prototypes.pth', network)
+
+
+@on_own
+@pytest.mark.parametrize(
+    'old, new, words, message',
+    [
+        ('', '', ['--max-images', '0'], '--max-images .*0'),
+        ('', '', ['-o', 'data'], 'data must end in'),
+        ("'mmvars.AbSViT', ", "'mmvars.AbSViT', 'design': 'feedback', ", [], "but 'feedback'"),
+        ("dict(type='LoadAnnotations'), ", '', [], 'loads no labels of .*0.jpg: add LoadAnnot'),
+        ('train_dataloader', 'train_data', [], 'no train_dataloader'),
+        ("data_root='data'", "data_root='lost'", [], 'lost.*does not exist'),
+        ('checkpoint.pth', '', [], 'names no weights.*give a CHECKPOINT'),
+    ],
+)
+def test_what_cannot_be_used_is_refused(kind, old, new, words, message, capsys):
+    text = Path('config.py').read_text()
+    assert old in text or old in ARGUMENTS
+    Path('config.py').write_text(text.replace(old, new) if old in text else text)
+    if "'feedback'" in new:
+        tensors = _network(kind, design='feedback').state_dict(prefix='backbone.network.')
+        write_checkpoint('checkpoint.pth', tensors, 'state_dict', overwrite=True)
+    arguments = [word for word in ARGUMENTS if old != word] + words
+    assert run_tool('prototypes', arguments) == 2
+    assert re.search(f'^mmvars: .*{message}', capsys.readouterr().err, re.DOTALL | re.MULTILINE)
+    assert not Path('prototypes.pth').exists()
