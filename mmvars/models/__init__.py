@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from mmvars.errors import InputError
 from mmvars.models.backbones import FAN, RVT, VARS, AbSViT, GFNet, ViT
+from mmvars.models.prompting import PriorSampler, PromptHead
 from mmvars.registry import MODELS
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     'GFNet',
     'ImageClassifier',
     'LinearHead',
+    'PriorSampler',
+    'PromptHead',
     'ViT',
 ]
 

@@ -315,7 +315,7 @@ def _as_prior(name: str, prior: Any) -> Tensor:
     if prior is None:
         raise InputError(
             f'{name} is missing, but other images of the batch have a prior: give '
-            f'each image one, or none of them'
+            f'each image one, or none of them; as a class id, -1 asks for nothing'
         )
     with suppress(TypeError, ValueError, RuntimeError):
         tensor = torch.as_tensor(prior)

@@ -118,7 +118,9 @@ class AbSViT(Backbone):
             value; Table 2.5), ``'feedback'`` (no reweighting), ``'mask_attention'`` (the mask on
             the values), ``'perceiver_io'`` (reweighted output, one pass; Table 2.3).
         prior: What to look for: ``'learned_query'``, ``'given'`` (a prior in every call, such as
-            ``data_samples[i].prior``), or ``dict(type='class_prototype', num_classes=K)``.
+            ``data_samples[i].prior``), or one vector a class, asked for by class ids, -1 for
+            none: ``dict(type='class_prototype', num_classes=K)`` from a file or a classifier,
+            ``dict(type='learned_classes', num_classes=K)`` learned.
         alpha: Scale of the top-down signal; 1 in the release, 10 for scenes with several objects
             (Section 2.7).
         num_passes: Passes through the trunk: 2, or more rounds of feedback.

@@ -28,11 +28,14 @@ class BackboneTrainOutput(NamedTuple):
         first_pass_feats: The last feature of pass 1, a tuple of one; ``None`` where there is one
             pass only.
         losses: The backbone's own losses, weighted, by name.
+        compared: Map ``(B, C, h, w)`` of the patch tokens of pass 1 as they are compared with the
+            prior; ``None`` without a prior.
     """
 
     feats: tuple[Tensor, ...]
     first_pass_feats: tuple[Tensor, ...] | None
     losses: dict[str, Tensor]
+    compared: Tensor | None = None
 
 
 class Backbone(BaseModule):
@@ -216,7 +219,11 @@ class Backbone(BaseModule):
             return feats
         first = None if isinstance(network, PerceiverIO) else self._features(output.first)
         losses = {'loss_reconstruction': weight * output.reconstruction.sum()} if weight else {}
-        return BackboneTrainOutput(feats, first, losses)
+        compared = None
+        if network.prior is not None:
+            tokens, center = output.first.tokens, network.prior.center
+            compared = output.first.grid.to_map(tokens if center is None else tokens - center)
+        return BackboneTrainOutput(feats, first, losses, compared)
 
     def forward_priors(
         self, x: Tensor, priors: Sequence[Tensor] | Tensor, alpha: float | Tensor | None = None

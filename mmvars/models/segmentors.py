@@ -13,8 +13,9 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS as MMSEG
 from torch import Tensor
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_number
 from mmvars.models.arguments import fill_in_channels, stack_priors
+from mmvars.models.prompting import prior_loss
 from mmvars.models.sliding_window import (
     InferenceOptions,
     Window,
@@ -23,6 +24,7 @@ from mmvars.models.sliding_window import (
     whole_image_metas,
     window_mean,
 )
+from mmvars.networks import PRIORS, ClassPrototype, Feedback
 from mmvars.registry import MODELS
 
 __all__ = ['EncoderDecoder', 'SegTTAModel']
@@ -40,6 +42,10 @@ class EncoderDecoder(_EncoderDecoder):
     that image in training, prediction, sliding windows and test-time augmentation; without it the
     backbone's own is.
 
+    With ``prior_sampler``, ``prompt_head`` and ``prior_loss_weight``, all off by default, it learns
+    to follow class priors, see :mod:`mmvars.models.prompting`; ``configs/_base_/steerable.py``
+    turns them on. The usual losses count for all images, whatever they are asked for.
+
     ``test_cfg`` takes mmseg's ``mode``, ``crop_size`` and ``stride``, and the further keys of
     :class:`~mmvars.models.sliding_window.InferenceOptions`. Without these, finite predictions are
     bit for bit those of mmseg. ``window_batch`` changes them by rounding. ``keep_logits=False``,
@@ -49,11 +55,21 @@ class EncoderDecoder(_EncoderDecoder):
 
     Args:
         backbone, decode_head, neck, auxiliary_head, train_cfg, test_cfg, data_preprocessor,
-            pretrained, init_cfg: As for mmseg's. ``in_channels`` of the heads may be left out.
+            pretrained, init_cfg: As for mmseg's. ``in_channels`` of the heads may be left out, and
+            so may ``num_classes`` of the backbone's class priors.
+        prior_sampler: Config of a :class:`~mmvars.models.prompting.PriorSampler`.
+        prompt_head: Config of a :class:`~mmvars.models.prompting.PromptHead`, trained with the
+            losses ``prompt.loss_bce`` and ``prompt.loss_dice``. A backbone of ``design='feedback'``
+            takes no prior: it is trained on the same answers, and is not told the questions.
+        prior_loss_weight: Weight of ``loss_prior``, see
+            :func:`~mmvars.models.prompting.prior_loss`.
 
     Raises:
-        InputError: If the backbone is none of mmvars, or ``test_cfg`` cannot be used.
+        InputError: If the backbone is none of mmvars or cannot be steered, or ``test_cfg`` cannot
+            be used.
     """
+
+    _has_prototypes = False
 
     def __init__(
         self,
@@ -66,9 +82,12 @@ class EncoderDecoder(_EncoderDecoder):
         data_preprocessor: dict | None = None,
         pretrained: str | None = None,
         init_cfg: Any = None,
+        prior_sampler: dict | None = None,
+        prompt_head: dict | None = None,
+        prior_loss_weight: float = 0.0,
     ) -> None:
         super().__init__(
-            ConfigDict(backbone),
+            _with_num_classes(ConfigDict(backbone), decode_head),
             decode_head,
             neck,
             auxiliary_head,
@@ -79,6 +98,58 @@ class EncoderDecoder(_EncoderDecoder):
             init_cfg,
         )
         InferenceOptions.from_cfg(self.test_cfg)
+        self.prior_sampler = MODELS.build(prior_sampler) if prior_sampler else None
+        self.prompt_head = None
+        if prompt_head:
+            width = self.backbone.out_channels[-1]
+            self.prompt_head = MODELS.build(dict(in_channels=width, **prompt_head))
+        check_number('prior_loss_weight', prior_loss_weight, 0)
+        self.prior_loss_weight = prior_loss_weight
+        self._check_steering()
+
+    def _check_steering(self) -> None:
+        """Refuse what would train nothing."""
+        prior = getattr(self.backbone.network, 'prior', None)
+        if self.prior_loss_weight:
+            trains = [*self.backbone.trunk.parameters(), *(prior.parameters() if prior else ())]
+            if not isinstance(prior, ClassPrototype):
+                raise InputError(
+                    f'prior_loss_weight={self.prior_loss_weight:g} aligns class priors with '
+                    "tokens: give the backbone prior=dict(type='learned_classes')"
+                )
+            if not any(parameter.requires_grad for parameter in trains):
+                raise InputError(
+                    f'prior_loss_weight={self.prior_loss_weight:g} has nothing to train: trunk and '
+                    "class priors are fixed; write prior=dict(type='learned_classes'), or leave "
+                    'prior_loss_weight at 0'
+                )
+        if bool(self.prior_sampler) != bool(self.prompt_head):
+            raise InputError(
+                'prior_sampler asks, and prompt_head answers: give both, or neither; got '
+                f'{"prior_sampler" if self.prior_sampler else "prompt_head"} alone'
+            )
+        if self.prior_sampler and not isinstance(prior, ClassPrototype):
+            design = getattr(self.backbone.network, 'feedback', None)
+            if prior is not None or not isinstance(design, Feedback):
+                raise InputError(
+                    'prior_sampler asks for classes, and this backbone has no class priors: use '
+                    "mmvars.AbSViT with prior=dict(type='learned_classes'), got "
+                    f'{type(self.backbone).__name__} with '
+                    f'{"no prior" if prior is None else type(prior).__name__}'
+                )
+
+    def _check_prototypes(self) -> None:
+        """Refuse to ask for classes whose prototypes nobody has loaded."""
+        if self._has_prototypes:
+            return
+        prior = self.backbone.network.prior
+        if prior is not None and not prior.prototypes.any():
+            raise InputError(
+                'the class prototypes of the backbone are all zero, which asks for nothing: load '
+                'a file of `mmvars prototypes` by init_cfg of the backbone, or use '
+                "prior=dict(type='learned_classes') and prior_loss_weight=0.1"
+            )
+        self._has_prototypes = True
 
     def _init_decode_head(self, decode_head: dict) -> None:
         if not hasattr(self.backbone, 'trunk'):
@@ -126,12 +197,42 @@ class EncoderDecoder(_EncoderDecoder):
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses of heads and backbone for ``inputs (B, C, H, W)``."""
-        output = self.backbone(inputs, stack_priors(data_samples, inputs), return_losses=True)
+        ignore_index = self.decode_head.ignore_index
+        if self.prior_sampler is not None:
+            self._check_prototypes()
+            inputs, data_samples = self.prior_sampler(
+                inputs, data_samples, self.num_classes, ignore_index
+            )
+        asked = stack_priors(data_samples, inputs)
+        takes_prior = self.prior_sampler is None or self.backbone.network.prior is not None
+        output = self.backbone(inputs, asked if takes_prior else None, return_losses=True)
         feats = self.neck(output.feats) if self.with_neck else output.feats
         losses = {f'backbone.{name}': value for name, value in output.losses.items()}
+        if self.prompt_head is not None or self.prior_loss_weight:
+            labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+            losses.update(self._steering_losses(output, labels, asked, ignore_index))
         losses.update(self._decode_head_forward_train(feats, data_samples))
         if self.with_auxiliary_head:
             losses.update(self._auxiliary_head_forward_train(feats, data_samples))
+        return losses
+
+    def _steering_losses(
+        self, output: Any, labels: Tensor, asked: Any, ignore_index: int
+    ) -> dict[str, Tensor]:
+        """What follows from labels ``(B, 1, H, W)`` and the class ids that were asked for."""
+        losses = {}
+        if self.prompt_head is not None:
+            if asked is None or asked.is_floating_point():
+                raise InputError(
+                    'prompt_head learns from class ids, whose masks are in the labels, and '
+                    'data_samples[i].prior is a vector: leave the prior out of the samples'
+                )
+            prompt_losses = self.prompt_head.loss(output.feats, labels, asked, ignore_index)
+            losses = {f'prompt.{name}': value for name, value in prompt_losses.items()}
+        if self.prior_loss_weight:
+            prior = self.backbone.network.prior
+            loss = prior_loss(output.compared, prior.prototypes, labels, ignore_index)
+            losses['loss_prior'] = self.prior_loss_weight * loss
         return losses
 
     def _forward(self, inputs: Tensor, data_samples: list | None = None) -> Any:
@@ -355,3 +456,15 @@ class SegTTAModel(_SegTTAModel):
                 sample.set_data({'gt_sem_seg': start.gt_sem_seg})
             sample.set_metainfo({'img_path': start.img_path})
         return samples
+
+
+def _with_num_classes(backbone: ConfigDict, decode_head: dict) -> ConfigDict:
+    """A backbone's config whose class priors are as many as the head's classes, where left out."""
+    prior = backbone.get('prior')
+    prior = ConfigDict(type=prior) if isinstance(prior, str) else prior
+    kind = PRIORS.get(prior.get('type', '')) if isinstance(prior, dict) else None
+    if kind is None or not issubclass(kind, ClassPrototype) or 'num_classes' in prior:
+        return backbone
+    if decode_head.get('num_classes') is None:
+        return backbone
+    return ConfigDict(backbone, prior=ConfigDict(prior, num_classes=decode_head['num_classes']))

@@ -291,7 +291,7 @@ def build_prior(
     arguments = dict(prior) if isinstance(prior, dict) else dict(type=prior)
     name: Any = arguments.pop('type', None)
     check_choice('prior', name, PRIORS)
-    known = ['num_classes'] if name == 'class_prototype' else []
+    known = ['num_classes'] if issubclass(PRIORS[name], ClassPrototype) else []
     if unknown := sorted(set(arguments) - set(known), key=str):
         raise InputError(
             f'prior {name!r} takes {" ".join(known) or "no options"}; unknown: {unknown}'
@@ -304,6 +304,10 @@ def build_prior(
                 'num_classes=K)'
             )
         return ClassPrototype.from_classifier(classifier, has_center)
+    if known and 'num_classes' not in arguments:
+        raise InputError(
+            f'prior={name!r} needs the number of classes: prior=dict(type={name!r}, num_classes=K)'
+        )
     return PRIORS[name](embed_dim, has_center=has_center, **arguments)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     'ExternalPrior',
     'Feedback',
     'LayerDecoder',
+    'LearnedClasses',
     'LearnedQuery',
     'MaskFeedback',
     'Prior',
@@ -78,7 +79,8 @@ class Prior(nn.Module):
 
         Args:
             requested: ``None`` for the module's default; a float tensor ``(C,)`` or ``(B, C)``; or,
-                for :class:`ClassPrototype`, integer class ids of shape ``()`` or ``(B,)``.
+                for :class:`ClassPrototype`, integer class ids of shape ``()`` or ``(B,)``, -1 for
+                the default.
             batch_size: B.
 
         Returns:
@@ -141,7 +143,10 @@ class LearnedQuery(Prior):
 
 
 class ClassPrototype(Prior):
-    """Rows of a classifier's weight: "look for class k" (Sections 2.5 and 2.6).
+    """One vector a class: "look for class k" (Sections 2.5 and 2.6).
+
+    The default asks for nothing: it is the zero vector, no token is like it, and nothing is fed
+    back.
 
     Args:
         embed_dim: Width C.
@@ -149,7 +154,8 @@ class ClassPrototype(Prior):
         has_center: See :class:`Prior`.
 
     Attributes:
-        prototypes: Buffer ``(K, C)``, to be loaded or copied from a classifier.
+        prototypes: Buffer ``(K, C)``, zeros at first: copied from a classifier, or loaded from a
+            file of ``mmvars prototypes``.
     """
 
     prototypes: Tensor
@@ -166,6 +172,9 @@ class ClassPrototype(Prior):
         prior.prototypes.copy_(classifier.weight.detach())
         return prior
 
+    def default(self) -> Tensor:
+        return torch.zeros_like(self.prototypes[:1])
+
     def from_class_ids(self, class_ids: Tensor, batch_size: int) -> Tensor:
         num_classes = len(self.prototypes)
         if class_ids.shape not in ((batch_size,), (1,)):
@@ -174,11 +183,28 @@ class ClassPrototype(Prior):
                 f'{tuple(class_ids.shape)}'
             )
         # Where values cannot be read, index_select itself refuses an id that is out of range.
-        if can_read_values(class_ids) and (class_ids.min() < 0 or class_ids.max() >= num_classes):
+        if can_read_values(class_ids) and (class_ids.min() < -1 or class_ids.max() >= num_classes):
             raise InputError(
-                f'prior names class {class_ids.tolist()}; the classes are 0 to {num_classes - 1}'
+                f'prior names class {class_ids.tolist()}; the classes are 0 to '
+                f'{num_classes - 1}, and -1 asks for none'
             )
-        return self.prototypes.index_select(0, class_ids.long())
+        rows = torch.cat([self.default(), self.prototypes])
+        return rows.index_select(0, class_ids.long() + 1)
+
+
+class LearnedClasses(ClassPrototype):
+    """:class:`ClassPrototype` whose rows are parameters, learned with the network.
+
+    A row that is unlike all tokens gets no gradient through the clamped cosine: train it with the
+    loss that aligns it with the tokens of its class, ``prior_loss_weight`` of
+    ``mmvars.EncoderDecoder``, or load a file of ``mmvars prototypes`` to start from.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int, has_center: bool = False) -> None:
+        super().__init__(embed_dim, num_classes, has_center)
+        del self.prototypes
+        self.prototypes = nn.Parameter(torch.empty(num_classes, embed_dim))
+        nn.init.normal_(self.prototypes)
 
 
 class ExternalPrior(Prior):
@@ -188,6 +214,7 @@ class ExternalPrior(Prior):
 PRIORS: dict[str, type[Prior]] = {
     'learned_query': LearnedQuery,
     'class_prototype': ClassPrototype,
+    'learned_classes': LearnedClasses,
     'given': ExternalPrior,
 }
 

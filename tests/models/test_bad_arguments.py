@@ -58,7 +58,10 @@ def test_sizes(base, change, words):
         (dict(prior=None), "feedback without a prior is design 'feedback'"),
         (dict(prior=dict(type='class_prototype', num_classes='3')), 'num_classes of the class'),
         (dict(prior=dict(type='class_prototype', num_classes=10**12)), 'num_classes of the class'),
-        (dict(prior=['given']), 'prior must be one of learned_query, class_prototype, given'),
+        (
+            dict(prior=['given']),
+            'prior must be one of learned_query, class_prototype, learned_classes, given',
+        ),
         (dict(prior=dict(type='given', x=1)), "prior 'given' takes no options; unknown: ['x']"),
         (dict(prior=dict(type='class_prototype', classes=3)), 'takes num_classes; unknown'),
         (dict(transfer='prompt', prompt_cfg=[3]), 'prompt_cfg must be a dict'),

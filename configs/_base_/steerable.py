@@ -1,0 +1,13 @@
+# Training that makes top-down attention follow what it is asked for, for any segmentor of mmvars
+# with type='mmvars.AbSViT' as its backbone. Two lines turn it on:
+#   _base_ = ['path/to/any_absvit_config.py', 'path/to/configs/_base_/steerable.py']
+#   model = _base_.steerable
+# The class priors are learned. To start from the mean tokens of the classes instead, give the
+# backbone init_cfg=dict(type='Pretrained', checkpoint=FILE) with a file of `mmvars prototypes`;
+# with prior=dict(type='class_prototype') and prior_loss_weight=0 they stay at that.
+steerable = dict(
+    backbone=dict(prior=dict(type='learned_classes')),
+    prior_sampler=dict(type='mmvars.PriorSampler', present=0.5, absent=0.2, mosaic=0.25),
+    prompt_head=dict(type='mmvars.PromptHead'),
+    prior_loss_weight=0.1,
+)
