@@ -6,6 +6,7 @@ faults. What became of each file is written into ``FOLDER/ENTRY.json``.
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -159,6 +160,7 @@ def attack(entry: str, folder: Path, every: int) -> dict[str, str]:
     sys.addaudithook(lambda event, _: harm.append(event) if event.startswith(HARM) else None)
     signal.signal(signal.SIGALRM, _stop)
     times, outcome = {}, {}
+    gc.freeze()  # each measurement begins with a collection
     for name, path in [('warm-up', paths['good-training']), *list(paths.items())[::every]]:
         before = [] if model is None else _changed(model)
         growth, start = start_peak(), time.process_time()

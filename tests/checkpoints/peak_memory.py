@@ -3,6 +3,7 @@
 ``ru_maxrss`` cannot give it: it never falls, so that after any larger peak nothing is seen.
 """
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,11 @@ needs_proc = pytest.mark.skipif(
 
 
 def start_peak() -> Callable[[], int]:
-    """Reset the peak. The function that is returned gives the bytes it has grown by since."""
+    """Reset the peak. The function that is returned gives the bytes it has grown by since.
+
+    Garbage goes first: what earlier tests left and is freed later would hide as much growth.
+    """
+    gc.collect()
     (_PROC / 'clear_refs').write_text('5')
     before = _peak()
     return lambda: _peak() - before
