@@ -40,7 +40,9 @@ def test_the_inner_rings_import_without_openmmlab(repo: Path) -> None:
     assert int(done.stdout) >= LEAST_MODULES
 
 
-@pytest.mark.parametrize('module', ['mmvars.engine', 'mmvars.registry'])
+@pytest.mark.parametrize(
+    'module', [pytest.param('mmvars.engine', marks=pytest.mark.slow), 'mmvars.registry']
+)
 def test_the_blocker_blocks(repo: Path, module: str) -> None:
     code = BLOCKED_IMPORT.split('count = 0')[0] + f'import {module}'
     done = subprocess.run(

@@ -99,7 +99,14 @@ def test_round_trip_to_the_last_bit_and_in_the_old_order(golden, small, tmp_path
     _same(back['model'] if to == 'release' else back, original)
 
 
-@pytest.mark.parametrize('arch', [arch for arch in MODELS if not arch.startswith(('rvt', 'fan'))])
+@pytest.mark.parametrize(
+    'arch',
+    [
+        pytest.param(arch, marks=pytest.mark.slow if 'small' in arch or 'base' in arch else ())
+        for arch in MODELS
+        if not arch.startswith(('rvt', 'fan'))
+    ],
+)
 def test_released_files_at_their_real_size(layout, light, network_names, arch):
     source = light(layout(arch))
     tensors, report, *_ = convert_state_dict(source, arch)

@@ -20,7 +20,10 @@ def _random_(module):
 
 @pytest.mark.parametrize(
     ('model', 'arch'),
-    [('deit_tiny_patch16_224', 'vit_tiny'), ('vit_base_patch16_224', 'vit_base')],
+    [
+        ('deit_tiny_patch16_224', 'vit_tiny'),
+        pytest.param('vit_base_patch16_224', 'vit_base', marks=pytest.mark.slow),
+    ],
 )
 def test_same_logits(network_names, model, arch):
     theirs = _random_(timm.create_model(model, pretrained=False))

@@ -152,7 +152,10 @@ def _check_layout(light, network_names, shapes, arch, mixer):
 
 
 @pytest.mark.parametrize('attention', ATTENTION)
-@pytest.mark.parametrize('arch', ['rvt_tiny', 'rvt_small', 'rvt_base'])
+@pytest.mark.parametrize(
+    'arch',
+    ['rvt_tiny', *(pytest.param(a, marks=pytest.mark.slow) for a in ('rvt_small', 'rvt_base'))],
+)
 def test_released_files_at_their_real_size(layout, light, network_names, arch, attention):
     _check_layout(
         light, network_names, layout(arch, attention=attention), arch, ATTENTION[attention]

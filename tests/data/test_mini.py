@@ -110,7 +110,9 @@ def test_truth_scores_100_and_the_commonest_class_little(layout):
     assert score(lambda map_: torch.full_like(map_, commonest)) < 25.0
 
 
-@pytest.mark.parametrize('split', SPLITS)
+@pytest.mark.parametrize(
+    'split', [pytest.param(s, marks=() if s == 'val' else pytest.mark.slow) for s in SPLITS]
+)
 def test_layouts_show_the_same_scenes(split):
     ade, city, voc = (_dataset(layout, split) for layout in ('ade20k', 'cityscapes', 'voc12'))
     same = dict(person=(12, 11, 15), car=(20, 13, 7))

@@ -215,10 +215,10 @@ def assert_equal(a: Any, b: Any, name: str) -> None:
     [
         pytest.param([SEED, EMA], id='epochs'),
         pytest.param([INFINITE, WORKERS], id='iterations'),
-        pytest.param([PERSISTENT, ACCUMULATION], id='accumulation'),
+        pytest.param([PERSISTENT, ACCUMULATION], id='accumulation', marks=pytest.mark.slow),
         pytest.param([BY_ITERATION, GLOBAL_SAMPLER, EMA], id='passes'),
         pytest.param([FLEXIBLE, ACCUMULATION], id='flexible'),
-        pytest.param([WRAPPERS, BATCH_SAMPLER, ONE_CYCLE], id='wrappers'),
+        pytest.param([WRAPPERS, BATCH_SAMPLER, ONE_CYCLE], id='wrappers', marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_is_the_run_without_a_stop(options, tmp_path) -> None:

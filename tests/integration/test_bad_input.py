@@ -364,7 +364,7 @@ def _foreign_labels(path: Path) -> None:
     [
         ('images', _cut, 'is truncated or damaged'),
         pytest.param('images', _gray, 'holds a gray image', marks=pytest.mark.slow),
-        ('annotations', _foreign_labels, 'hold the values 199'),
+        pytest.param('annotations', _foreign_labels, 'hold the values 199', marks=pytest.mark.slow),
     ],
 )
 def test_bad_data_in_a_worker(folder, damage, words, toy, tmp_path, work_dir, capsys) -> None:

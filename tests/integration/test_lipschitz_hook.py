@@ -158,6 +158,7 @@ def test_a_hook_without_vars_s_is_told(train) -> None:
     assert 'added dict' not in log_of(folder) and 'another script' not in log_of(folder)
 
 
+@pytest.mark.slow
 def test_mmengine_s_flexible_runner_trains_gets_the_hook_and_loads_strictly(
     train, tmp_path
 ) -> None:

@@ -16,7 +16,13 @@ RECORDED = [
 ]
 
 
-@pytest.mark.parametrize('folder, name', RECORDED)
+FEW = [('old', 'absvit'), ('old', 'rvt_vars_sd'), ('stacks', 'official')]
+
+
+@pytest.mark.parametrize(
+    'folder, name',
+    [pytest.param(*row, marks=() if row in FEW else pytest.mark.slow) for row in RECORDED],
+)
 def test_test_resume_and_load_from(toy, tmp_path, forget_runs, monkeypatch, folder, name) -> None:
     pytest.importorskip('mmseg.models', exc_type=ImportError)
     monkeypatch.setenv('MMVARS_DEBUG', '1')

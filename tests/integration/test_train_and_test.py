@@ -103,7 +103,10 @@ def same_weights(a: Path, b: Path) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    'signum, status',
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_interrupt_then_resume_equals_an_uninterrupted_run(
     signum, status, toy, trained, tmp_path, losses, forget_runs
 ) -> None:
@@ -140,6 +143,7 @@ param_scheduler = [dict(type='PolyLR', power=1., eta_min=1e-4, by_epoch=True, be
 """
 
 
+@pytest.mark.slow
 def test_an_interrupted_epoch_goes_on_where_it_was(toy, tmp_path, losses, forget_runs) -> None:
     config, work, whole = tmp_path / 'cls.py', tmp_path / 'work', tmp_path / 'whole'
     config.write_text((toy / 'cls.py').read_text() + EPOCHS + add_signal(signal.SIGHUP, 8))

@@ -67,7 +67,10 @@ def test_pairs_of_real_numbers_are_complex_numbers(kind, grid, dtype, monkeypatc
     not hasattr(torch.compiler, 'is_exporting'),
     reason='torch before 2.7 does not say that it exports: the graph has complex numbers',
 )
-@pytest.mark.parametrize('kind', SPECTRAL)
+@pytest.mark.parametrize(
+    'kind',
+    [pytest.param(kind, marks=() if kind == 'vars_s' else pytest.mark.slow) for kind in SPECTRAL],
+)
 def test_an_exported_graph_has_no_complex_numbers(kind):
     class Call(torch.nn.Module):
         def __init__(self) -> None:

@@ -373,6 +373,7 @@ def test_wrapped_decoders_are_called(name):
     assert not is_fused(network)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_fused_network_compiles():
     network, images = small().fuse(), torch.randn(1, 3, 48, 80)

@@ -92,7 +92,14 @@ def test_training(name, grad_checkpointing):
 
 
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('name', ['vit', 'absvit', 'rvt'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param('vit', marks=pytest.mark.slow),
+        'absvit',
+        pytest.param('rvt', marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_to_one_graph(name, training):
     network, images = build(name).train(training), torch.randn(2, 3, 64, 80)
     if name == 'rvt':
