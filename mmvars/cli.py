@@ -32,6 +32,10 @@ COMMANDS = {
     'convert': ('mmvars.checkpoints.cli', 'convert checkpoints from and to other formats'),
     'export': ('mmvars.export', 'write a model as an ONNX file or a program of torch'),
     'visualize': ('mmvars.visualization.cli', 'draw bottom-up and top-down attention'),
+    'steerability': (
+        'mmvars.steerability.cli',
+        'measure whether a model follows its prior, with controls',
+    ),
     'table': (
         'tools/benchmark/get_flops.py',
         'parameters and multiply-adds beside the published tables',
@@ -42,7 +46,16 @@ COMMANDS = {
 }
 """Command -> the module, or the script of the clone or wheel, whose ``main`` it is; its purpose."""
 
-_OPENMMLAB = ('train', 'pretune', 'prototypes', 'test', 'compare', 'export', 'visualize')
+_OPENMMLAB = (
+    'train',
+    'pretune',
+    'prototypes',
+    'test',
+    'compare',
+    'export',
+    'visualize',
+    'steerability',
+)
 """Commands that import OpenMMLab."""
 
 _STACK = {

@@ -1,0 +1,1 @@
+"""``mmvars steerability``: does a model follow its prior? Measures, controls, spread, pictures."""

@@ -1,0 +1,117 @@
+"""``mmvars steerability``: measure how well models follow their priors."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.utils import ProgressBar
+
+from mmvars.engine.options import parse_cfg_options
+from mmvars.errors import InputError, check_number
+from mmvars.parsers.steerability import parse_args
+from mmvars.predictor import Predictor
+from mmvars.steerability.photos import Photos
+from mmvars.steerability.protocol import Plan, Subject, measure, num_steps
+from mmvars.steerability.report import Report, alpha_figure, comparison, example_figure
+from mmvars.visualization.figure import save_figure
+from mmvars.visualization.model import is_segmentor, read_config
+from mmvars.visualization.priors import scale_of
+from mmvars.write import write_text
+
+__all__ = ['main']
+
+PACK_STEPS = ('mmpretrain.PackInputs',)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure as the command line says; returns the exit status 0.
+
+    Raises:
+        InputError: On arguments, a config or files that cannot be used.
+    """
+    args = parse_args(argv)
+    for name, low in (('images', 1), ('seed', 0), ('examples', 0)):
+        if getattr(args, name) is not None:
+            check_number(f'--{name}', getattr(args, name), low, whole=True)
+    check_number('--min-share', args.min_share, 0, 1)
+    for alpha in args.alpha or ():
+        check_number('--alpha', alpha, 0)
+    models = [(args.config, args.checkpoint), *args.against]
+    prototypes = args.prototypes or [None]
+    if len(prototypes) not in (1, len(models)):
+        raise InputError(
+            f'--prototypes takes one file for all models, or one for each of the {len(models)}; '
+            f'got {len(prototypes)}'
+        )
+    prototypes = prototypes * (len(models) // len(prototypes))
+    reports = []
+    for number, ((config, checkpoint), file) in enumerate(zip(models, prototypes, strict=True), 1):
+        name = config if len({each for each, _ in models}) == len(models) else checkpoint
+        print(f'[{number}/{len(models)}] {config} {checkpoint}', flush=True)
+        reports.append(_measure(config, checkpoint, file, _stem(name), args))
+    text = '\n'.join([comparison(reports), *(report.render() for report in reports)])
+    print(f'\n{text}')
+    os.makedirs(args.out, exist_ok=True)
+    write_text(os.path.join(args.out, 'steerability.txt'), text, overwrite=True)
+    settings = {key: value for key, value in vars(args).items() if key != 'out'}
+    content = dict(settings=settings, models=[report.as_json() for report in reports])
+    write_text(
+        os.path.join(args.out, 'steerability.json'),
+        json.dumps(content, indent=1) + '\n',
+        overwrite=True,
+    )
+    if (figure := alpha_figure(reports)) is not None:
+        save_figure(figure, os.path.join(args.out, 'alpha.png'))
+    for index in range(min(len(report.results.examples) for report in reports)):
+        save_figure(
+            example_figure(reports, index), os.path.join(args.out, f'example_{index + 1}.png')
+        )
+    print(f'written to {args.out}')
+    return 0
+
+
+def _stem(path: str) -> str:
+    """A short name of a config or checkpoint."""
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _measure(
+    config: str, checkpoint: str, prototypes: str | None, name: str, args: object
+) -> Report:
+    """Load one model and measure it."""
+    options = parse_cfg_options(args.cfg_options)
+    cfg = read_config(config, dict(options or {}))
+    if not _segments(cfg):
+        # Photographs are prepared before they are put side by side.
+        steps = [dict(type='mmvars.LoadImageFromFile'), dict(type='mmpretrain.PackInputs')]
+        options = {**(options or {}), 'test_dataloader.dataset.pipeline': steps}
+    predictor = Predictor(
+        config, checkpoint, device=args.device, prototypes=prototypes, cfg_options=options
+    )
+    subject = Subject(predictor)
+    photos = Photos(cfg, predictor.model, subject.num_classes, is_segmentor(predictor.model))
+    order = np.random.default_rng(args.seed).permutation(len(photos)).tolist()
+    alphas = None if args.alpha is None else tuple(args.alpha)
+    plan = Plan(
+        order[: args.images], args.seed, args.min_share, args.pair_layout, alphas, args.examples
+    )
+    bar = ProgressBar(num_steps(len(plan.indices), photos.segments))
+    start = time.time()
+    results = measure(subject, photos, plan, bar.update)
+    print(f'\n{time.time() - start:.0f} s')
+    return Report(
+        name,
+        results,
+        subject.has_head,
+        subject.takes_prior,
+        scale_of(subject.network, None),
+        predictor.classes,
+        predictor.palette,
+        args.seed,
+    )
+
+
+def _segments(cfg: object) -> bool:
+    return 'decode_head' in cfg.model

@@ -1,0 +1,113 @@
+"""From the measures of single images to one number with its spread."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from mmvars.steerability.measures import THRESHOLDS
+
+__all__ = ['Estimate', 'Resamples', 'Tally', 'ThresholdTally']
+
+NUM_RESAMPLES = 1000
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A number and its spread.
+
+    Attributes:
+        value: Over all images; ``nan`` where nothing was counted.
+        low, high: Its 95 % bootstrap interval: the 2.5th and 97.5th percentile of the number over
+            1000 draws of as many images, with replacement. Models, seeds of training and the
+            choice of images beyond these are not in it.
+        count: How many questions (pairs, mosaics, images) it is of.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+
+class Resamples:
+    """Draws of the bootstrap, the same for every number, so that differences are paired.
+
+    Args:
+        num_images: I.
+        seed: Of the draws.
+    """
+
+    def __init__(self, num_images: int, seed: int) -> None:
+        self.num_images = num_images
+        rng = np.random.default_rng(seed)
+        self.weights = rng.multinomial(
+            num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES
+        ).astype(float)
+
+    def estimate(self, tally: 'Tally', minus: 'Tally | None' = None) -> Estimate:
+        """The tally's number; or the difference of two, resampled together."""
+        everything = np.ones((1, self.num_images))
+        values = []
+        for weights in (everything, self.weights):
+            value = tally.mean(weights)
+            values.append(value if minus is None else value - minus.mean(weights))
+        draws = values[1][np.isfinite(values[1])]
+        spread = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if draws.size else [np.nan]
+        return Estimate(float(values[0][0]), float(spread[0]), float(spread[-1]), len(tally.rows))
+
+
+@dataclass
+class Tally:
+    """Quotients of sums over images, one for each group, and their mean over the groups.
+
+    With one group and a denominator of 1 each time it is the plain mean; with classes as groups,
+    intersections over unions, it is the mean IoU.
+    """
+
+    rows: list[tuple[int, int, float, float]] = field(default_factory=list)
+
+    def add(self, image: int, numerator: float, denominator: float = 1.0, group: int = 0) -> None:
+        """Add one measure of an image."""
+        self.rows.append((image, group, float(numerator), float(denominator)))
+
+    def mean(self, weights: np.ndarray) -> np.ndarray:
+        """The number for each draw ``(R, I)`` of how often an image counts: ``(R,)``.
+
+        Groups that a draw does not have do not count in it.
+        """
+        if not self.rows:
+            return np.full(len(weights), np.nan)
+        rows = np.array(self.rows)
+        groups, group = np.unique(rows[:, 1].astype(int), return_inverse=True)
+        sums = np.zeros((2, weights.shape[1], len(groups)))
+        np.add.at(sums, (slice(None), rows[:, 0].astype(int), group), rows[:, 2:].T)
+        numerators, denominators = weights @ sums[0], weights @ sums[1]
+        with np.errstate(invalid='ignore', divide='ignore'):
+            quotients = np.where(denominators > 0, numerators / denominators, np.nan)
+            counted = np.isfinite(quotients)
+            return np.nansum(quotients, axis=1) / counted.sum(axis=1)
+
+
+@dataclass
+class ThresholdTally:
+    """Tallies at all :data:`~mmvars.steerability.measures.THRESHOLDS` at once."""
+
+    rows: list[tuple[int, int, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+    def add(
+        self, image: int, numerators: np.ndarray, denominators: np.ndarray, group: int = 0
+    ) -> None:
+        """Add one measure of an image at each threshold: ``(99,)``."""
+        self.rows.append((image, group, numerators, denominators))
+
+    def at(self, threshold: float) -> Tally:
+        """The tally at one threshold."""
+        (index,) = np.flatnonzero(np.isclose(THRESHOLDS, threshold))
+        return Tally([(i, group, float(n[index]), float(d[index])) for i, group, n, d in self.rows])
+
+    def best_threshold(self) -> float:
+        """The threshold with the highest number over all images; the lowest of equals."""
+        images = 1 + max(image for image, *_ in self.rows)
+        values = [self.at(threshold).mean(np.ones((1, images)))[0] for threshold in THRESHOLDS]
+        return float(THRESHOLDS[int(np.argmax(values))])

@@ -1,0 +1,317 @@
+"""From tallies to numbers, a text, a JSON file and pictures."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmvars.predictor import Prediction
+from mmvars.steerability.estimates import Estimate, Resamples, Tally
+from mmvars.steerability.protocol import PLAIN, PRIOR, ROWS, Example, Results, Section
+from mmvars.visualization.figure import (
+    DPI,
+    HeatMap,
+    LabelMap,
+    Panel,
+    Picture,
+    Row,
+    TopClasses,
+    draw_figure,
+    short_name,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ['Report', 'alpha_figure', 'comparison', 'example_figure']
+
+Numbers = dict[str, dict[str, dict[str, Estimate]]]
+"""Table -> row -> column -> number."""
+
+TITLES = {
+    'flip': 'Flip accuracy: of pairs (A, B), the map follows both priors',
+    'iou': 'IoU with the named class, mean over classes',
+    'marked': 'Pixels marked, mean share',
+    'auc': 'AUC of the map inside the named region',
+    'share': 'Share of the map inside the named region',
+    'probability': 'Probability of the named class',
+    'sweep': 'Alpha: gain of the named class against loss without',
+}
+SECTIONS = {
+    'images': 'Images as they are; regions are the masks of their classes',
+    'pairs': 'Two images side by side; regions are the images',
+    'squares': 'Four images in a square; regions are the images',
+}
+
+
+@dataclass
+class Report:
+    """The numbers of one model.
+
+    Attributes:
+        name: Of the model, for tables and pictures.
+        results: What was measured.
+        has_head: Whether the answer is that of a prompt head.
+        takes_prior: Whether the model takes a prior.
+        own_alpha: Its scale.
+        seed: Of the bootstrap.
+    """
+
+    name: str
+    results: Results
+    has_head: bool
+    takes_prior: bool
+    own_alpha: float | None
+    classes: tuple[str, ...]
+    palette: list
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.thresholds: dict[str, float] = {}
+        self.numbers: dict[str, Numbers] = {
+            name: self._numbers(section) for name, section in self.results.sections.items()
+        }
+
+    def _numbers(self, section: Section) -> Numbers:
+        resamples, numbers = Resamples(section.num_units, self.seed), {}
+
+        def put(
+            table: str, row: str, column: str, tally: Tally, minus: Tally | None = None
+        ) -> None:
+            estimate = resamples.estimate(tally, minus)
+            numbers.setdefault(table, {}).setdefault(row, {})[column] = estimate
+
+        for (table, row, column), tally in section.tallies.items():
+            put(table, row, column, tally)
+        for name in ('answer', 'weights'):
+            if ('iou ' + name, PRIOR) in section.curves:
+                self.thresholds[name] = section.curves[f'iou {name}', PRIOR].best_threshold()
+        for (table, row), curve in section.curves.items():
+            kind, _, name = table.partition(' ')
+            name = name or 'answer'
+            if self.has_head and name == 'answer':
+                put(kind, row, f'{name} at 0.5', curve.at(0.5))
+            put(kind, row, f'{name} at best', curve.at(self.thresholds[name]))
+        plain = {
+            column: section.tallies['sweep', PLAIN, column]
+            for column in ('named', 'miou', 'top-1')
+            if ('sweep', PLAIN, column) in section.tallies
+        }
+        for row in list(numbers.get('sweep', {})):
+            for column, tally in plain.items():
+                other = section.tallies.get(('sweep', row, column))
+                if row != PLAIN and other is not None:
+                    pair = (other, tally) if column == 'named' else (tally, other)
+                    put(
+                        'sweep',
+                        row,
+                        ('gain' if column == 'named' else 'loss') + f' {column}',
+                        *pair,
+                    )
+        return numbers
+
+    def render(self) -> str:
+        """All numbers as tables, in percent, each with its interval."""
+        answer = 'the prompt head' if self.has_head else 'the token weights (no prompt head)'
+        lines = [f'# {self.name}', '', f'The answer is the map of {answer}.']
+        if not self.takes_prior:
+            lines.append(
+                'This model takes no prior: it answers every question alike, so that its flip '
+                'accuracy is 0 by construction.'
+            )
+        for name, threshold in self.thresholds.items():
+            lines.append(f'Best threshold of the {name}, over all images: {threshold:.2f}')
+        if self.results.left_out and self.takes_prior:
+            names = ', '.join(short_name(self.classes[k]) for k in self.results.left_out)
+            lines.append(f'Not asked for, since their prior is zero: {names}')
+        for section, numbers in self.numbers.items():
+            count = self.results.sections[section].num_units
+            lines += ['', f'## {SECTIONS[section]} ({count})']
+            if not numbers:
+                lines.append('No half or quarter has a class of its own that could name it.')
+            for table, rows in numbers.items():
+                lines += ['', TITLES[table], *_table(rows)]
+        return '\n'.join(lines) + '\n'
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number as ``{value, low, high, count}``; ``null`` where there is none."""
+        return dict(
+            name=self.name,
+            answer='prompt head' if self.has_head else 'token weights',
+            takes_prior=self.takes_prior,
+            alpha=self.own_alpha,
+            alphas=list(self.results.alphas),
+            thresholds=self.thresholds,
+            not_asked_for=[self.classes[k] for k in self.results.left_out],
+            sections={
+                section: dict(
+                    count=self.results.sections[section].num_units,
+                    **{
+                        table: {
+                            row: {column: _entry(each) for column, each in columns.items()}
+                            for row, columns in rows.items()
+                        }
+                        for table, rows in numbers.items()
+                    },
+                )
+                for section, numbers in self.numbers.items()
+            },
+        )
+
+
+def _entry(estimate: Estimate) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in estimate._asdict().items()
+    }
+
+
+def _table(rows: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
+    """Lines of a table in percent: ``value [low, high] count``."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    order = sorted(rows, key=lambda row: (ROWS + (row,)).index(row))
+    cells = [['', *columns]]
+    for row in order:
+        cells.append([row, *(_cell(rows[row].get(column)) for column in columns)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None or math.isnan(estimate.value):
+        return '-'
+    value, low, high, count = estimate
+    return f'{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] n={count}'
+
+
+HEADLINES = (
+    ('images', 'flip', PRIOR, 'answer'),
+    ('images', 'flip', PRIOR, 'attention'),
+    ('images', 'flip', 'random prior', 'answer'),
+    ('images', 'iou', PRIOR, 'answer at 0.5'),
+    ('images', 'iou', PRIOR, 'answer at best'),
+    ('images', 'iou', 'shuffled priors', 'answer at best'),
+    ('images', 'iou', PRIOR, 'weights at best'),
+    ('images', 'iou', PLAIN, 'labels'),
+    ('images', 'auc', PRIOR, 'answer'),
+    ('images', 'auc', PRIOR, 'attention'),
+    ('images', 'auc', PLAIN, 'attention'),
+    ('images', 'marked', 'absent class', 'answer at 0.5'),
+    ('images', 'marked', 'true', 'share'),
+    ('images', 'sweep', PLAIN, 'miou'),
+    ('pairs', 'flip', PRIOR, 'answer'),
+    ('pairs', 'flip', PRIOR, 'score'),
+    ('pairs', 'flip', 'random prior', 'score'),
+    ('pairs', 'share', PRIOR, 'attention'),
+    ('pairs', 'share', PLAIN, 'attention'),
+    ('squares', 'auc', PRIOR, 'answer'),
+    ('squares', 'auc', PRIOR, 'attention'),
+    ('squares', 'auc', 'random prior', 'attention'),
+)
+
+
+def comparison(reports: Sequence[Report]) -> str:
+    """The main numbers of several models side by side."""
+    rows: dict[str, dict[str, Estimate]] = {}
+    for section, table, row, column in HEADLINES:
+        for report in reports:
+            number = report.numbers.get(section, {}).get(table, {}).get(row, {}).get(column)
+            if number is not None:
+                label = f'{section}: {table}, {column}, {row}'
+                rows.setdefault(label, {})[report.name] = number
+    return '\n'.join(['# The main numbers', '', *_table(rows)]) + '\n'
+
+
+def alpha_figure(reports: Sequence[Report]) -> 'Figure | None':
+    """Gain against loss, one curve a model; ``None`` where no model has a sweep."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4.5), dpi=DPI, facecolor='white', layout='constrained')
+    axes = figure.subplots()
+    segments = 'images' in reports[0].numbers
+    section, gain, loss = (
+        ('images', 'gain named', 'loss miou') if segments else ('pairs', 'flip', 'loss top-1')
+    )
+    for number, report in enumerate(reports):
+        sweep = report.numbers[section].get('sweep', {})
+        points = [
+            (100 * sweep[row][loss].value, 100 * sweep[row][gain].value, row)
+            for row in (f'{alpha:g}' for alpha in report.results.alphas)
+            if row in sweep and {gain, loss} <= set(sweep[row])
+        ]
+        if not points:
+            continue
+        x, y, names = zip(*points, strict=True)
+        axes.plot(x, y, 'o-', color=f'C{number}', label=report.name)
+        for place in zip(x, y, names, strict=True):
+            axes.annotate(
+                f'α={place[2]}', place[:2], xytext=(4, 4), textcoords='offset points', fontsize=7
+            )
+    if not axes.lines:
+        return None
+    axes.axhline(0, color='0.8', zorder=0)
+    axes.axvline(0, color='0.8', zorder=0)
+    axes.set(
+        xlabel=f'loss of {"mIoU" if segments else "top-1 under the prior of an absent class"} '
+        'against no prior, points',
+        ylabel='gain of the named class in the labels, IoU points'
+        if segments
+        else 'flip accuracy of the scores, %',
+    )
+    axes.legend(fontsize=8)
+    return figure
+
+
+def example_figure(reports: Sequence[Report], number: int) -> 'Figure':
+    """An image and both priors, a row for each model and prior (Fig. 2.4, 2.5, A.7, A.8)."""
+    rows = []
+    for report in reports:
+        example = report.results.examples[number]
+        for index, prediction in zip(example.classes, example.answers, strict=True):
+            name = short_name(report.classes[index])
+            label = f'prior: {name}' if report.takes_prior else f'{name}, no prior taken'
+            label = f'{report.name}\n{label}' if len(reports) > 1 else label
+            rows.append(Row(_panels(report, example, index, prediction), label))
+    photo = reports[0].results.examples[number].photo
+    return draw_figure(
+        rows,
+        photo.labels.shape,
+        f'{photo.name} · drawn at random · attention: token norms over their mean, one range a row',
+    )
+
+
+def _panels(report: Report, example: Example, index: int, prediction: Prediction) -> list[Panel]:
+    image = example.photo.image
+    norms = [
+        values / max(float(values.mean()), 1e-12)
+        for values in (prediction.bottom_up, prediction.attention)
+    ]
+    limits = float(np.min(norms)), float(np.max(norms))
+
+    def heat_map(
+        values: np.ndarray | None, title: str, note: str, limits: tuple[float, float] = (0, 1)
+    ) -> Panel:
+        if values is None:
+            return Panel(title=title, note='none')
+        return HeatMap(values, image, limits, title=title, note=note)
+
+    panels: list[Panel] = [
+        Picture(image),
+        heat_map(norms[0], 'Bottom-up attention', 'pass 1', limits),
+        heat_map(prediction.token_weights, 'Token weights', 'cosine with the prior'),
+        heat_map(norms[1], 'Top-down attention', 'pass 2', limits),
+    ]
+    if report.has_head:
+        panels.append(heat_map(prediction.heatmap, 'Answer', 'of the prompt head'))
+    if np.ndim(prediction.labels):
+        return [*panels, LabelMap(prediction.labels, image, report.classes, report.palette)]
+    others = tuple(k for k in example.classes if k != index)
+    return [
+        *panels,
+        TopClasses(prediction.probabilities, report.classes, highlight=index, others=others),
+    ]
