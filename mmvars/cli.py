@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     'prototypes': ('mmvars.prototypes', 'make the prototype of each class, as a prior'),
     'test': ('mmvars.engine.test', 'test a checkpoint: metrics, predictions, pictures'),
+    'predict': ('mmvars.predict', 'predict images and videos, with a prior too'),
     'compare': (
         'tools/compare_runs.py',
         'train variants of a config with several seeds, mean and spread',
@@ -51,6 +52,7 @@ _OPENMMLAB = (
     'pretune',
     'prototypes',
     'test',
+    'predict',
     'compare',
     'export',
     'visualize',

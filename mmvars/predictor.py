@@ -99,6 +99,7 @@ class Prediction:
     prior: np.ndarray | None
     alpha: float | None
     _scores: Tensor = field(repr=False)
+    _passes: list[TrunkOutput] = field(repr=False)  # the last one of each forward
     _plain: Callable[[], np.ndarray] = field(repr=False)
 
     @cached_property
@@ -242,7 +243,7 @@ class Predictor:
         if prototypes is not None or text is not None:
             self._check_steerable('prototypes and text say what a prior may be')
         if prototypes is not None:
-            self._class_priors  # noqa: B018  refuse the file now
+            self.class_priors  # noqa: B018  refuse the file now
         if text is not None:
             self._text_priors  # noqa: B018
 
@@ -274,17 +275,30 @@ class Predictor:
         """The image as it is shown, ``(H, W, 3)`` uint8, RGB."""
         return self._state.picture
 
-    def set_image(self, image: Any) -> None:
+    def set_image(self, image: Any, previous: Prediction | None = None) -> None:
         """Take an image and run all that does not depend on a prompt.
 
         Args:
             image: A path, a PIL image (their EXIF orientation is applied), or an array
                 ``(H, W, 3)`` uint8, RGB.
+            previous: For the next frame of a video, the prediction for the frame before: its output
+                tokens take the place of the first pass. Half the cost, and another function:
+                prompts from the picture, too, are then means of those tokens.
 
         Raises:
             InputError: If it cannot be used; the image before stays.
         """
-        self.set_image_batch([image])
+        if previous is not None and not previous._passes:
+            raise InputError('previous needs a model with a second pass, and this one has none')
+        picture = self._picture(image)
+        if previous is not None and picture.shape[:2] != previous.attention.shape:
+            raise InputError(
+                f'the frame has {picture.shape[0]}x{picture.shape[1]} pixels (height x width), and '
+                f'the one of previous {previous.attention.shape[0]}x{previous.attention.shape[1]}: '
+                'leave previous out where a video begins'
+            )
+        with self._lock:
+            self._states = [self._first_state(picture, previous)]
 
     def set_image_batch(self, images: Sequence[Any]) -> None:
         """:meth:`set_image` with several, of any sizes, for :meth:`predict_batch`."""
@@ -363,7 +377,7 @@ class Predictor:
         raise InputError('no image is set: call set_image(image) first')
 
     @torch.no_grad()
-    def _first_state(self, image: Any) -> _State:
+    def _first_state(self, image: Any, previous: Prediction | None = None) -> _State:
         picture = self._picture(image)
         with user_errors():
             packed = self._pipeline(dict(img=np.ascontiguousarray(picture[..., ::-1])))
@@ -378,7 +392,7 @@ class Predictor:
         groups = [windows[start : start + step] for start in range(0, len(windows), step)]
         state = _State(picture, inputs, metainfo, frame, groups, type(sample))
         if not isinstance(self._network, Trunk):
-            self._run_first_passes(state)
+            self._run_first_passes(state, previous)
         return state
 
     def _picture(self, image: Any) -> np.ndarray:
@@ -414,10 +428,11 @@ class Predictor:
             )
         return image.copy()
 
-    def _run_first_passes(self, state: _State) -> None:
+    def _run_first_passes(self, state: _State, previous: Prediction | None) -> None:
         """Run them in the order in which ``predict`` comes to the windows."""
         network, backbone = self._network, self.model.backbone
-        for group in state.groups:
+        before = [None] * len(state.groups) if previous is None else previous._passes
+        for group, output in zip(state.groups, before, strict=True):
             # A single window stays a view, as in EncoderDecoder.
             crops = (
                 state.inputs[group[0]]
@@ -426,11 +441,11 @@ class Predictor:
             )
             with self._norms() as calls:
                 if isinstance(network, TopDown):
-                    first = network.forward_first_pass(crops)
+                    first = network.forward_first_pass(crops, output)
                 else:
                     first = network.trunk(crops, backbone._raw_indices)
             state.passes.append(first)
-            norms = self._norm_map(calls[-1], _output(first))
+            norms = self._norm_map(calls[-1] if calls else None, _output(first))
             if isinstance(network, TopDown):  # at a smaller scale it has fewer patches
                 norms = map_at_grid(norms, network.trunk.block_grids(first.grid)[self._layer])
             state.norms.append(norms)
@@ -556,6 +571,9 @@ class Predictor:
             None if vector is None else vector.cpu().numpy(),
             alpha,
             scores,
+            [output.second._replace(intermediates=(), grids=()) for output in outputs]
+            if isinstance(network, TopDown)
+            else [],
             lambda: self._plain_probabilities(state),
         )
 
@@ -668,7 +686,7 @@ class Predictor:
 
     def _class_vector(self, name: str | int) -> Tensor:
         """The prototype of a class; else, with a text encoder, the prior of a text."""
-        names, table = self._class_priors
+        names, table = self.class_priors
         try:
             index = find_class(str(name), len(table), names)
         except InputError:
@@ -684,8 +702,9 @@ class Predictor:
         return table[index].detach().float()
 
     @cached_property
-    def _class_priors(self) -> tuple[Sequence[str] | None, Tensor]:
-        """Names of classes and their vectors ``(K, C)``."""
+    def class_priors(self) -> tuple[Sequence[str] | None, Tensor]:
+        """Names of the classes that a prior may be (``None``: they have none), and their vectors
+        ``(K, C)``."""
         network, names = self._network, self.classes
         if self._prototypes is not None:
             names, table = read_prototypes(self._prototypes, network)
@@ -705,7 +724,7 @@ class Predictor:
     def _text_priors(self) -> Any:
         from mmvars.text import TextPriors, load_text_encoder
 
-        names, table = self._class_priors
+        names, table = self.class_priors
         return TextPriors(load_text_encoder(self._text), names or (), table)
 
     def _check_steerable(self, what: str) -> None:

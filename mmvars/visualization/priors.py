@@ -20,8 +20,10 @@ __all__ = [
     'check_top_down',
     'find_class',
     'panel_configs',
+    'read_vector',
     'resolve_prior',
     'scale_of',
+    'split_row',
 ]
 
 HEAD_KEYS = ('head.fc.weight', 'head.weight', 'trunk.head.weight', 'module.head.weight')
@@ -144,11 +146,9 @@ def resolve_prior(word: str, model: Model, classes: ClassTable) -> PanelConfig:
         name = short_name(classes.names[index]) if same_classes else f'class {index}'
         index = index if same_classes else None
     elif kind == 'file' and rest:
-        path, colon, row = rest.rpartition(':')
-        if not (colon and row.isdigit()) or os.path.exists(rest):
-            path, row = rest, ''
-        prior = _read_prior(path, int(row) if row else None)
-        name = os.path.basename(path) + (f' row {row}' if row else '')
+        path, row = split_row(rest)
+        prior = read_vector(path, row)
+        name = os.path.basename(path) + ('' if row is None else f' row {row}')
     else:
         raise InputError(
             f'--prior {word!r} is not understood: give query, class:NAME, '
@@ -230,8 +230,20 @@ def _prototypes(word: str, model: Model) -> Tensor:
     return table
 
 
-def _read_prior(path: str, row: int | None) -> Tensor:
-    """The one tensor, or the classifier, in a file: a row of it, or all of it as a vector."""
+def split_row(text: str) -> tuple[str, int | None]:
+    """Path and row of ``PATH`` or ``PATH:ROW``."""
+    path, colon, row = text.rpartition(':')
+    if not (colon and row.isdigit()) or os.path.exists(text):
+        return text, None
+    return path, int(row)
+
+
+def read_vector(path: str, row: int | None) -> Tensor:
+    """The one tensor, or the classifier, in a file: a row of it, or all of it as a vector.
+
+    Raises:
+        InputError: If there is none, or several.
+    """
     if path.endswith('.npy'):
         try:
             content = torch.from_numpy(np.load(path, allow_pickle=False))

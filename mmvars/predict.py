@@ -1,0 +1,411 @@
+"""``mmvars predict``: labels, heat maps, overlays and probabilities of images and videos."""
+
+import argparse
+import csv
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib import colormaps
+from mmengine.utils import ProgressBar
+from PIL import Image
+
+from mmvars.datasets.files import images_in, open_image
+from mmvars.engine.options import parse_cfg_options
+from mmvars.errors import InputError, check_number
+from mmvars.parsers.predict import parse_args
+from mmvars.predictor import Prediction, Predictor
+from mmvars.prompts import Box, Example, Mask, Points
+from mmvars.visualization.figure import blend
+from mmvars.visualization.model import ClassTable
+from mmvars.visualization.priors import find_class, read_vector, resolve_prior, split_row
+from mmvars.write import write_bytes
+
+__all__ = ['Source', 'find_sources', 'main', 'parse_prior']
+
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
+SUFFIXES = {'labels': '.png', 'heatmap': '.png', 'overlay': '.jpg', 'probabilities': '.npz'}
+STRENGTH = 0.6  # of the colors in an overlay
+Place = Points | Box | Mask
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict as the command line says; returns the exit status 0.
+
+    Raises:
+        InputError: On bad input. An image that cannot be predicted is named at once, does not stop
+            the others, and is counted in the error at the end.
+    """
+    args = parse_args(argv)
+    sources = find_sources(args.images, args.out_dir, args.carry_state)
+    _check_arguments(args, sources)
+    results = Results(args)
+    results.check(sources)
+    predictor = Predictor(
+        args.model,
+        args.checkpoint,
+        device=args.device,
+        prototypes=args.prototypes,
+        text=args.text,
+        cfg_options=parse_cfg_options(args.cfg_options),
+    )
+    prompts = [parse_prior(word, predictor) for word in results.folders]
+    bar = ProgressBar(sum(source.num_frames(args.every) for source in sources))
+    num_failed = num_written = 0
+    for source in sources:
+        if source.starts:
+            priors, previous = None, None
+        try:
+            for name, image in source.frames(args.every):
+                is_done = args.resume and results.has(name)
+                if not is_done or (source.is_video and priors is None):
+                    predictor.set_image(image, previous)
+                    if priors is None:  # a place is one in the first frame
+                        priors = [
+                            predictor.prior_vector(prompt) if isinstance(prompt, Place) else prompt
+                            for prompt in prompts
+                        ]
+                if not is_done:
+                    for word, prior in zip(results.folders, priors, strict=True):
+                        prediction = predictor.predict(prior, args.alpha)
+                        results.write(name, word, prediction, predictor)
+                    previous = prediction if args.carry_state else None
+                    num_written += 1
+                bar.update()
+        except InputError as error:
+            num_failed += 1
+            print(f'\nnot predicted: {source.path}: {error}', file=sys.stderr)
+    print(f'\n{num_written} images and frames -> {args.out_dir}')
+    if num_failed:
+        raise InputError(
+            f'{num_failed} of {len(sources)} images and videos could not be predicted, for the '
+            'reasons given above'
+        )
+    return 0
+
+
+def _check_arguments(args: argparse.Namespace, sources: Sequence['Source']) -> None:
+    """Refuse options that contradict each other, or that nothing would come of."""
+    check_number('--every', args.every, 1, whole=True)
+    words = args.prior or []
+    needs = [
+        ('--every', args.every > 1, 'a video', any(source.is_video for source in sources)),
+        ('--text', args.text, '--prior text:WORDS', any(w.startswith('text:') for w in words)),
+        (
+            '--prototypes',
+            args.prototypes,
+            '--prior class:NAME or text:WORDS',
+            any(word.startswith(('class:', 'text:')) for word in words),
+        ),
+        ('--prior text:WORDS', any(w.startswith('text:') for w in words), '--text', args.text),
+        (
+            '--carry-state',
+            args.carry_state,
+            'a video or a folder of its frames',
+            any(source.is_video or not source.starts for source in sources),
+        ),
+        ('--carry-state', args.carry_state, 'one --prior at a time', len(words) < 2),
+        ('--carry-state', args.carry_state, 'all frames, so no --resume', not args.resume),
+        ('--resume', args.resume, 'what is there, so no --overwrite', not args.overwrite),
+    ]
+    for option, is_given, needed, is_there in needs:
+        if is_given and not is_there:
+            raise InputError(f'{option} needs {needed}')
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image or a video.
+
+    Attributes:
+        path: Of the file.
+        name: Of its results, without suffix.
+        starts: Whether it does not go on from the image before.
+    """
+
+    path: str
+    name: str
+    starts: bool = True
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.lower().endswith(VIDEOS)
+
+    def num_frames(self, every: int) -> int:
+        """As far as the file says; 1 of an image."""
+        count = cv2.VideoCapture(self.path).get(cv2.CAP_PROP_FRAME_COUNT) if self.is_video else 1
+        return max(-(-int(count) // every), 1)
+
+    def frames(self, every: int) -> Iterator[tuple[str, Any]]:
+        """Name and image of each frame: a path, or pixels ``(H, W, 3)`` in RGB.
+
+        Raises:
+            InputError: If it is no video.
+        """
+        if not self.is_video:
+            yield self.name, self.path
+            return
+        video, number = cv2.VideoCapture(self.path), 0
+        while video.grab():
+            if number % every == 0:
+                yield (
+                    f'{self.name}/{number:06}',
+                    np.ascontiguousarray(video.retrieve()[1][..., ::-1]),
+                )
+            number += 1
+        if number == 0:
+            raise InputError('OpenCV can read no frame; convert the video to .mp4 (H.264)')
+
+
+def find_sources(paths: Sequence[str], out_dir: str, are_frames: bool = False) -> list[Source]:
+    """The images and videos that files and folders name, each once.
+
+    With ``are_frames`` the images of a folder go on from each other.
+
+    Raises:
+        InputError: If a path does not exist, or a folder holds no image.
+    """
+    names: dict[str, tuple[str, bool]] = {}  # path -> name, starts
+    for path in paths:
+        if os.path.isdir(path):
+            for number, image in enumerate(images_in(path, out_dir)):
+                starts = number == 0 or not are_frames
+                names.setdefault(image, (os.path.relpath(image, path), starts))
+        elif os.path.isfile(path):
+            names.setdefault(path, (os.path.basename(path), True))
+        else:
+            what = 'is no file' if os.path.exists(path) else 'does not exist'
+            raise InputError(f'the image {path!r} {what}')
+    sources: list[Source] = []
+    for path, (name, starts) in names.items():
+        stem, taken = os.path.splitext(name)[0], {source.name.lower() for source in sources}
+        # Different files even where the names of the images are the same.
+        candidates = (stem if i == 1 else f'{stem}-{i}' for i in itertools.count(1))
+        unique = next(each for each in candidates if each.lower() not in taken)
+        sources.append(Source(path, unique, starts))
+    return sources
+
+
+def parse_prior(word: str, predictor: Predictor) -> Any:
+    """What a word of ``--prior`` means for ``Predictor.predict``: a place, or a vector.
+
+    Raises:
+        InputError: If it is not understood, or a file or class does not exist.
+    """
+    kind, _, rest = word.partition(':')
+    if word == 'none':
+        return None
+    if word == 'query':
+        resolve_prior(word, predictor.model, ClassTable((), []))  # refuse it where there is none
+        return None
+    if not rest or kind not in _PARSERS:
+        raise InputError(
+            f'--prior {word!r} is not understood: give class:NAME, point:X,Y, box:X0,Y0,X1,Y1, '
+            'mask:FILE, example:IMAGE, file:PATH, text:WORDS, query or none'
+        )
+    try:
+        prompt = _PARSERS[kind](rest, predictor)
+        return prompt if isinstance(prompt, Place) else predictor.prior_vector(prompt)
+    except InputError as error:
+        raise InputError(f'--prior {word}: {error}') from None
+
+
+def _class(name: str, predictor: Predictor) -> int:
+    names, table = predictor.class_priors
+    return find_class(name, len(table), names)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(',')]
+    except ValueError:
+        raise InputError(f'numbers with commas between them are needed, got {text!r}') from None
+
+
+def _points(text: str) -> Points:
+    numbers = _numbers(text)
+    if len(numbers) % 2:
+        raise InputError(f'a point is X,Y, and two are X,Y,X,Y; got {len(numbers)} numbers')
+    return Points(list(zip(numbers[::2], numbers[1::2], strict=True)))
+
+
+def _box(text: str) -> Box:
+    numbers = _numbers(text)
+    if len(numbers) != 4:
+        raise InputError(f'a box is X0,Y0,X1,Y1; got {len(numbers)} numbers')
+    return Box(*numbers)
+
+
+def _mask(path: str) -> Mask:
+    try:
+        with open_image(path, path) as image:
+            return Mask(np.asarray(image))
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path!r} is no image that can be read: {error}') from error
+
+
+def _example(text: str) -> Example:
+    path, at, box = text.rpartition('@')
+    if os.path.exists(text) or not at:
+        return Example(text)
+    return Example(path, _box(box))
+
+
+_PARSERS: dict[str, Callable[[str, Predictor], Any]] = {
+    'class': _class,
+    'point': lambda text, predictor: _points(text),
+    'box': lambda text, predictor: _box(text),
+    'mask': lambda path, predictor: _mask(path),
+    'example': lambda text, predictor: _example(text),
+    'file': lambda text, predictor: read_vector(*split_row(text)),
+    'text': lambda words, predictor: words,
+}
+
+
+class Results:
+    """The folder of results.
+
+    Args:
+        args: Arguments of the command.
+
+    Attributes:
+        folders: Word of ``--prior`` -> folder; ``none`` where there is none.
+        rows: What the table of a classifier has: name and prior.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        root, words = Path(args.out_dir), dict.fromkeys(args.prior or ['none'])
+        self.folders = dict.fromkeys(words, root)
+        if len(words) > 1:
+            for number, word in enumerate(words, 1):
+                slug = re.sub(r'[^\w.,-]+', '-', word)
+                self.folders[word] = root / f'{number}-{slug}'[:100]
+        self.table = root / 'labels.csv'
+        self.rows: set[tuple[str, str]] = set()
+        if args.resume and self.table.exists():
+            with open(self.table, newline='', encoding='utf-8') as file:
+                self.rows = {(row[0], row[1]) for row in csv.reader(file) if len(row) == 5}
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """Refuse to replace results unless asked to, and images at all.
+
+        Raises:
+            InputError: Naming the first.
+        """
+        paths = [
+            self._path(source.name, word, kind).with_suffix('')
+            if source.is_video
+            else self._path(source.name, word, kind)
+            for source in sources
+            for word in self.folders
+            for kind in SUFFIXES
+        ]
+        images = {os.path.realpath(source.path) for source in sources}
+        for path in [self.table, *paths]:
+            if os.path.realpath(path) in images:
+                raise InputError(f'{path} is one of the images: give another --out-dir')
+            if path.exists() and not self.args.overwrite and not self.args.resume:
+                raise InputError(
+                    f'{path} exists: replace what is there with --overwrite, keep it and predict '
+                    'the rest with --resume, or give another --out-dir'
+                )
+        if self.args.overwrite:
+            self.table.unlink(missing_ok=True)
+
+    def has(self, name: str) -> bool:
+        """Whether all results of an image are there."""
+        return all(
+            (self._path(name, word, 'labels').exists() or (name, word) in self.rows)
+            and all(self._path(name, word, kind).exists() for kind in self._kinds(word))
+            for word in self.folders
+        )
+
+    def write(self, name: str, word: str, answer: Prediction, predictor: Predictor) -> None:
+        """Write the results of an image with one prior."""
+        is_map = np.ndim(answer.labels) == 2
+        for kind in (*['labels'] * is_map, *self._kinds(word)):
+            content = _ENCODERS[kind](answer, predictor)
+            path = self._path(name, word, kind)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content, overwrite=True)
+        if not is_map and (name, word) not in self.rows:
+            self._add_row(name, word, answer, predictor)
+
+    def _add_row(self, name: str, word: str, answer: Prediction, predictor: Predictor) -> None:
+        is_new = not self.table.exists()
+        self.table.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.table, 'a', newline='', encoding='utf-8') as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(['image', 'prior', 'label', 'class', 'probability'])
+            label = int(answer.labels)
+            score = f'{answer.probabilities[label]:.6f}'
+            writer.writerow([name, word, label, predictor.classes[label], score])
+
+    def _kinds(self, word: str) -> list[str]:
+        """What is written beside the labels."""
+        return [
+            *['heatmap'] * (word != 'none'),
+            *['overlay'] * self.args.overlay,
+            *['probabilities'] * self.args.probabilities,
+        ]
+
+    def _path(self, name: str, word: str, kind: str) -> Path:
+        return self.folders[word] / kind / (name + SUFFIXES[kind])
+
+
+def _labels(answer: Prediction, predictor: Predictor) -> bytes:
+    if len(predictor.classes) > 256:
+        return _encoded(Image.fromarray(answer.labels.astype(np.uint16)), 'PNG')
+    image = Image.fromarray(answer.labels.astype(np.uint8))
+    image.putpalette(np.asarray(predictor.palette, np.uint8).tobytes())
+    return _encoded(image, 'PNG')
+
+
+def _heatmap(answer: Prediction, predictor: Predictor) -> bytes:
+    assert answer.heatmap is not None  # there was a prior
+    return _encoded(Image.fromarray(np.uint8(np.rint(255 * answer.heatmap))), 'PNG')
+
+
+def _overlay(answer: Prediction, predictor: Predictor) -> bytes:
+    """Labels in their colors, and beside them the heat map, on the image in gray."""
+    panels = []
+    if np.ndim(answer.labels) == 2:
+        panels.append(np.asarray(predictor.palette)[answer.labels] / 255)
+    if answer.prior is not None and answer.heatmap is not None:
+        panels.append(colormaps['magma'](answer.heatmap)[..., :3])  # black where there is nothing
+    elif not panels:
+        panels.append(colormaps['magma'](answer.attention / answer.attention.max())[..., :3])
+    picture = np.concatenate([blend(each, predictor.image, STRENGTH) for each in panels], axis=1)
+    return _encoded(Image.fromarray(np.uint8(255 * picture)), 'JPEG')
+
+
+def _probabilities(answer: Prediction, predictor: Predictor) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(
+        file, probabilities=answer.probabilities.astype(np.float16), classes=predictor.classes
+    )
+    return file.getvalue()
+
+
+def _encoded(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+_ENCODERS = {
+    'labels': _labels,
+    'heatmap': _heatmap,
+    'overlay': _overlay,
+    'probabilities': _probabilities,
+}
