@@ -82,7 +82,8 @@ class Prediction:
         labels: Class of each pixel ``(H, W)``; of a classifier one number.
         heatmap: ``(H, W)`` in [0, 1], how much each place is what was asked for: the probability of
             the prompt head; without one, or without a prompt, the token weights. ``None`` where
-            there are none.
+            there are none. A network that takes no prior (``design='feedback'``) has that of its
+            prompt head, whatever was asked.
         token_weights: ``(H, W)`` in [0, 1], clamped cosine of the tokens with the prior; ``None``
             where the network has no prior.
         attention: ``(H, W)``, norms of the tokens in the last pass (top-down attention).
@@ -564,7 +565,7 @@ class Predictor:
             ]
             weights = heatmap = self._on_image(state, maps, backbone.trunk.strides[-1])
         head = getattr(self.model, 'prompt_head', None)
-        if head is not None and vector is not None:
+        if head is not None and (vector is not None or network.prior is None):
             maps = [head(each)[:, 0].float() for each in feats]
             heatmap = self._on_image(state, maps, backbone.out_strides[-1], torch.sigmoid)
         if is_segmentor(self.model):
