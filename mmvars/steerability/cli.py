@@ -1,11 +1,13 @@
 """``mmvars steerability``: measure how well models follow their priors."""
 
+import argparse
 import json
 import os
 import time
 from collections.abc import Sequence
 
 import numpy as np
+from mmengine.config import Config
 from mmengine.utils import ProgressBar
 
 from mmvars.engine.options import parse_cfg_options
@@ -16,13 +18,10 @@ from mmvars.steerability.photos import Photos
 from mmvars.steerability.protocol import Plan, Subject, measure, num_steps
 from mmvars.steerability.report import Report, alpha_figure, comparison, example_figure
 from mmvars.visualization.figure import save_figure
-from mmvars.visualization.model import is_segmentor, read_config
-from mmvars.visualization.priors import scale_of
+from mmvars.visualization.model import read_config
 from mmvars.write import write_text
 
 __all__ = ['main']
-
-PACK_STEPS = ('mmpretrain.PackInputs',)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +77,7 @@ def _stem(path: str) -> str:
 
 
 def _measure(
-    config: str, checkpoint: str, prototypes: str | None, name: str, args: object
+    config: str, checkpoint: str, prototypes: str | None, name: str, args: argparse.Namespace
 ) -> Report:
     """Load one model and measure it."""
     options = parse_cfg_options(args.cfg_options)
@@ -91,13 +90,13 @@ def _measure(
         config, checkpoint, device=args.device, prototypes=prototypes, cfg_options=options
     )
     subject = Subject(predictor)
-    photos = Photos(cfg, predictor.model, subject.num_classes, is_segmentor(predictor.model))
+    photos = Photos(cfg, predictor.model, subject.num_classes, subject.segments)
     order = np.random.default_rng(args.seed).permutation(len(photos)).tolist()
     alphas = None if args.alpha is None else tuple(args.alpha)
     plan = Plan(
         order[: args.images], args.seed, args.min_share, args.pair_layout, alphas, args.examples
     )
-    bar = ProgressBar(num_steps(len(plan.indices), photos.segments))
+    bar = ProgressBar(num_steps(len(plan.indices), subject.segments))
     start = time.time()
     results = measure(subject, photos, plan, bar.update)
     print(f'\n{time.time() - start:.0f} s')
@@ -106,12 +105,12 @@ def _measure(
         results,
         subject.has_head,
         subject.takes_prior,
-        scale_of(subject.network, None),
+        subject.own_alpha,
         predictor.classes,
         predictor.palette,
         args.seed,
     )
 
 
-def _segments(cfg: object) -> bool:
+def _segments(cfg: Config) -> bool:
     return 'decode_head' in cfg.model

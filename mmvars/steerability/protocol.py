@@ -122,6 +122,8 @@ class Subject:
             every question alike.
         has_head: Whether its answer is that of a prompt head; else the token weights are.
         askable: Classes that it can be asked for: those with a prior that is not zero.
+        own_alpha: Its scale; ``None`` where nothing is scaled by it, or nothing can be asked.
+        segments: Whether it is a segmentor, not a classifier.
 
     Raises:
         InputError: If it is a plain backbone, or has neither prior nor prompt head.
@@ -144,6 +146,8 @@ class Subject:
                 "so it cannot be asked for anything: take design='absvit', or train it with "
                 "model.prompt_head=dict(type='mmvars.PromptHead')"
             )
+        self.own_alpha = scale_of(self.network, None) if self.takes_prior else None
+        self.segments = is_segmentor(predictor.model)
         self.num_classes = len(predictor.classes)
         self.askable = np.arange(self.num_classes)
         if self.takes_prior:
@@ -283,17 +287,17 @@ def measure(
     subject: Subject, photos: Photos, plan: Plan, progress: Callable[[], None] = lambda: None
 ) -> Results:
     """Measure a model; ``progress`` is called after each image, see :func:`num_steps`."""
-    num_pairs, num_squares = _num_collages(len(plan.indices), photos.segments)
+    num_pairs, num_squares = _num_collages(len(plan.indices), subject.segments)
     sections = dict(pairs=Section(num_pairs), squares=Section(num_squares))
-    if photos.segments:
+    if subject.segments:
         sections = dict(images=Section(len(plan.indices)), **sections)
-    own = scale_of(subject.network, None) if subject.takes_prior else None
+    own = subject.own_alpha
     alphas = () if own is None else plan.alphas or tuple(own * factor for factor in FACTORS)
     left_out = sorted(set(range(subject.num_classes)) - set(subject.askable.tolist()))
     results = Results(sections, alphas, tuple(left_out))
     counts = []
     for unit, index in enumerate(plan.indices):
-        if photos.segments:
+        if subject.segments:
             photo = photos[index]
             _measure_image(subject, photo, unit, index, plan, results)
             counts.append(_class_counts(photo.labels, subject))
@@ -426,11 +430,11 @@ def _sweep_image(
     alphas: Sequence[float],
 ) -> None:
     """One class of the image under each alpha."""
-    region, own = truth == named, scale_of(subject.network, None)
+    region = truth == named
     answers = [(PLAIN, readings.plain)]
     for alpha in alphas:
         reading = readings.named[0]
-        if alpha != own:
+        if alpha != subject.own_alpha:
             reading = Reading(subject, *subject.ask([named], alpha), valid)
         answers.append((f'{alpha:g}', reading))
     for row, reading in answers:
@@ -534,7 +538,7 @@ def _measure_collage(
     valid = np.ones(photo.labels.shape, bool)
     readings = predictions.map(lambda each: Reading(subject, each, valid))
     _add_regions(section, unit, readings, drawn.regions, named)
-    if is_segmentor(subject.predictor.model):
+    if subject.segments:
         return
     _add_scores(section, unit, predictions, named)
     if name == 'pairs':
@@ -569,9 +573,9 @@ def _sweep_pair(
     alphas: Sequence[float],
 ) -> None:
     """Flips under each alpha; and what a wrong prior costs on the first image alone."""
-    own, answers = scale_of(subject.network, None), {}
+    answers = {}
     for alpha in alphas:
-        asked = predictions.named if alpha == own else subject.ask(list(named), alpha)
+        asked = predictions.named if alpha == subject.own_alpha else subject.ask(list(named), alpha)
         answers[alpha] = [each.probabilities for each in asked]
     half = photo.labels == named[0]
     rows, columns = np.flatnonzero(half.any(axis=1)), np.flatnonzero(half.any(axis=0))

@@ -169,12 +169,14 @@ def _entry(estimate: Estimate) -> dict[str, Any]:
 
 
 def _table(rows: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
-    """Lines of a table in percent: ``value [low, high] count``."""
+    """Lines of a table in percent, ``value [low, high]``, and how many questions they are of."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     order = sorted(rows, key=lambda row: (ROWS + (row,)).index(row))
-    cells = [['', *columns]]
+    cells = [['', *columns, 'n']]
     for row in order:
-        cells.append([row, *(_cell(rows[row].get(column)) for column in columns)])
+        counts = sorted({each.count for each in rows[row].values()})
+        numbers = [_cell(rows[row].get(column)) for column in columns]
+        cells.append([row, *numbers, '/'.join(map(str, counts))])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -185,8 +187,7 @@ def _table(rows: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None or math.isnan(estimate.value):
         return '-'
-    value, low, high, count = estimate
-    return f'{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] n={count}'
+    return f'{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]'
 
 
 HEADLINES = (
@@ -204,6 +205,8 @@ HEADLINES = (
     ('images', 'marked', 'absent class', 'answer at 0.5'),
     ('images', 'marked', 'true', 'share'),
     ('images', 'sweep', PLAIN, 'miou'),
+    ('images', 'sweep', 'own alpha', 'loss miou'),
+    ('images', 'sweep', 'own alpha', 'gain named'),
     ('pairs', 'flip', PRIOR, 'answer'),
     ('pairs', 'flip', PRIOR, 'score'),
     ('pairs', 'flip', 'random prior', 'score'),
@@ -220,10 +223,15 @@ def comparison(reports: Sequence[Report]) -> str:
     rows: dict[str, dict[str, Estimate]] = {}
     for section, table, row, column in HEADLINES:
         for report in reports:
-            number = report.numbers.get(section, {}).get(table, {}).get(row, {}).get(column)
+            known = f'{report.own_alpha:g}' if report.own_alpha is not None else PLAIN
+            number = (
+                report.numbers.get(section, {})
+                .get(table, {})
+                .get(known if row == 'own alpha' else row, {})
+                .get(column)
+            )
             if number is not None:
-                label = f'{section}: {table}, {column}, {row}'
-                rows.setdefault(label, {})[report.name] = number
+                rows.setdefault(f'{section}: {table}, {column}, {row}', {})[report.name] = number
     return '\n'.join(['# The main numbers', '', *_table(rows)]) + '\n'
 
 

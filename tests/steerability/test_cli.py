@@ -1,0 +1,113 @@
+"""``mmvars steerability`` from the command line to its files, on random weights."""
+
+import json
+
+import pytest
+
+from mmvars.cli import run_tool
+from mmvars.steerability.cli import main
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Exit status, what was said, and the JSON file."""
+
+    def call(*arguments):
+        out = tmp_path / 'out'
+        status = run_tool(main, [*map(str, arguments), '--device', 'cpu', '--out', str(out)])
+        captured = capsys.readouterr()
+        file = out / 'steerability.json'
+        content = json.loads(file.read_text()) if file.exists() else None
+        return status, captured.err if status else captured.out, content
+
+    return call
+
+
+def test_designs_side_by_side(run, write_model, tmp_path) -> None:
+    models = [
+        *write_model('segmentation', 'absvit'),
+        '--against',
+        *write_model('segmentation', 'feedback'),
+    ]
+    status, said, content = run(*models, '--images', 4, '--examples', 0, '--alpha', 1, 3)
+    assert status == 0, said
+    ours, feedback = content['models']
+    assert ours['answer'] == 'prompt head' and ours['alphas'] == [1, 3]
+    assert ours['sections']['images']['count'] == 4
+    for row, columns in feedback['sections']['images']['flip'].items():
+        assert columns.get('answer', dict(value=0))['value'] == 0, row
+    assert 'takes no prior: it answers every question alike' in said
+    for table in ('flip', 'auc', 'share', 'iou', 'marked'):
+        for columns in ours['sections']['images'][table].values():
+            for number in columns.values():
+                assert number['value'] is None or 0 <= number['low'] <= number['high'] <= 1
+    assert (tmp_path / 'out' / 'steerability.txt').read_text() in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['segmentation', 'classification'])
+def test_pictures(run, write_model, tmp_path, task) -> None:
+    models = [
+        *write_model(task, 'absvit'),
+        *('--against', *write_model(task, 'perceiver_io')),
+        *('--against', *write_model(task, 'mask_attention')),
+    ]
+    status, said, _ = run(*models, '--images', 3, '--examples', 2)
+    assert status == 0, said
+    files = {path.name for path in (tmp_path / 'out').iterdir()}
+    expected = {'steerability.txt', 'steerability.json', 'alpha.png'}
+    assert files == expected | {'example_1.png', 'example_2.png'}
+
+
+@pytest.mark.slow
+def test_the_same_command_gives_the_same_numbers(run, write_model) -> None:
+    model = write_model('segmentation', 'absvit')
+    options = ['--examples', 0, '--seed']
+    first, second, other = (run(*model, *options, seed)[2] for seed in (1, 1, 2))
+    assert first == second
+    assert first['models'] != other['models']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('layout', ['square', 'side'])
+@pytest.mark.parametrize('design', ['absvit', 'mask_attention', 'perceiver_io'])
+def test_classifiers(run, write_model, design, layout) -> None:
+    status, said, content = run(
+        *write_model('classification', design),
+        *('--pair-layout', layout, '--images', 5, '--examples', 0),
+    )
+    assert status == 0, said
+    (model,) = content['models']
+    assert model['answer'] == 'token weights' and list(model['sections']) == ['pairs', 'squares']
+    pairs = model['sections']['pairs']
+    assert pairs['count'] == 5 and pairs['flip']['no prior']['score']['value'] == 0
+    assert ('sweep' in pairs) and (len(pairs['sweep']) > 1) == (design != 'mask_attention')
+    assert pairs['share']['no prior']['attention']['value'] == pytest.approx(0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('design', ['absvit_qkv', 'mask_attention', 'perceiver_io'])
+def test_other_designs_and_models_without_a_head(run, write_model, design) -> None:
+    status, said, content = run(
+        *write_model('segmentation', design, steerable=False), '--examples', 0
+    )
+    assert status == 0, said
+    images = content['models'][0]['sections']['images']
+    assert 'answer at best' in images['iou']['its prior'] and 'weights' not in str(images['auc'])
+    assert 'answer at 0.5' not in images['iou']['its prior']
+
+
+@pytest.mark.parametrize(
+    'task, design, arguments, message',
+    [
+        ('classification', None, [], 'the backbone mmvars.ViT has no top-down attention'),
+        ('classification', 'feedback', [], 'feeds back without a prior'),
+        ('classification', 'absvit', ['--images', 0], '--images must be a whole number'),
+        ('classification', 'absvit', ['--alpha', -1], '--alpha must be a number of at least 0'),
+        ('classification', 'absvit', ['--prototypes', 'x', 'y'], 'one file for all models'),
+        ('classification', 'absvit', ['--prototypes', 'x.pth'], 'x.pth'),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(run, write_model, task, design, arguments, message):
+    status, said, _ = run(*write_model(task, design), *arguments)
+    assert status == 2 and message in said and said.count('\n') == 1
