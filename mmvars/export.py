@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -39,7 +39,7 @@ from mmvars.visualization.model import (
 )
 from mmvars.write import check_destination, write_bytes
 
-__all__ = ['ExportedPart', 'main', 'open_file']
+__all__ = ['ExportedFile', 'ExportedPart', 'main', 'open_file', 'read_file']
 
 SUFFIXES = ('.onnx', '.pt2')
 FIXED_SIZE_MIXERS = (VARSStatic, VARSConvolutionalDynamic, GlobalFilter)  # by Fourier transforms
@@ -341,6 +341,70 @@ def _exporting(any_size: bool) -> Iterator[None]:
 def open_file(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
     """A written file as a function of images: in onnxruntime on the CPU, or in torch."""
     return _program(path.read_bytes(), path.suffix)
+
+
+class ExportedFile(NamedTuple):
+    """A written file.
+
+    Attributes:
+        run: From images to outputs, see :func:`open_file`.
+        meta: What it says of itself: ``part``, ``input``, ``channels``, ``classes``.
+        size: Height and width of the images that it takes; ``None``: any.
+        dtype: Of the first output.
+    """
+
+    run: Callable[[Tensor], Sequence[Tensor]]
+    meta: Mapping[str, str]
+    size: tuple[int, int] | None
+    dtype: torch.dtype
+
+
+def read_file(path: Path) -> ExportedFile:
+    """Open a file that this module wrote.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if path.suffix == '.onnx':
+        _check_packages(path)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # torch prints a traceback of what is no program
+    try:
+        return (_read_pt2 if path.suffix == '.pt2' else _read_onnx)(path.read_bytes())
+    except Exception as error:  # whatever the two make of the file
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise InputError(
+            f'exported file {path} cannot be read: {reason}; export it again'
+        ) from error
+    finally:
+        logging.disable(disabled)
+
+
+def _read_pt2(content: bytes) -> ExportedFile:
+    meta = dict.fromkeys(('part', 'input', 'channels', 'classes'), '')
+    program = torch.export.load(io.BytesIO(content), extra_files=meta)
+    (name,) = program.graph_signature.user_inputs
+    entry: Any = next(node for node in program.graph.nodes if node.name == name)
+    output: Any = program.graph.output_node().args[0]
+    sides = entry.meta['val'].shape[-2:]
+    return ExportedFile(program.module(), meta, _fixed(sides), output[0].meta['val'].dtype)
+
+
+def _read_onnx(content: bytes) -> ExportedFile:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    meta = session.get_modelmeta().custom_metadata_map
+    sides = session.get_inputs()[0].shape[-2:]
+    kinds = {'tensor(int64)': torch.int64, 'tensor(float)': torch.float32}
+    dtype = kinds[session.get_outputs()[0].type]
+    return ExportedFile(_program(content, '.onnx'), meta, _fixed(sides), dtype)
+
+
+def _fixed(sides: Sequence[Any]) -> tuple[int, int] | None:
+    """Height and width where both are numbers."""
+    height, width = sides
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _program(content: bytes, suffix: str) -> Callable[[Tensor], Sequence[Tensor]]:

@@ -19,7 +19,15 @@ from mmvars.checkpoints.write import write_checkpoint
 from mmvars.errors import InputError
 from mmvars.layers import GridResizeMixin
 
-__all__ = ['ADDED', 'check_trunk', 'recorded_trunk', 'trunk_meta', 'trunk_record', 'write_partial']
+__all__ = [
+    'ADDED',
+    'check_trunk',
+    'recorded_trunk',
+    'sha256_of',
+    'trunk_meta',
+    'trunk_record',
+    'write_partial',
+]
 
 ADDED = re.compile(r'(^|\.)(deep_)?prompt_embeddings$|\.lora_')
 """Names of tensors that no pretraining has, since ``transfer`` adds them: prompts and LoRA."""
@@ -59,7 +67,7 @@ def trunk_record(network: nn.Module, held: Collection[str] = ()) -> dict[str, st
         and not ADDED.search(name)
         and not name.removeprefix('model.').startswith(_NOT_COUNTED)
     }
-    return dict(name=trunk.name, sha256=_sha256(counted))
+    return dict(name=trunk.name, sha256=sha256_of(counted))
 
 
 def trunk_meta(
@@ -154,7 +162,7 @@ def write_partial(
 
 
 def _feedback_sha256(network: nn.Module, held: Collection[str]) -> str:
-    return _sha256(
+    return sha256_of(
         {
             name: value
             for name, value in named_state(network).items()
@@ -163,7 +171,8 @@ def _feedback_sha256(network: nn.Module, held: Collection[str]) -> str:
     )
 
 
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
+def sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and bytes of tensors, in whatever order they come."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)}\n'.encode())

@@ -1,142 +1,396 @@
 """Laws of the predictor: what it gives is what the model itself gives."""
 
-import copy
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+from prompted_models import BATCHED, NUM_CLASSES, SLIDE, WIDTH, by_the_model, pattern, segmentor
 from torch import Tensor
 
 import mmvars
 from mmvars.errors import InputError
 from mmvars.predictor import run_files
 
-WIDTH, NUM_CLASSES = 24, 5
-SLIDE = dict(mode='slide', crop_size=(48, 48), stride=(32, 32))
-BATCHED = SLIDE | dict(window_batch=3)
-MISSING = object()
 
-
-def segmentor(
-    design: str = 'absvit', timm: bool = False, test_cfg: Any = None, **backbone: Any
-) -> Config:
-    """A segmentor whose images are resized to 96 pixels at most, and padded to 64 at least."""
-    arch: dict = dict(embed_dims=WIDTH, num_layers=3, num_heads=2, patch_size=16, global_pool='avg')
-    if timm:
-        arch = dict(trunk='timm/vit_small_patch14_reg4_dinov2.lvd142m', num_layers=3)
-    features = dict(type='mmvars.AbSViT', arch=arch, design=design, img_size=64)
-    if design == 'none':
-        features = dict(type='mmvars.ViT', arch=arch, img_size=64)
-    pipeline = [
-        dict(type='mmvars.LoadImageFromFile'),
-        dict(type='Resize', scale=(96, 64), keep_ratio=True),
-        dict(type='LoadAnnotations'),
-        dict(type='mmseg.PackSegInputs'),
-    ]
-    names = ('road', 'sidewalk', 'building', 'wall', 'fence')
-    dataset = dict(type='mmseg.BaseSegDataset', metainfo=dict(classes=names), pipeline=pipeline)
-    head = dict(
-        type='mmseg.FCNHead',
-        channels=8,
-        num_convs=1,
-        concat_input=False,
-        num_classes=NUM_CLASSES,
-        in_index=0,
-        in_channels=None,
-        align_corners=False,
-    )
-    return Config(
-        dict(
-            default_scope='mmseg',
-            model=dict(
-                type='mmvars.EncoderDecoder',
-                data_preprocessor=dict(
-                    type='mmseg.SegDataPreProcessor',
-                    mean=[123.675, 116.28, 103.53],
-                    std=[58.395, 57.12, 57.375],
-                    bgr_to_rgb=True,
-                    size=(64, 64),
-                    pad_val=0,
-                    seg_pad_val=255,
-                    test_cfg=dict(size_divisor=16),
-                ),
-                backbone=features | backbone,
-                decode_head=head,
-                test_cfg=test_cfg or dict(mode='whole'),
-            ),
-            test_dataloader=dict(dataset=dataset),
-        )
-    )
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., mmvars.Predictor]:
-    """From a config to a predictor with random weights, in which all that is zero is not."""
-
-    def build(cfg: Config, **options: Any) -> mmvars.Predictor:
-        init_default_scope(cfg.default_scope)
-        model = MODELS.build(copy.deepcopy(cfg.model))
-        for name, value in model.named_parameters():
-            if name.endswith('.gate'):
-                torch.nn.init.constant_(value, 0.5)
-        for name, value in model.named_buffers():
-            if name.endswith(('prototypes', 'center')):
-                torch.nn.init.normal_(value)
-        cfg.dump(tmp_path / 'config.py')
-        torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
-        return mmvars.Predictor(tmp_path / 'config.py', tmp_path / 'weights.pth', **options)
-
-    return build
-
-
-@pytest.fixture
-def picture() -> np.ndarray:
-    """75 x 130, so that it is shrunk, and padded below."""
-    return np.random.default_rng(0).integers(0, 255, (75, 130, 3), dtype=np.uint8)
-
-
-@torch.no_grad()
-def by_the_model(predictor: mmvars.Predictor, picture: np.ndarray, prior: Any = MISSING) -> Tensor:
-    """Logits of the model's own ``predict``, through its own pipeline."""
-    packed = predictor._pipeline(dict(img=np.ascontiguousarray(picture[..., ::-1])))
-    if prior is not MISSING:
-        packed['data_samples'].set_field(prior, 'prior')
-    data = dict(inputs=[packed['inputs']], data_samples=[packed['data_samples']])
-    return predictor.model.test_step(data)[0].seg_logits.data
-
-
-@pytest.mark.parametrize('design', ['absvit', 'feedback', 'mask_attention', 'perceiver_io', 'none'])
-@pytest.mark.parametrize('test_cfg', [None, SLIDE, BATCHED], ids=['whole', 'slide', 'batched'])
+@pytest.mark.parametrize(
+    ('design', 'test_cfg'),
+    [
+        ('absvit', None),
+        ('absvit', SLIDE),
+        ('absvit', BATCHED),
+        ('feedback', SLIDE),
+        ('mask_attention', BATCHED),
+        ('perceiver_io', BATCHED),
+        ('none', BATCHED),
+    ],
+)
 def test_without_a_prompt_it_is_the_model_itself(
     make: Callable, picture: np.ndarray, design: str, test_cfg: dict | None
 ) -> None:
     predictor = make(segmentor(design, test_cfg=test_cfg))
     predictor.set_image(picture)
     result = predictor.predict()
-    logits = by_the_model(predictor, picture)
-    assert torch.equal(result._scores, logits)
-    assert result.labels.shape == (75, 130)
+    logits = by_the_model(predictor, picture).seg_logits.data
     assert np.array_equal(result.labels, logits.argmax(dim=0).numpy())
-    assert not result.shift.pixels.any()
+    assert np.array_equal(result.probabilities, logits.softmax(dim=0).numpy())
+    assert result.labels.shape == result.attention.shape == result.bottom_up.shape == (75, 130)
+    assert not result.shift.pixels.any() and not result.shift.classes.any()
+    assert (result.heatmap is None) == (design in ('feedback', 'none'))
+    if design in ('perceiver_io', 'none'):
+        return
+    assert not np.array_equal(result.attention, result.bottom_up)
 
 
-@pytest.mark.parametrize('test_cfg', [None, SLIDE, BATCHED], ids=['whole', 'slide', 'batched'])
-@pytest.mark.parametrize('options', [{}, dict(num_passes=3), dict(first_pass_scale=0.5)])
-def test_two_prompts_are_two_forwards(
-    make: Callable, picture: np.ndarray, test_cfg: dict | None, options: dict
+@pytest.mark.parametrize(
+    ('options', 'test_cfg'),
+    [
+        ({}, None),
+        ({}, SLIDE),
+        ({}, BATCHED),
+        (dict(num_passes=3), SLIDE),
+        (dict(first_pass_scale=0.5), BATCHED),
+        (dict(design='mask_attention'), None),
+        (dict(design='perceiver_io'), BATCHED),
+    ],
+)
+def test_an_image_with_two_prompts_is_two_forwards(
+    make: Callable, picture: np.ndarray, options: dict, test_cfg: dict | None
 ) -> None:
     predictor = make(segmentor(test_cfg=test_cfg, **options))
     predictor.set_image(picture)
-    priors = torch.randn(2, WIDTH)
-    for prior in priors:
+    plain = by_the_model(predictor, picture).seg_logits.data.softmax(dim=0).numpy()
+    for prior in torch.randn(2, WIDTH):
         result = predictor.predict(prior)
-        assert torch.equal(result._scores, by_the_model(predictor, picture, prior))
-        assert result.heatmap.shape == result.attention.shape == result.bottom_up.shape == (75, 130)
+        logits = by_the_model(predictor, picture, prior).seg_logits.data
+        change = logits.softmax(dim=0).numpy() - plain
+        assert np.array_equal(result.probabilities, logits.softmax(dim=0).numpy())
+        assert np.allclose(result.shift.pixels, np.abs(change).sum(0) / 2, atol=1e-6)
+        assert np.allclose(result.shift.classes, change.mean((1, 2)), atol=1e-6)
+        assert result.shift.pixels.max() > 0
+        assert np.array_equal(result.prior, prior.numpy())
+
+
+def test_the_first_pass_runs_once(make: Callable, picture: np.ndarray, monkeypatch: Any) -> None:
+    predictor = make(segmentor(test_cfg=SLIDE))
+    calls = []
+    block = predictor.model.backbone.trunk.blocks[0]
+    block.register_forward_hook(lambda *args: calls.append(1))
+    predictor.set_image(picture)
+    windows = len(calls)
+    assert windows > 1
+    predictor.predict((3, 4))
+    predictor.predict((5, 6), alpha=2.0)
+    assert len(calls) == 3 * windows
+
+
+def test_alpha_zero_is_the_plain_trunk_of_timm(make: Callable, picture: np.ndarray) -> None:
+    predictor = make(segmentor(timm=True))
+    predictor.set_image(picture)
+    prompted = predictor.predict((60, 40), alpha=0.0)
+    features = predictor.model.backbone.trunk(predictor._state.inputs)
+    head = predictor.model.decode_head
+    maps = [features.grid.to_map(features.tokens)]
+    small = head.forward(maps)
+    assert predictor.predict((60, 40), alpha=5.0).shift.pixels.max() > 1e-5
+    size = predictor._state.inputs.shape[2:]
+    full = torch.nn.functional.interpolate(small, size, mode='bilinear')
+    full = torch.nn.functional.interpolate(full[..., :55, :96], (75, 130), mode='bilinear')
+    assert np.allclose(prompted.probabilities, full[0].softmax(dim=0).detach(), atol=1e-5)
+    assert prompted.alpha == 0 and prompted.heatmap.any()
+
+
+@pytest.mark.parametrize('scale', [1.0, 0.5])
+def test_a_point_is_the_token_of_its_patch_and_a_box_the_mean(make: Callable, scale: float) -> None:
+    cfg = segmentor(first_pass_scale=scale)
+    predictor = make(cfg)
+    predictor.set_image(pattern(128, 192))  # resized to 64 x 96: patches of 32 pixels
+    output = predictor._state.passes[0].output
+    tokens = output.grid.to_map(output.tokens)[0]
+    if scale == 1.0:
+        assert torch.equal(predictor.prior_vector((33, 70)), tokens[:, 2, 1])
+        assert torch.equal(predictor.prior_vector((191.5, 0)), tokens[:, 0, 5])
+        box = predictor.prior_vector(mmvars.Box(0, 32, 64, 96))
+        assert torch.allclose(box, tokens[:, 1:3, 0:2].mean((1, 2)), atol=1e-6)
+    else:  # patches of 64 pixels
+        assert torch.equal(predictor.prior_vector((65, 64)), tokens[:, 1, 1])
+    mask = np.zeros((128, 192), dtype=bool)
+    mask[32:96, 0:64] = True
+    ways = [mmvars.Box(0, 32, 64, 96), mask, mmvars.Mask(mask * 255), torch.from_numpy(mask)]
+    ways += [mmvars.Example(pattern(128, 192), mask)]
+    vectors = [predictor.prior_vector(way) for way in ways]
+    assert all(torch.equal(vectors[0], vector) for vector in vectors)
+    both = predictor.prior_vector(mmvars.Points([(3, 4), (190, 100)], labels=[1, 0]))
+    difference = predictor.prior_vector((3, 4)) - predictor.prior_vector((190, 100))
+    assert torch.allclose(both, difference, atol=1e-6)
+    whole = predictor.prior_vector(mmvars.Example(pattern(128, 192)))
+    assert torch.allclose(whole, tokens.mean((1, 2)), atol=1e-6)
+
+
+def test_priors_are_differences_from_the_center(make: Callable, picture: np.ndarray) -> None:
+    predictor = make(segmentor(timm=True))
+    predictor.set_image(picture)
+    output, center = predictor._state.passes[0].output, predictor._engine.network.prior.center
+    assert center.any()
+    tokens = output.grid.to_map(output.tokens)[0]
+    assert torch.allclose(predictor.prior_vector((0, 0)), tokens[:, 0, 0] - center, atol=1e-5)
+    both = predictor.prior_vector(mmvars.Points([(0, 0), (129, 74)], labels=[1, 0]))
+    assert torch.allclose(both, tokens[:, 0, 0] - tokens[:, 3, -1], atol=1e-5)
+
+
+def test_a_place_has_the_tokens_of_all_windows_that_see_it(make: Callable) -> None:
+    predictor = make(segmentor(test_cfg=BATCHED))
+    predictor.set_image(pattern(64, 96))  # windows of 48 pixels at 0, 16 and 0, 32, 48
+    at = {
+        (rows.start, columns.start): first.output.grid.to_map(first.output.tokens)[index]
+        for group, first in zip(predictor._state.groups, predictor._state.passes, strict=True)
+        for index, (_, rows, columns) in enumerate(group)
+    }
+    assert len(at) == 6
+    # (40, 20): right of 32 and below 16, in the four windows of the two first columns.
+    expected = [
+        at[top, left][:, (20 - top) // 16, (40 - left) // 16] for top in (0, 16) for left in (0, 32)
+    ]
+    vector = predictor.prior_vector((40, 20))
+    assert torch.allclose(vector, torch.stack(expected).mean(dim=0), atol=1e-6)
+
+
+@pytest.mark.parametrize('test_cfg', [None, SLIDE])
+def test_places_survive_resize_padding_and_rotation(
+    make: Callable, tmp_path: Path, test_cfg: dict | None
+) -> None:
+    """A point asks for its patch, wherever that went: weights are greatest in its middle."""
+    predictor = make(segmentor(test_cfg=test_cfg))
+    upright = pattern(190, 130)
+    stored = Image.fromarray(np.rot90(upright).copy())  # 130 x 190, shown turned to the right
+    exif = stored.getexif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / 'turned.png', exif=exif)
+    with Image.open(tmp_path / 'turned.png') as opened:
+        opened.load()
+        results = []
+        for image in (upright, tmp_path / 'turned.png', opened):
+            predictor.set_image(image)
+            assert np.array_equal(predictor.image, upright)
+            assert predictor.image_size == (190, 130)
+            results.append(predictor.predict((30, 70)))
+    assert np.array_equal(results[0].probabilities, results[1].probabilities)
+    assert np.array_equal(results[0].probabilities, results[2].probabilities)
+    row, column = np.unravel_index(results[0].token_weights.argmax(), (190, 130))
+    # The point is in patch 2 from above and 0 from the left, of 16 / 0.495 pixels each.
+    assert abs(row - 40 / 0.495) < 3 and column < 18
+    assert results[0].token_weights[row, column] > 0.9
+
+
+def test_a_batch_is_one_by_one(make: Callable) -> None:
+    predictor = make(segmentor())
+    images = [pattern(75, 130), pattern(90, 60)[::-1]]
+    priors = [(10, 20), torch.randn(WIDTH)]
+    predictor.set_image_batch(images)
+    with pytest.raises(InputError, match='predict_batch'):
+        predictor.predict()
+    with pytest.raises(InputError, match='one for each of the 2 images, got 1'):
+        predictor.predict_batch([None])
+    together = predictor.predict_batch(priors, alpha=2.0)
+    assert [result.labels.shape for result in predictor.predict_batch()] == [(75, 130), (90, 60)]
+    for image, prior, result in zip(images, priors, together, strict=True):
+        predictor.set_image(image)
+        alone = predictor.predict(prior, alpha=2.0)
+        assert np.array_equal(alone.probabilities, result.probabilities)
+        assert np.array_equal(alone.heatmap, result.heatmap)
+    many = predictor.predict_batch([None, priors[1]], alpha=2.0)
+    assert np.array_equal(many[1].probabilities, together[1].probabilities)
+
+
+def test_classes_by_name_and_number(make: Callable, picture: np.ndarray) -> None:
+    prior = dict(type='class_prototype', num_classes=NUM_CLASSES)
+    predictor = make(segmentor(prior=prior))
+    predictor.set_image(picture)
+    assert predictor.is_steerable and predictor.classes[3] == 'wall' and len(predictor.palette) == 5
+    by_name, by_number = predictor.predict('Wall'), predictor.predict(np.int64(3))
+    by_id = by_the_model(predictor, picture, 3).seg_logits.data.softmax(dim=0).numpy()
+    assert np.array_equal(by_name.probabilities, by_id)
+    assert np.array_equal(by_number.probabilities, by_id)
+    assert not predictor.predict().token_weights.any()  # asks for nothing
+    with pytest.raises(InputError, match="no class is called 'wal'; did you mean 'wall'"):
+        predictor.predict('wal')
+    with pytest.raises(InputError, match='class 5 does not exist: .* 0 to 4'):
+        predictor.predict(5)
+    predictor._engine.network.prior.prototypes[3] = 0
+    with pytest.raises(InputError, match="'wall' has no prototype"):
+        predictor.predict('wall')
+
+
+def test_text_where_no_class_has_the_name(make: Callable, picture: np.ndarray) -> None:
+    class Encoder:
+        def encode(self, texts: list[str]) -> Tensor:
+            return torch.tensor([[len(text), text.count('a'), 1.0] for text in texts])
+
+    predictor = make(
+        segmentor(prior=dict(type='class_prototype', num_classes=NUM_CLASSES)), text=Encoder()
+    )
+    predictor.set_image(picture)
+    table = predictor._engine.network.prior.prototypes
+    assert torch.equal(predictor.prior_vector('wall'), table[3])
+    assert predictor.prior_vector('a lamp').shape == (WIDTH,)
+    assert predictor.predict('a lamp').shift.pixels.max() > 0
+
+
+def test_the_prompt_head_makes_the_heatmap(make: Callable, picture: np.ndarray) -> None:
+    cfg = segmentor(prior=dict(type='learned_classes', num_classes=NUM_CLASSES), test_cfg=SLIDE)
+    cfg.model.update(
+        prior_sampler=dict(type='mmvars.PriorSampler'), prompt_head=dict(type='mmvars.PromptHead')
+    )
+    predictor = make(cfg)
+    predictor.set_image(picture)
+    result = predictor.predict('road')
+    assert not np.array_equal(result.heatmap, result.token_weights)
+    assert 0 < result.heatmap.min() and result.heatmap.max() < 1
+    torch.nn.init.zeros_(predictor.model.prompt_head.layers[2].weight)
+    torch.nn.init.constant_(predictor.model.prompt_head.layers[2].bias, 2.0)
+    assert np.allclose(predictor.predict('road').heatmap, 1 / (1 + np.exp(-2)))
+    plain = predictor.predict()
+    assert np.array_equal(plain.heatmap, plain.token_weights)
+
+
+@pytest.mark.parametrize(
+    ('prior', 'message'),
+    [
+        ((130, 3), r'point \(130, 3\) lies outside of the image, whose x goes from 0 to 129'),
+        ((-0.5, 3), 'lies outside'),
+        (mmvars.Points([(1, 2), (3, 75)]), r'\(3, 75\) lies outside'),
+        (mmvars.Box(131, 0, 140, 5), 'box .* lies outside of the image of 130 x 75'),
+        (np.ones((130, 75), dtype=bool), 'mask has 130x75 pixels .* image 75x130'),
+        (np.zeros(24, dtype=np.float32)[:5], r'shape \(24,\), the width of the tokens; got \(5,\)'),
+        (torch.full((24,), torch.nan), 'NaN or infinite'),
+        (torch.ones(24, dtype=torch.int64), 'prior must be None, the name or number'),
+        (True, 'prior must be None, the name or number'),
+        (['road'], 'prior must be None, the name or number'),
+        (object(), 'prior must be None, the name or number'),
+        ('road', 'mmvars prototypes CONFIG CHECKPOINT'),
+    ],
+)
+def test_what_is_no_prompt(make: Callable, picture: np.ndarray, prior: Any, message: str) -> None:
+    predictor = make(segmentor())
+    predictor.set_image(picture)
+    with pytest.raises(InputError, match=message):
+        predictor.predict(prior)
+
+
+@pytest.mark.parametrize(
+    ('build', 'message'),
+    [
+        (lambda: mmvars.Points([]), 'list of pairs'),
+        (lambda: mmvars.Points((3, 4)), 'list of pairs'),
+        (lambda: mmvars.Points([(3, 4, 5)]), 'list of pairs'),
+        (lambda: mmvars.Points([(3, 'x')]), 'list of pairs'),
+        (lambda: mmvars.Points([(3, np.inf)]), 'finite'),
+        (lambda: mmvars.Points([(3, 4)], labels=[0]), 'at least one with label 1'),
+        (lambda: mmvars.Points([(3, 4)], labels=[1, 0]), 'for each of the 1 points'),
+        (lambda: mmvars.Points([(3, 4)], labels=[2]), 'must be 1'),
+        (lambda: mmvars.Box(5, 5, 5, 9), 'x0 < x1'),
+        (lambda: mmvars.Box(5, 5, np.nan, 9), 'four finite numbers'),
+        (lambda: mmvars.Mask(np.zeros((3, 4), dtype=bool)), 'mask is empty'),
+        (lambda: mmvars.Mask(np.ones(3)), r'shape \(H, W\)'),
+        (lambda: mmvars.Mask(np.arange(12).reshape(3, 4)), 'write Mask'),
+        (lambda: mmvars.Mask([['a']]), 'must be bool'),
+        (lambda: mmvars.Example('a.png', region='dog'), 'region of an Example'),
+    ],
+)
+def test_what_is_no_place(build: Callable, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+def test_what_is_no_image_leaves_the_one_before(
+    make: Callable, picture: np.ndarray, tmp_path: Path
+) -> None:
+    predictor = make(segmentor())
+    with pytest.raises(InputError, match='no image is set: call set_image'):
+        predictor.predict()
+    with pytest.raises(InputError, match='no image is set'):
+        predictor.prior_vector((3, 4))
+    assert predictor.prior_vector(torch.ones(WIDTH)).shape == (WIDTH,)
+    assert predictor.image_size is None
+    predictor.set_image(picture)
+    (tmp_path / 'text.png').write_text('no image')
+    for image, message in (
+        (tmp_path / 'none.png', 'does not exist'),
+        (tmp_path / 'text.png', 'not an image'),
+        (picture.astype(np.float32), r'float32 \(75, 130, 3\)'),
+        (picture[..., 0], 'uint8 array'),
+        (Image.fromarray(picture[..., 0]), r"convert\('RGB'\)"),
+        (None, 'got NoneType'),
+    ):
+        with pytest.raises(InputError, match=message):
+            predictor.set_image(image)
+    with pytest.raises(InputError, match='list of at least one image'):
+        predictor.set_image_batch([])
+    assert np.array_equal(predictor.image, picture)
+    for alpha in (np.nan, 'much', True):
+        with pytest.raises(InputError, match='alpha must be a number'):
+            predictor.predict(alpha=alpha)
+    predictor.reset_image()
+    with pytest.raises(InputError, match='no image is set'):
+        predictor.predict()
+
+
+@pytest.mark.parametrize(
+    ('design', 'arguments', 'message'),
+    [
+        ('none', dict(prior=(3, 4)), 'no feedback: give prior=None'),
+        ('none', dict(alpha=1.0), 'no feedback: give prior=None and alpha=None'),
+        ('feedback', dict(prior=(3, 4)), "design='feedback'"),
+        ('mask_attention', dict(alpha=1.0), "design='mask_attention'"),
+    ],
+)
+def test_what_a_network_has_no_use_for(
+    make: Callable, picture: np.ndarray, design: str, arguments: dict, message: str
+) -> None:
+    predictor = make(segmentor(design))
+    predictor.set_image(picture)
+    assert predictor.is_steerable == (design == 'mask_attention')
+    with pytest.raises(InputError, match=message):
+        predictor.predict(**arguments)
+
+
+def test_a_model_that_hands_no_prior_on(make: Callable, picture: np.ndarray) -> None:
+    cfg = segmentor(prior='learned_query')
+    cfg.model.type = 'mmseg.EncoderDecoder'
+    cfg.model.decode_head.in_channels = WIDTH
+    predictor = make(cfg)
+    predictor.set_image(picture)
+    logits = by_the_model(predictor, picture).seg_logits.data
+    assert np.array_equal(predictor.predict().probabilities, logits.softmax(dim=0).numpy())
+    assert not predictor.is_steerable
+    with pytest.raises(InputError, match="type='mmvars.EncoderDecoder'"):
+        predictor.predict((3, 4))
+
+
+def test_a_clone_has_an_image_of_its_own(make: Callable, picture: np.ndarray) -> None:
+    predictor = make(segmentor())
+    predictor.set_image(picture)
+    other = predictor.clone()
+    with pytest.raises(InputError, match='no image is set'):
+        other.predict()
+    other.set_image(picture[:, ::-1])
+    assert other.model is predictor.model
+    with ThreadPoolExecutor(4) as pool:  # they wait for each other
+        both = [predictor, other] * 4
+        results = [*pool.map(lambda each: each.predict((9, 9)).probabilities, both)]
+    for index in (0, 1):
+        alone = both[index].predict((9, 9)).probabilities
+        assert all(np.array_equal(result, alone) for result in results[index::2])
+
+
+def test_a_given_prior_may_be_left_out(make: Callable, picture: np.ndarray) -> None:
+    predictor = make(segmentor(prior='given'))
+    predictor.set_image(picture)
+    assert not predictor.predict().token_weights.any()
 
 
 @pytest.mark.parametrize('files', [[], ['a.py', 'b.py'], ['a.py']])
