@@ -301,7 +301,11 @@ class SteeredModel:
                 stack.enter_context(_replayed(network, state.passes))
             with user_errors():
                 (result,) = self.model.predict(state.inputs, [sample])
-        if isinstance(network, PerceiverIO) and backbone._is_class_token_alone and vector is alpha is None:
+        if (
+            isinstance(network, PerceiverIO)
+            and backbone._is_class_token_alone
+            and vector is alpha is None
+        ):
             # With one pass the model computes this token alone, which rounds differently.
             (result,) = self.model.predict(state.inputs, [sample])
         scale = scale_of(network, alpha)

@@ -55,7 +55,7 @@ def segmentor(
     """A segmentor whose images are resized to 96 pixels at most, and padded to 64 at least."""
     arch: dict = dict(embed_dims=WIDTH, num_layers=3, num_heads=2, patch_size=16, global_pool='avg')
     if timm:
-        arch = dict(trunk='timm/vit_small_patch14_reg4_dinov2.lvd142m', num_layers=3)
+        arch = dict(trunk='timm/vit_tiny_patch16_224', num_layers=2)
     features = dict(type='mmvars.AbSViT', arch=arch, design=design, img_size=64)
     if design == 'none':
         features = dict(type='mmvars.ViT', arch=arch, img_size=64)

@@ -1,5 +1,6 @@
 """Laws of the predictor: what it gives is what the model itself gives."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -257,28 +258,28 @@ def test_the_prompt_head_makes_the_heatmap(make: Callable, picture: np.ndarray) 
     assert np.array_equal(plain.heatmap, plain.token_weights)
 
 
-@pytest.mark.parametrize(
-    ('prior', 'message'),
-    [
-        ((130, 3), r'point \(130, 3\) lies outside of the image, whose x goes from 0 to 129'),
-        ((-0.5, 3), 'lies outside'),
-        (mmvars.Points([(1, 2), (3, 75)]), r'\(3, 75\) lies outside'),
-        (mmvars.Box(131, 0, 140, 5), 'box .* lies outside of the image of 130 x 75'),
-        (np.ones((130, 75), dtype=bool), 'mask has 130x75 pixels .* image 75x130'),
-        (np.zeros(24, dtype=np.float32)[:5], r'shape \(24,\), the width of the tokens; got \(5,\)'),
-        (torch.full((24,), torch.nan), 'NaN or infinite'),
-        (torch.ones(24, dtype=torch.int64), 'prior must be None, the name or number'),
-        (True, 'prior must be None, the name or number'),
-        (['road'], 'prior must be None, the name or number'),
-        (object(), 'prior must be None, the name or number'),
-        ('road', 'mmvars prototypes CONFIG CHECKPOINT'),
-    ],
-)
-def test_what_is_no_prompt(make: Callable, picture: np.ndarray, prior: Any, message: str) -> None:
+NO_PROMPTS = [
+    ((130, 3), r'point \(130, 3\) lies outside of the image, whose x goes from 0 to 129'),
+    ((-0.5, 3), 'lies outside'),
+    (mmvars.Points([(1, 2), (3, 75)]), r'\(3, 75\) lies outside'),
+    (mmvars.Box(131, 0, 140, 5), 'box .* lies outside of the image of 130 x 75'),
+    (np.ones((130, 75), dtype=bool), 'mask has 130x75 pixels .* image 75x130'),
+    (np.zeros(24, dtype=np.float32)[:5], r'shape \(24,\), the width of the tokens; got \(5,\)'),
+    (torch.full((24,), torch.nan), 'NaN or infinite'),
+    (torch.ones(24, dtype=torch.int64), 'prior must be None, the name or number'),
+    (True, 'prior must be None, the name or number'),
+    (['road'], 'prior must be None, the name or number'),
+    (object(), 'prior must be None, the name or number'),
+    ('road', 'mmvars prototypes CONFIG CHECKPOINT'),
+]
+
+
+def test_what_is_no_prompt(make: Callable, picture: np.ndarray) -> None:
     predictor = make(segmentor())
     predictor.set_image(picture)
-    with pytest.raises(InputError, match=message):
-        predictor.predict(prior)
+    for prior, message in NO_PROMPTS:
+        with pytest.raises(InputError, match=message):
+            predictor.predict(prior)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +386,30 @@ def test_a_clone_has_an_image_of_its_own(make: Callable, picture: np.ndarray) ->
     for index in (0, 1):
         alone = both[index].predict((9, 9)).probabilities
         assert all(np.array_equal(result, alone) for result in results[index::2])
+
+
+def test_the_example_of_the_readme_runs(
+    make: Callable, repo: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    page = (repo / 'tools' / 'README.md').read_text()
+    (code,) = (
+        block
+        for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+        if 'set_image' in block
+    )
+    make(segmentor(prior=dict(type='class_prototype', num_classes=NUM_CLASSES)))
+    run = tmp_path / 'work_dirs' / 'run'
+    run.mkdir(parents=True)
+    for name in ('config.py', 'weights.pth'):
+        (tmp_path / name).rename(run / name)
+    monkeypatch.chdir(tmp_path)
+    for name in ('street.jpg', 'other.jpg'):
+        Image.fromarray(pattern(270, 430)).save(name)
+    code = code.replace("'car'", "'wall'")
+    scope: dict[str, Any] = {}
+    exec(code.replace('plain.labels == 1', 'plain.labels == plain.labels[0, 0]'), scope)
+    assert scope['result'].shift.pixels.any()
+    assert (tmp_path / 'street.safetensors').is_file()
 
 
 def test_a_given_prior_may_be_left_out(make: Callable, picture: np.ndarray) -> None:
