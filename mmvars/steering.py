@@ -192,12 +192,14 @@ class SteeredModel:
     def start(self, image: Any, run: bool = True, previous: Prediction | None = None) -> State:
         """Prepare an image, as for ``Predictor.set_image``, and ``run`` its first pass."""
         picture = picture_of(image, self.pipeline.transforms)
-        if previous is not None and picture.shape[:2] != previous.attention.shape:
-            raise InputError(
-                f'the frame has {picture.shape[0]}x{picture.shape[1]} pixels (height x width), and '
-                f'the one of previous {previous.attention.shape[0]}x{previous.attention.shape[1]}: leave '
-                'previous out where a video begins'
-            )
+        size = picture.shape[:2]
+        if previous is not None and previous.attention is not None:
+            before = previous.attention.shape
+            if size != before:
+                raise InputError(
+                    f'the frame has {size[0]}x{size[1]} pixels (height x width), and the one of '
+                    f'previous {before[0]}x{before[1]}: leave previous out where a video begins'
+                )
         with user_errors():
             packed = self.pipeline(dict(img=np.ascontiguousarray(picture[..., ::-1])))
             samples = [packed['data_samples']]
@@ -205,7 +207,6 @@ class SteeredModel:
                 dict(inputs=[packed['inputs']], data_samples=samples), False
             )
         inputs, sample = data['inputs'], data['data_samples'][0]
-        size = picture.shape[:2]
         frame = Frame.of(size, tuple(packed['inputs'].shape[-2:]), sample.metainfo)
         options = InferenceOptions.from_cfg(getattr(self.model, 'test_cfg', None))
         windows, step = options.windows(inputs), options.window_batch

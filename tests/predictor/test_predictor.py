@@ -89,6 +89,35 @@ def test_the_first_pass_runs_once(make: Callable, picture: np.ndarray, monkeypat
     assert len(calls) == 3 * windows
 
 
+@pytest.mark.parametrize('test_cfg', [None, SLIDE])
+def test_a_frame_takes_the_tokens_of_the_one_before(
+    make: Callable, picture: np.ndarray, test_cfg: dict | None, tmp_path: Path
+) -> None:
+    predictor = make(segmentor(test_cfg=test_cfg))
+    prior = torch.randn(WIDTH)
+    predictor.set_image(picture)
+    first = predictor.predict(prior)
+    predictor.set_image(np.ascontiguousarray(picture[::-1]), previous=first)
+    second = predictor.predict(prior)
+    with pytest.raises(InputError, match='without previous'):
+        predictor.save_state(tmp_path / 'state.safetensors')
+    if test_cfg is None:
+        with torch.no_grad():
+            inputs = predictor._state.inputs
+            feats, _ = predictor.model.backbone.forward_frame(inputs, first._passes[0], prior)
+            logits = predictor.model.decode_head.predict(feats, [dict(img_shape=(64, 96))], None)
+        small = torch.nn.functional.interpolate(logits[..., :55, :96], (75, 130), mode='bilinear')
+        assert np.allclose(second.probabilities, small[0].softmax(dim=0), atol=1e-6)
+    predictor.set_image(np.ascontiguousarray(picture[::-1]))
+    assert not np.array_equal(predictor.predict(prior).probabilities, second.probabilities)
+    with pytest.raises(InputError, match='frame has 40x50 .* previous 75x130'):
+        predictor.set_image(pattern(40, 50), previous=first)
+    plain = make(segmentor('none'))
+    plain.set_image(picture)
+    with pytest.raises(InputError, match='needs a model with a second pass'):
+        plain.set_image(picture, previous=plain.predict())
+
+
 def test_alpha_zero_is_the_plain_trunk_of_timm(make: Callable, picture: np.ndarray) -> None:
     predictor = make(segmentor(timm=True))
     predictor.set_image(picture)
@@ -212,6 +241,7 @@ def test_classes_by_name_and_number(make: Callable, picture: np.ndarray) -> None
     predictor = make(segmentor(prior=prior))
     predictor.set_image(picture)
     assert predictor.is_steerable and predictor.classes[3] == 'wall' and len(predictor.palette) == 5
+    assert predictor.prior_classes == dict(enumerate(predictor.classes))
     by_name, by_number = predictor.predict('Wall'), predictor.predict(np.int64(3))
     by_id = by_the_model(predictor, picture, 3).seg_logits.data.softmax(dim=0).numpy()
     assert np.array_equal(by_name.probabilities, by_id)
@@ -222,6 +252,7 @@ def test_classes_by_name_and_number(make: Callable, picture: np.ndarray) -> None
     with pytest.raises(InputError, match='class 5 does not exist: .* 0 to 4'):
         predictor.predict(5)
     predictor._engine.network.prior.prototypes[3] = 0
+    assert 3 not in predictor.prior_classes
     with pytest.raises(InputError, match="'wall' has no prototype"):
         predictor.predict('wall')
 
