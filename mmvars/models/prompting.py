@@ -244,10 +244,11 @@ def prior_loss(
     small = F.interpolate(labels.float(), size, mode='nearest-exact').flatten(1).long()
     small = torch.where((small == ignore_index) | (small >= num_classes), num_classes, small)
     shares = F.one_hot(small, num_classes + 1)[..., :num_classes].float()  # (B, N, K)
-    sums = torch.einsum('bnk,bcn->bkc', shares, tokens.flatten(2).float())
     image, classes = (shares.sum(1) > 0).nonzero(as_tuple=True)
-    regions = F.normalize(sums[image, classes], dim=-1)  # a mean's direction is that of the sum
-    logits = F.normalize(priors.float()[classes], dim=-1) @ regions.T / temperature
+    with torch.autocast(tokens.device.type, enabled=False):  # cosines over 0.07 need their digits
+        sums = torch.einsum('bnk,bcn->bkc', shares, tokens.flatten(2).float())
+        regions = F.normalize(sums[image, classes], dim=-1)  # a mean's direction is the sum's
+        logits = F.normalize(priors.float()[classes], dim=-1) @ regions.T / temperature
     same = classes.unsqueeze(1) == classes
     others = logits.masked_fill(same, torch.finfo(logits.dtype).min).logsumexp(1)
     return F.softplus(others - logits.diagonal()).sum() / max(len(classes), 1)

@@ -39,7 +39,7 @@ class Recorder(Hook):
                 self.names.append(name)
                 parameter.register_post_accumulate_grad_hook(
                     lambda p, name=name: p.grad.isfinite().all() and p.grad.any()
-                    and self.reached.add(name))
+                    and self.reached.add(name) or None)  # what else it returns were the gradient
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         loss = outputs['loss'].detach().clone()
@@ -180,3 +180,22 @@ def test_batch_norm_alone_differs_between_processes(toy, tmp_path) -> None:
     assert len(record['differing']) > 10
     assert all(name.endswith(('running_mean', 'running_var')) for name in record['differing'])
     assert record['saved'] == []
+
+
+@pytest.mark.slow
+def test_steerable_training(toy, tmp_path) -> None:
+    """Whatever each process draws, every parameter trains, and all processes have the same."""
+    steerable = tmp_path / 'steerable'
+    steerable.mkdir()
+    text = (toy / 'seg.py').read_text() + (
+        "model['backbone'].update(prior='learned_classes', alpha=10.0)\n"
+        "model.update(prior_sampler=dict(type='mmvars.PriorSampler'), prior_loss_weight=0.1,\n"
+        "    prompt_head=dict(type='mmvars.PromptHead', norm_cfg=dict(type='GN', num_groups=1)))\n"
+    )
+    (steerable / 'seg.py').write_text(text)
+    record, _ = run(steerable, tmp_path, 'seg', 2)
+    assert {'prompt_head.layers.0.weight', 'backbone.network.prior.prototypes'} <= {
+        *record['names']
+    }
+    assert record['reached'] == sorted(record['names'])
+    assert record['differing'] == []

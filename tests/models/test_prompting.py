@@ -231,6 +231,17 @@ class TestSegmentor:
             missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
             assert not missing
 
+    def test_half_precision_is_near(self):
+        """Sums over many pixels and the cosines of Eq. 2.15 stay in float32."""
+        model = segmentor()
+        images, samples = self.batch(0, 3)
+        exact = model.loss(images, samples)
+        with torch.autocast('cpu', torch.bfloat16):
+            near = model.loss(images, samples)
+        for name in ('prompt.loss_bce', 'prompt.loss_dice', 'loss_prior'):
+            assert near[name].dtype == torch.float32
+            torch.testing.assert_close(near[name], exact[name], rtol=0.05, atol=0.01)
+
     def test_asking_for_nothing_feeds_nothing_back(self):
         network = segmentor().backbone.network
         images = torch.randn(2, 3, 32, 32)
