@@ -42,11 +42,13 @@ definitions:
   controls    shuffled priors: that of another region of the image. absent class: that of a class
               that is nowhere in it. random prior: a random vector, as long as the priors on
               average. center: the token in the image's middle as a point prompt. no prior.
-  [low, high] 95 % bootstrap interval over the images (1000 draws); n is the number of questions. It
-              says nothing of other seeds of the training.
+  [low, high] 95 % bootstrap interval over the images (1000 draws; a class that a draw lacks keeps
+              its IoU over all images); n is the number of questions. It says nothing of other seeds
+              of the training.
 
-DIR holds steerability.txt, steerability.json (all numbers, from 0 to 1), alpha.png, and
-example_N.png, the first N images of the draw with two priors each. Older ones are replaced.
+DIR holds steerability.txt, steerability.json (all numbers, from 0 to 1), alpha.png, and of the
+first N images of the draw example_N.png, two priors each (Fig. 2.4, 2.5, A.7, A.8), and
+example_N_alpha.png, the first of these at each alpha (Fig. 2.8). Older ones are replaced.
 
   mmvars steerability CONFIG CHECKPOINT --images 50
   mmvars steerability ours.py ours.pth --against other.py other.pth --out steerability/designs

@@ -14,9 +14,16 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.steerability import parse_args
 from mmvars.predictor import Predictor
+from mmvars.steerability.asking import Subject
 from mmvars.steerability.photos import Photos
-from mmvars.steerability.protocol import Plan, Subject, measure, num_steps
-from mmvars.steerability.report import Report, alpha_figure, comparison, example_figure
+from mmvars.steerability.protocol import Plan, measure, num_steps
+from mmvars.steerability.report import (
+    Report,
+    alpha_figure,
+    comparison,
+    example_figure,
+    sweep_figure,
+)
 from mmvars.visualization.figure import save_figure
 from mmvars.visualization.model import read_config
 from mmvars.write import write_text
@@ -64,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if (figure := alpha_figure(reports)) is not None:
         save_figure(figure, os.path.join(args.out, 'alpha.png'))
     for index in range(min(len(report.results.examples) for report in reports)):
-        save_figure(
-            example_figure(reports, index), os.path.join(args.out, f'example_{index + 1}.png')
-        )
+        stem = os.path.join(args.out, f'example_{index + 1}')
+        save_figure(example_figure(reports, index), f'{stem}.png')
+        if (figure := sweep_figure(reports, index)) is not None:
+            save_figure(figure, f'{stem}_alpha.png')
     print(f'written to {args.out}')
     return 0
 
@@ -106,7 +114,7 @@ def _measure(
         subject.has_head,
         subject.takes_prior,
         subject.own_alpha,
-        predictor.classes,
+        photos.class_names or predictor.classes,
         predictor.palette,
         args.seed,
     )

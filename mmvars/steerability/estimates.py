@@ -1,7 +1,6 @@
 """From the measures of single images to one number with its spread."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +12,8 @@ NUM_RESAMPLES = 1000
 LEVEL = 0.95
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True)
+class Estimate:
     """A number and its spread.
 
     Attributes:
@@ -74,19 +74,25 @@ class Tally:
     def mean(self, weights: np.ndarray) -> np.ndarray:
         """The number for each draw ``(R, I)`` of how often an image counts: ``(R,)``.
 
-        Groups that a draw does not have do not count in it.
+        A group whose images a draw does not have keeps its quotient over all images: without it,
+        the mean over the others would be another number.
         """
         if not self.rows:
             return np.full(len(weights), np.nan)
         rows = np.array(self.rows)
         groups, group = np.unique(rows[:, 1].astype(int), return_inverse=True)
         sums = np.zeros((2, weights.shape[1], len(groups)))
-        np.add.at(sums, (slice(None), rows[:, 0].astype(int), group), rows[:, 2:].T)
-        numerators, denominators = weights @ sums[0], weights @ sums[1]
-        with np.errstate(invalid='ignore', divide='ignore'):
-            quotients = np.where(denominators > 0, numerators / denominators, np.nan)
-            counted = np.isfinite(quotients)
-            return np.nansum(quotients, axis=1) / counted.sum(axis=1)
+        for sum_of, column in zip(sums, rows[:, 2:].T, strict=True):
+            np.add.at(sum_of, (rows[:, 0].astype(int), group), column)
+        totals = sums.sum(axis=1)
+        known = totals[1] > 0
+        if not known.any():
+            return np.full(len(weights), np.nan)
+        numerators, denominators = weights @ sums[0][:, known], weights @ sums[1][:, known]
+        drawn = denominators > 0
+        over_all = totals[0][known] / totals[1][known]
+        quotients = numerators / np.where(drawn, denominators, 1)
+        return np.where(drawn, quotients, over_all).mean(axis=1)
 
 
 @dataclass

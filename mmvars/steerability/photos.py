@@ -5,14 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmvars.datasets.checks import check_data_roots
 from mmvars.engine.errors import user_errors
 from mmvars.errors import InputError
-from mmvars.visualization.model import LABEL_STEPS, dataset_of, image_pipeline, swaps_channels
+from mmvars.visualization.model import (
+    LABEL_STEPS,
+    Model,
+    dataset_of,
+    image_pipeline,
+    swaps_channels,
+)
 
 __all__ = ['LAYOUTS', 'Photo', 'Photos', 'collage']
 
@@ -66,27 +71,28 @@ class Photos:
         InputError: If there are none, or they have no labels.
     """
 
-    def __init__(self, cfg: Config, model: object, num_classes: int, segments: bool) -> None:
+    def __init__(self, cfg: Config, model: Model, num_classes: int, segments: bool) -> None:
         check_data_roots(cfg, ('test_dataloader',))
         dataset = dataset_of(cfg)
         with user_errors():
             self.dataset = DATASETS.build(dict(dataset, pipeline=[]))
-            self.load = image_pipeline(cfg)
-            if segments:
-                steps = [
-                    step
-                    for step in dataset['pipeline']
-                    if _name(step) in ('LoadImageFromFile', *LABEL_STEPS)
-                ]
-                self.load = Compose(
-                    [dict(type='mmvars.LoadImageFromFile', **_kept(steps)), *steps[1:]]
-                )
+            self.load = image_pipeline(cfg, labels=segments)
+        if segments:  # images and labels at their own size
+            steps = ('LoadImageFromFile', *LABEL_STEPS)
+            transforms = self.load.transforms
+            self.load.transforms = [each for each in transforms if type(each).__name__ in steps]
         self.model, self.num_classes, self.segments = model, num_classes, segments
         if not len(self.dataset):
             raise InputError('the test data of the config hold no image: check its data_root')
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """As the data set has them, where they are as many as the model's."""
+        names = self.dataset.metainfo.get('classes')
+        return tuple(names) if names and len(names) == self.num_classes else None
 
     def label(self, index: int) -> int:
         """The class of a classifier's image."""
@@ -121,17 +127,6 @@ class Photos:
         labels = labels.astype(np.int64)
         known = (labels >= 0) & (labels < self.num_classes)
         return Photo(name, np.ascontiguousarray(image), np.where(known, labels, NO_CLASS))
-
-
-def _name(step: dict) -> str:
-    name = step['type'] if isinstance(step['type'], str) else step['type'].__name__
-    return name.rpartition('.')[2]
-
-
-def _kept(steps: Sequence[dict]) -> dict:
-    """Arguments of the loader that the strict one has too."""
-    loader = next(step for step in steps if _name(step) == 'LoadImageFromFile')
-    return {key: loader[key] for key in ('allow', 'backend_args') if key in loader}
 
 
 def collage(photos: Sequence[Photo], layout: str) -> tuple[Photo, list[np.ndarray]]:

@@ -1,22 +1,26 @@
 """From tallies to numbers, a text, a JSON file and pictures."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmvars.predictor import Prediction
+from mmvars.steerability.asking import PLAIN, PRIOR, ROWS, Maps
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
-from mmvars.steerability.protocol import PLAIN, PRIOR, ROWS, Example, Results, Section
+from mmvars.steerability.measures import share_inside
+from mmvars.steerability.protocol import Example, Results, Section
 from mmvars.visualization.figure import (
     DPI,
+    Half,
     HeatMap,
     LabelMap,
     Panel,
     Picture,
     Row,
+    SideBySide,
     TopClasses,
     draw_figure,
     short_name,
@@ -25,7 +29,7 @@ from mmvars.visualization.figure import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['Report', 'alpha_figure', 'comparison', 'example_figure']
+__all__ = ['Report', 'alpha_figure', 'comparison', 'example_figure', 'sweep_figure']
 
 Numbers = dict[str, dict[str, dict[str, Estimate]]]
 """Table -> row -> column -> number."""
@@ -75,7 +79,8 @@ class Report:
         }
 
     def _numbers(self, section: Section) -> Numbers:
-        resamples, numbers = Resamples(section.num_units, self.seed), {}
+        resamples = Resamples(section.num_units, self.seed)
+        numbers: Numbers = {}
 
         def put(
             table: str, row: str, column: str, tally: Tally, minus: Tally | None = None
@@ -164,7 +169,7 @@ class Report:
 def _entry(estimate: Estimate) -> dict[str, Any]:
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in estimate._asdict().items()
+        for key, value in asdict(estimate).items()
     }
 
 
@@ -280,25 +285,70 @@ def example_figure(reports: Sequence[Report], number: int) -> 'Figure':
     rows = []
     for report in reports:
         example = report.results.examples[number]
-        for index, prediction in zip(example.classes, example.answers, strict=True):
+        for index, maps in zip(example.classes, example.answers, strict=True):
             name = short_name(report.classes[index])
             label = f'prior: {name}' if report.takes_prior else f'{name}, no prior taken'
             label = f'{report.name}\n{label}' if len(reports) > 1 else label
-            rows.append(Row(_panels(report, example, index, prediction), label))
-    photo = reports[0].results.examples[number].photo
-    return draw_figure(
-        rows,
-        photo.labels.shape,
-        f'{photo.name} · drawn at random · attention: token norms over their mean, one range a row',
-    )
+            rows.append(Row(_panels(report, example, index, maps), label))
+    return draw_figure(rows, example.photo.labels.shape, _footer(example))
 
 
-def _panels(report: Report, example: Example, index: int, prediction: Prediction) -> list[Panel]:
-    image = example.photo.image
-    norms = [
-        values / max(float(values.mean()), 1e-12)
-        for values in (prediction.bottom_up, prediction.attention)
-    ]
+def sweep_figure(reports: Sequence[Report], number: int) -> 'Figure | None':
+    """Top-down attention to one class of an image at each alpha, a row a model (Fig. 2.8).
+
+    ``None`` where no model has a sweep.
+    """
+    rows, most = [], max(len(report.results.alphas) for report in reports)
+    for report in reports:
+        example = report.results.examples[number]
+        if not example.sweep or len(example.sweep) < most:
+            continue
+        image, norms = example.photo.image, [_over_mean(maps.attention) for maps in example.sweep]
+        limits = float(np.min(norms)), float(np.max(norms))
+        halves = _halves(example, example.classes[0])
+        panels: list[Panel] = [Picture(image, halves=halves(None))]
+        for alpha, values, maps in zip(report.results.alphas, norms, example.sweep, strict=True):
+            title = f'α = {alpha:g}'
+            panels.append(
+                HeatMap(values, image, limits, title=title, halves=halves(maps.attention))
+            )
+        label = f'prior: {short_name(report.classes[example.classes[0]])}'
+        rows.append(Row(panels, f'{report.name}\n{label}' if len(reports) > 1 else label))
+    if not rows:
+        return None
+    return draw_figure(rows, example.photo.labels.shape, _footer(example))
+
+
+def _footer(example: Example) -> str:
+    names = ' + '.join(map(os.path.basename, example.photo.name.split(' + ')))
+    shares = ' · on each half its share of the sum' if example.is_pair else ''
+    return f'{names} · attention: token norms over their mean, one range a row{shares}'
+
+
+def _over_mean(values: np.ndarray) -> np.ndarray:
+    return values / max(float(values.mean()), 1e-12)
+
+
+def _halves(example: Example, index: int) -> Callable[[np.ndarray | None], SideBySide | None]:
+    """What stands on the halves of a pair: the shares of a map."""
+    half: Half = 'left' if index == example.classes[0] else 'right'
+
+    def halves(values: np.ndarray | None) -> SideBySide | None:
+        if not example.is_pair:
+            return None
+        columns = example.photo.labels.shape[1]
+        left = np.zeros(example.photo.labels.shape, bool)
+        left[:, : columns // 2] = True
+        share = None if values is None else share_inside(values, left)
+        texts = () if share is None else (f'{share:.1%}', f'{1 - share:.1%}')
+        return SideBySide(0.5, texts, half)
+
+    return halves
+
+
+def _panels(report: Report, example: Example, index: int, maps: Maps) -> list[Panel]:
+    image, halves = example.photo.image, _halves(example, index)
+    norms = [_over_mean(values) for values in (maps.bottom_up, maps.attention)]
     limits = float(np.min(norms)), float(np.max(norms))
 
     def heat_map(
@@ -306,20 +356,24 @@ def _panels(report: Report, example: Example, index: int, prediction: Prediction
     ) -> Panel:
         if values is None:
             return Panel(title=title, note='none')
-        return HeatMap(values, image, limits, title=title, note=note)
+        return HeatMap(values, image, limits, title=title, note=note, halves=halves(values))
 
     panels: list[Panel] = [
-        Picture(image),
-        heat_map(norms[0], 'Bottom-up attention', 'pass 1', limits),
-        heat_map(prediction.token_weights, 'Token weights', 'cosine with the prior'),
-        heat_map(norms[1], 'Top-down attention', 'pass 2', limits),
+        Picture(image, halves=halves(None)),
+        heat_map(norms[0], 'Bottom-up attention', 'first pass', limits),
+        heat_map(maps.weights, 'Token weights', 'cosine with the prior'),
+        heat_map(norms[1], 'Top-down attention', 'last pass', limits),
     ]
     if report.has_head:
-        panels.append(heat_map(prediction.heatmap, 'Answer', 'of the prompt head'))
-    if np.ndim(prediction.labels):
-        return [*panels, LabelMap(prediction.labels, image, report.classes, report.palette)]
+        panels.append(heat_map(maps.answer, 'Answer', 'of the prompt head'))
+    if maps.scores is None:
+        # Pixels without a label lie beyond the classes, where a label map shows the image.
+        truth = np.where(example.photo.labels < 0, len(report.classes), example.photo.labels)
+        labels = np.asarray(maps.labels)
+        return [
+            *panels,
+            LabelMap(truth, image, report.classes, report.palette, title='Ground truth'),
+            LabelMap(labels, image, report.classes, report.palette),
+        ]
     others = tuple(k for k in example.classes if k != index)
-    return [
-        *panels,
-        TopClasses(prediction.probabilities, report.classes, highlight=index, others=others),
-    ]
+    return [*panels, TopClasses(maps.scores, report.classes, highlight=index, others=others)]

@@ -56,7 +56,9 @@ def test_pictures(run, write_model, tmp_path, task) -> None:
     assert status == 0, said
     files = {path.name for path in (tmp_path / 'out').iterdir()}
     expected = {'steerability.txt', 'steerability.json', 'alpha.png'}
-    assert files == expected | {'example_1.png', 'example_2.png'}
+    for name in ('example_1', 'example_2'):
+        expected |= {f'{name}.png', f'{name}_alpha.png'}
+    assert files == expected
 
 
 @pytest.mark.slow
