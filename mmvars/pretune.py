@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_dist_info, init_dist
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import ProgressBar
@@ -37,6 +37,7 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.engine.processes import end_with_parent
 from mmvars.engine.runner import closing_process_group, load_config
 from mmvars.errors import InputError, check_number
+from mmvars.models.arguments import with_num_classes
 from mmvars.models.base import Backbone
 from mmvars.networks import Trunk
 from mmvars.networks.regression import HELD_OUT, BlockFit, DecoderRegression
@@ -123,7 +124,8 @@ def load_backbone(cfg: Config, output: Path) -> Backbone:
     Raises:
         InputError: If it is none of mmvars, or would keep its random weights.
     """
-    config = dict(cfg.model.get('backbone') or {})
+    backbone = ConfigDict(cfg.model.get('backbone') or {})
+    config = dict(with_num_classes(backbone, cfg.model.get('decode_head') or {}))
     init_cfg = config.get('init_cfg') or []
     init_cfgs = [dict(each) for each in (init_cfg if isinstance(init_cfg, list) else [init_cfg])]
     # A config that loads the decoders that are now to be made is the usual one.

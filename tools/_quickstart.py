@@ -19,7 +19,7 @@ from mmvars.write import write_text
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = 'configs/absvit/absvit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256.py'
 PHOTOS = 'configs/timm/dinov2-s14-absvit_linear_1xb8-100iter_mini-photos-168x168.py'
-HEAD_ITERATIONS, ITERATIONS = 150, 100
+ITERATIONS = 150
 SCENES_ITERATIONS = 160
 IGNORED = 255
 PRIORS = ('animal', 'vehicle', 'person', 'food')
@@ -65,12 +65,13 @@ def main() -> int:
     )
     summary = summarize(log.read_text(), Path(folder).glob(pattern))
     if weights:
-        summary += f'\n{(out / "asked.txt").read_text()}'
+        summary += f'\n{(out / "steerability" / "steerability.txt").read_text()}'
     write_text(out / 'results.txt', summary)
     print(
         f'\n{summary}\nThis took {(time.monotonic() - started) / 60:.1f} minutes. In {out}:\n'
         '  results.txt   the tables above\n'
-        '  attention/    input, bottom-up attention, token mask, top-down attention, prediction\n'
+        + ('  steerability/ does it follow its prior? numbers and pictures\n' if weights else '')
+        + '  attention/    input, bottom-up attention, token mask, top-down attention, prediction\n'
         '  pictures/     labels and predictions over the images\n'
         '  predictions/  predicted label maps\n'
         '  training/     checkpoints and logs\n'
@@ -94,8 +95,7 @@ def fetch_weights() -> Path | None:
 def steps_on_photos(out: Path, weights: Path) -> list[Step]:
     """Top-down attention for the frozen DINOv2-S, of whose weights none is changed."""
     images = Path(photos_root()) / 'images'
-    decoders, start = out / 'decoders.pth', out / 'start.pth'
-    head = out / 'head' / f'iter_{HEAD_ITERATIONS}.pth'
+    decoders, prototypes = out / 'decoders.pth', out / 'prototypes.pth'
     checkpoint = out / 'training' / f'iter_{ITERATIONS}.pth'
     trunk = f'model.backbone.pretrained={weights}'
     return [
@@ -107,24 +107,18 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
             ],
         ),
         (
-            'Fitting a prototype to each class: the priors',
-            ['_quickstart_prior.py', 'prototypes', PHOTOS, weights, decoders, start],
+            'Taking the mean token of each class: the priors to start from',
+            ['prototypes.py', PHOTOS, decoders, '--output', prototypes, '--cfg-options', trunk],
         ),
         train(
-            f'Training a linear head on the frozen trunk for {HEAD_ITERATIONS} iterations',
-            *(PHOTOS, head, trunk, 'model.backbone.transfer=linear'),
-            'model.backbone.init_cfg.type=Pretrained',
-            f'model.backbone.init_cfg.checkpoint={start}',
-            'train_dataloader.dataset.pipeline.6.prob=0',  # no image is asked for a class
-        ),
-        train(
-            f'Training head and feedback with priors for {ITERATIONS} iterations',
-            *(PHOTOS, checkpoint, trunk, f'load_from={head}'),
+            f'Training head, feedback and priors for {ITERATIONS} iterations',
+            *(PHOTOS, checkpoint, trunk, 'model.backbone.init_cfg.type=Pretrained'),
+            f'model.backbone.init_cfg.checkpoint={prototypes}',
         ),
         test(out, PHOTOS, checkpoint),
         (
-            'Asking it for single classes',
-            ['_quickstart_prior.py', 'ask', PHOTOS, head, checkpoint, out / 'asked.txt'],
+            'Measuring whether it follows its prior',
+            ['steerability.py', PHOTOS, checkpoint, '--out', out / 'steerability'],
         ),
         draw(
             *(out, PHOTOS, checkpoint, *(images / 'val' / f'{name}.jpg' for name in DRAWN)),

@@ -2,6 +2,5 @@
 
 from mmvars.datasets.checks import CheckLabels, check_data_roots
 from mmvars.datasets.loading import LoadImageFromFile
-from mmvars.datasets.priors import AskForClass
 
-__all__ = ['AskForClass', 'CheckLabels', 'LoadImageFromFile', 'check_data_roots']
+__all__ = ['CheckLabels', 'LoadImageFromFile', 'check_data_roots']

@@ -9,13 +9,16 @@ from typing import Any, TypeVar
 
 import timm
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import PretrainedInit
 from torch import Tensor
 
 from mmvars.errors import InputError, check_choice, check_flag, check_number, did_you_mean
 from mmvars.networks import (
     ARCH_ZOO,
+    PRIORS,
     TIMM_PREFIXES,
+    ClassPrototype,
     PerceiverIO,
     TopDown,
     Trunk,
@@ -30,6 +33,7 @@ __all__ = [
     'prompt_arguments',
     'split_init_cfg',
     'stack_priors',
+    'with_num_classes',
 ]
 
 _NETWORK_NAMES = {
@@ -330,3 +334,15 @@ def _as_prior(name: str, prior: Any) -> Tensor:
         f'{name} must be a vector of finite floating-point numbers, or a class id, a single '
         f'integer; got {prior!r}'
     )
+
+
+def with_num_classes(backbone: ConfigDict, decode_head: dict) -> ConfigDict:
+    """A backbone's config whose class priors are as many as the head's classes, where left out."""
+    prior = backbone.get('prior')
+    prior = ConfigDict(type=prior) if isinstance(prior, str) else prior
+    kind = PRIORS.get(prior.get('type', '')) if isinstance(prior, dict) else None
+    if kind is None or not issubclass(kind, ClassPrototype) or 'num_classes' in prior:
+        return backbone
+    if decode_head.get('num_classes') is None:
+        return backbone
+    return ConfigDict(backbone, prior=ConfigDict(prior, num_classes=decode_head['num_classes']))

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS as MMSEG
 from torch import Tensor
 
 from mmvars.errors import InputError, check_number
-from mmvars.models.arguments import fill_in_channels, stack_priors
+from mmvars.models.arguments import fill_in_channels, stack_priors, with_num_classes
 from mmvars.models.prompting import prior_loss
 from mmvars.models.sliding_window import (
     InferenceOptions,
@@ -24,7 +24,7 @@ from mmvars.models.sliding_window import (
     whole_image_metas,
     window_mean,
 )
-from mmvars.networks import PRIORS, ClassPrototype, Feedback
+from mmvars.networks import ClassPrototype, Feedback
 from mmvars.registry import MODELS
 
 __all__ = ['EncoderDecoder', 'SegTTAModel']
@@ -87,7 +87,7 @@ class EncoderDecoder(_EncoderDecoder):
         prior_loss_weight: float = 0.0,
     ) -> None:
         super().__init__(
-            _with_num_classes(ConfigDict(backbone), decode_head),
+            with_num_classes(ConfigDict(backbone), decode_head),
             decode_head,
             neck,
             auxiliary_head,
@@ -456,15 +456,3 @@ class SegTTAModel(_SegTTAModel):
                 sample.set_data({'gt_sem_seg': start.gt_sem_seg})
             sample.set_metainfo({'img_path': start.img_path})
         return samples
-
-
-def _with_num_classes(backbone: ConfigDict, decode_head: dict) -> ConfigDict:
-    """A backbone's config whose class priors are as many as the head's classes, where left out."""
-    prior = backbone.get('prior')
-    prior = ConfigDict(type=prior) if isinstance(prior, str) else prior
-    kind = PRIORS.get(prior.get('type', '')) if isinstance(prior, dict) else None
-    if kind is None or not issubclass(kind, ClassPrototype) or 'num_classes' in prior:
-        return backbone
-    if decode_head.get('num_classes') is None:
-        return backbone
-    return ConfigDict(backbone, prior=ConfigDict(prior, num_classes=decode_head['num_classes']))

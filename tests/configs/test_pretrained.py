@@ -107,15 +107,17 @@ def test_the_mini_config_is_a_frozen_trunk_that_learns_to_be_asked(built):
     from mmvars.data import PHOTO_CLASSES
 
     cfg = Config.fromfile(str(MINI))
-    assert set(built[MINI]['trainable']) == {'decode_head', 'backbone.network.feedback'}
+    assert set(built[MINI]['trainable']) == {
+        'decode_head',
+        'prompt_head',
+        'backbone.network.feedback',
+        'backbone.network.prior',
+    }
     assert cfg.model.data_preprocessor.size == cfg.crop_size == (168, 168)
     assert (cfg.train_cfg.max_iters, cfg.train_dataloader.batch_size) == (100, 8)
-    assert cfg.model.backbone.prior.num_classes == cfg.num_classes == len(PHOTO_CLASSES)
+    assert cfg.model.decode_head.num_classes == cfg.num_classes == len(PHOTO_CLASSES)
     assert cfg.model.decode_head.loss_decode.class_weight == [0.4, *[1.0] * 9]
-    for pipeline, prob in ((cfg.train_pipeline, 0.7), (cfg.test_pipeline, 0)):
-        *_, ask, pack = pipeline
-        assert (ask.type, ask.prob) == ('mmvars.AskForClass', prob)
-        assert 'prior' in pack.meta_keys, 'else nobody hears what is asked'
+    assert cfg.model.prior_sampler.type == 'mmvars.PriorSampler'
 
 
 def _rows() -> list[tuple[str, ...]]:

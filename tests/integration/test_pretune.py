@@ -240,6 +240,12 @@ def test_a_config_that_loads_the_decoders_that_it_makes(folder):
     assert len(_decoders()) == 2
 
 
+def test_class_priors_are_as_many_as_the_classes_of_the_head(folder):
+    """The number may be left out of the config of a segmentor."""
+    assert main([*ARGUMENTS, '--cfg-options', '+model.backbone.prior.type=learned_classes']) == 0
+    assert len(_decoders()) == 2
+
+
 @pytest.mark.slow  # timm's models take seconds to import
 def test_on_a_trunk_of_timm_the_file_loads_after_the_weights_of_the_trunk(folder):
     arch = dict(trunk='timm/vit_tiny_patch16_224', num_layers=2)

@@ -1,15 +1,9 @@
-# The embedded photographs: 23 + 9 of COCO, ten classes, no download. In training seven of ten are
-# asked for one of their classes and label all else 'other'; in the test none is.
+# The embedded photographs: 23 + 9 of COCO, ten classes, no download.
 data_root = __import__('mmvars.data').data.photos_root()
 classes = list(__import__('mmvars.data').data.PHOTO_CLASSES)
 num_classes = len(classes)
 crop_size = (168, 168)
 img_scale = (448, 448)
-pack = dict(
-    type='mmseg.PackSegInputs',
-    meta_keys=('img_path', 'seg_map_path', 'ori_shape', 'img_shape', 'pad_shape', 'scale_factor')
-    + ('flip', 'flip_direction', 'reduce_zero_label', 'prior'),
-)
 # mmseg's inference looks for the bare names LoadImageFromFile and LoadAnnotations.
 train_pipeline = [
     dict(type='mmvars.LoadImageFromFile'),
@@ -18,8 +12,7 @@ train_pipeline = [
     dict(type='RandomResize', scale=img_scale, ratio_range=(0.5, 1.25), keep_ratio=True),
     dict(type='mmseg.RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='mmvars.AskForClass', prob=0.7),
-    pack,
+    dict(type='mmseg.PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile', _scope_='mmvars'),
@@ -27,8 +20,7 @@ test_pipeline = [
     # After Resize: predictions are compared at the size of the label file.
     dict(type='LoadAnnotations'),
     dict(type='mmvars.CheckLabels', num_classes=num_classes),
-    dict(type='mmvars.AskForClass', prob=0.0),
-    pack,
+    dict(type='mmseg.PackSegInputs'),
 ]
 tta_pipeline = [
     test_pipeline[0],
@@ -38,8 +30,8 @@ tta_pipeline = [
             [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.75, 1.0, 1.25)],
             [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
             [dict(type='LoadAnnotations')],
-            [test_pipeline[-2]],
-            [pack],
+            [test_pipeline[3]],
+            [dict(type='mmseg.PackSegInputs')],
         ],
     ),
 ]

@@ -8,6 +8,8 @@ optim_wrapper = dict(
         custom_keys={
             '.gate': dict(lr_mult=30.0, decay_mult=0.0),
             'decode_head': dict(lr_mult=10.0),
+            'prompt_head': dict(lr_mult=3.0),
+            'prior': dict(decay_mult=0.0),
         }
     ),
 )
