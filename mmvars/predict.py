@@ -55,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=args.device,
         prototypes=args.prototypes,
         text=args.text,
-        cfg_options=parse_cfg_options(args.cfg_options),
+        cfg_options=parse_cfg_options(args.cfg_options) or None,
     )
+    if {*results.folders} != {'none'} and not predictor.is_steerable:
+        raise InputError(f'--prior: {args.model} takes none, leave it out; an AbSViT takes one')
     prompts = [parse_prior(word, predictor) for word in results.folders]
     bar = ProgressBar(sum(source.num_frames(args.every) for source in sources))
     num_failed = num_written = 0
@@ -384,6 +386,8 @@ def _overlay(answer: Prediction, predictor: Predictor) -> bytes:
     if answer.prior is not None and answer.heatmap is not None:
         panels.append(colormaps['magma'](answer.heatmap)[..., :3])  # black where there is nothing
     elif not panels:
+        if answer.attention is None:
+            raise InputError('--overlay: an exported classifier gives no map to draw, leave it out')
         panels.append(colormaps['magma'](answer.attention / answer.attention.max())[..., :3])
     picture = np.concatenate([blend(each, predictor.image, STRENGTH) for each in panels], axis=1)
     return _encoded(Image.fromarray(np.uint8(255 * picture)), 'JPEG')

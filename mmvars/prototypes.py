@@ -19,7 +19,7 @@ from mmvars.datasets.checks import check_data_roots, dataset_entries
 from mmvars.engine.cpu import pick_device
 from mmvars.engine.errors import building, user_errors
 from mmvars.engine.options import parse_cfg_options
-from mmvars.errors import InputError, check_number
+from mmvars.errors import InputError, check_number, first_of
 from mmvars.networks import TopDown
 from mmvars.parsers.prototypes import parse_args
 from mmvars.visualization.model import (
@@ -226,7 +226,7 @@ def _write(
     absent = [name for name, n in zip(classes.names, sums.counts, strict=True) if not n]
     if absent:
         print(
-            f'warning: no patch of these images is of {", ".join(absent)}: the prototypes of these '
+            f'warning: no patch of these images is of {first_of(absent)}: the prototypes of these '
             'classes are zero'
         )
     print(f'{output}: prototypes of {len(classes.names) - len(absent)} classes from {count} images')

@@ -263,6 +263,17 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(predictor, capsys
     assert len([*Path('out/labels').rglob('*.png')]) == 2 + 5
 
 
+def test_a_model_without_feedback_takes_no_prior(folder, capsys):
+    plain = "model['backbone'] = dict(type='mmvars.ViT', img_size=32, arch=backbone['arch'])"
+    _write_model(f'{SEGMENTOR}\n{plain}\n')
+    arguments = ['run', 'photos', '-o', 'out', '--overlay']
+    assert run_tool('predict', [*arguments, '--prior', 'point:3,4']) == 2
+    assert capsys.readouterr().err == (
+        'mmvars: --prior: run takes none, leave it out; an AbSViT takes one\n'
+    )
+    assert main(arguments) == 0 and len([*Path('out').rglob('*.*')]) == 6
+
+
 def test_results_have_names_of_their_own(folder):
     Path('photos/a.webp').write_bytes(b'')
     sources = find_sources(['photos', 'photos/more/a.png', 'clip.avi', 'photos/a.jpg'], 'out')
