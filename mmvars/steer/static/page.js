@@ -213,7 +213,7 @@ function commit(step) {
   if (steps.length > MOST_STEPS) steps.shift();
   display(step);
   listHistory();
-  $('history').lastElementChild.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+  $('history').scrollLeft = $('history').scrollWidth; // the page itself stays where it is
 }
 
 function display(step) {
