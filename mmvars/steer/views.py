@@ -23,15 +23,19 @@ def views(prediction: Any, palette: Any) -> dict[str, dict]:
         Norms of both passes share one range, token weights begin at 0, and the heatmap and the
         difference are drawn from 0 to 1: but a difference of less than 0.1 everywhere to 0.1.
     """
-    norms = [prediction.bottom_up, prediction.attention]
-    low, high = min(float(m.min()) for m in norms), max(float(m.max()) for m in norms)
-    maps = {'bottom_up': (norms[0], low, high)}
+    norms = [m for m in (prediction.bottom_up, prediction.attention) if m is not None]
+    low = min((float(norm.min()) for norm in norms), default=0.0)
+    high = max((float(norm.max()) for norm in norms), default=0.0)
+    maps = {}
+    if prediction.bottom_up is not None:
+        maps['bottom_up'] = (prediction.bottom_up, low, high)
     weights, heatmap = prediction.token_weights, prediction.heatmap
     if weights is not None and weights.any():
         maps['token_weights'] = (weights, 0.0, float(weights.max()))
-        if not np.array_equal(heatmap, weights):  # else the model has no prompt head
-            maps['heatmap'] = (heatmap, 0.0, 1.0)
-    maps['attention'] = (norms[1], low, high)
+    if heatmap is not None and not np.array_equal(heatmap, weights):  # of a prompt head
+        maps['heatmap'] = (heatmap, 0.0, 1.0)
+    if prediction.attention is not None:
+        maps['attention'] = (prediction.attention, low, high)
     pictures = {name: _heat(*map_and_range) for name, map_and_range in maps.items()}
     if np.ndim(prediction.labels) == 2:
         pictures['labels'] = {'url': _label_url(prediction.labels, palette)}

@@ -54,10 +54,11 @@ class FakePredictor:
         return SimpleNamespace(
             labels=probabilities.argmax(axis=0),
             probabilities=probabilities,
-            heatmap=weights**2,
-            token_weights=weights,
-            attention=gray + scale * weights,
-            bottom_up=gray,
+            heatmap=weights**2 if self.is_steerable else None,
+            token_weights=weights if self.is_steerable else None,
+            # An exported file shows nothing of its inside.
+            attention=gray + scale * weights if self.is_steerable else None,
+            bottom_up=gray if self.is_steerable else None,
             shift=SimpleNamespace(
                 pixels=np.abs(change).sum(axis=0) / 2, classes=change.mean(axis=(1, 2))
             ),

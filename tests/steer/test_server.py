@@ -140,7 +140,8 @@ def test_whether_it_can_be_steered_is_said(images, steerable) -> None:
     app = make_app(FakePredictor(steerable), ImageFolder(str(images)))
     client = TestClient(app, base_url=HOST)
     assert client.get('/api/model').json()['steerable'] is steerable
-    assert choose(client)['plain']['views'].keys() >= {'labels'}
+    views = choose(client)['plain']['views']
+    assert views.keys() == ({'bottom_up', 'attention', 'labels'} if steerable else {'labels'})
 
 
 # ------------------------------------------------------------------------------ hostile requests

@@ -393,7 +393,7 @@ function refreshPanel(name) {
   map.style.opacity = strength();
   panel.disabled = name !== 'input' && !shown.pictures[name];
   const range = shown.answer.views[name];
-  panel.querySelector('small').textContent = panel.disabled ? 'with a prompt'
+  panel.querySelector('small').textContent = panel.disabled ? (model.steerable ? 'with a prompt' : 'not of this model')
     : range?.high === undefined ? VIEWS.find(([other]) => other === name)[2]
     : `${short(range.low)} to ${short(range.high)}`;
 }
@@ -485,7 +485,7 @@ function save(blob, suffix) {
 function savePicture() {
   if (!image) return;
   const names = VIEWS.filter(([name]) => name === 'input' || shown.pictures[name]);
-  const columns = Math.min(names.length, 3);
+  const columns = Math.min(names.length, 4);
   const width = 480;
   const height = Math.round((width * image.height) / image.width);
   const gap = 12;
