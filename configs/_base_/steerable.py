@@ -11,3 +11,11 @@ steerable = dict(
     prompt_head=dict(type='mmvars.PromptHead'),
     prior_loss_weight=0.1,
 )
+# For a model that is trained already, model = _base_.steering_stage and load_from = its checkpoint:
+# only feedback, priors and the new head train. On a trunk of timm it stays what it was, to the bit,
+# where it is asked for nothing.
+steering_stage = dict(
+    backbone=dict(prior=dict(type='learned_classes'), transfer='top-down'),
+    frozen_heads=True,
+    **{key: steerable[key] for key in ('prior_sampler', 'prompt_head', 'prior_loss_weight')},
+)

@@ -40,6 +40,9 @@ class PriorSampler:
             the other, cropped, or four, at half their size. In a mosaic things stand together that
             do not in photographs, so that the prior alone tells which is meant.
         min_share: A class counts as present from this share of the pixels on.
+        alpha_factors: Least and greatest factor of the network's alpha, drawn log-uniformly for
+            each image, so that the scale can be turned afterwards. Designs whose feedback takes no
+            alpha, or no prior, have none.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class PriorSampler:
         absent: float = 0.2,
         mosaic: float = 0.25,
         min_share: float = 0.005,
+        alpha_factors: tuple[float, float] = (0.5, 2.0),
     ) -> None:
         for name, value in dict(present=present, absent=absent, mosaic=mosaic).items():
             check_number(f'{name} of the PriorSampler', value, 0, 1)
@@ -61,6 +65,10 @@ class PriorSampler:
         self.absent = absent
         self.mosaic = mosaic
         self.min_share = min_share
+        least, greatest = alpha_factors
+        check_number('alpha_factors[0] of the PriorSampler', least, 1e-3, 1e3)
+        check_number('alpha_factors[1] of the PriorSampler', greatest, least, 1e3)
+        self.alpha_factors = least, greatest
         self._has_warned = False
 
     def __call__(
@@ -85,6 +93,11 @@ class PriorSampler:
                 labels = sample.gt_sem_seg.data
                 sample.set_metainfo(dict(prior=self._draw(labels, num_classes, ignore_index)))
         return images, samples
+
+    def draw_factors(self, count: int) -> Tensor:
+        """Factors of alpha ``(count,)``."""
+        least, greatest = self.alpha_factors
+        return least * (greatest / least) ** torch.rand(count)
 
     def _draw(self, labels: Tensor, num_classes: int, ignore_index: int) -> int:
         """A class id, or -1."""

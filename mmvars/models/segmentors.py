@@ -11,9 +11,9 @@ from mmseg.models import EncoderDecoder as _EncoderDecoder
 from mmseg.models import SegTTAModel as _SegTTAModel
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS as MMSEG
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmvars.errors import InputError, check_number
+from mmvars.errors import InputError, check_flag, check_number
 from mmvars.models.arguments import fill_in_channels, stack_priors, with_num_classes
 from mmvars.models.prompting import prior_loss
 from mmvars.models.sliding_window import (
@@ -24,7 +24,7 @@ from mmvars.models.sliding_window import (
     whole_image_metas,
     window_mean,
 )
-from mmvars.networks import ClassPrototype, Feedback
+from mmvars.networks import ClassPrototype, Feedback, TopDown
 from mmvars.registry import MODELS
 
 __all__ = ['EncoderDecoder', 'SegTTAModel']
@@ -61,6 +61,9 @@ class EncoderDecoder(_EncoderDecoder):
         prompt_head: Config of a :class:`~mmvars.models.prompting.PromptHead`, trained with the
             losses ``prompt.loss_bce`` and ``prompt.loss_dice``. A backbone of ``design='feedback'``
             takes no prior: it is trained on the same answers, and is not told the questions.
+        frozen_heads: Whether decode head and auxiliary heads keep their weights and statistics:
+            for a trained model that learns to follow priors. With ``transfer='top-down'`` and a
+            trunk of timm it stays what it was, to the bit, where it is asked for nothing.
         prior_loss_weight: Weight of ``loss_prior``, see
             :func:`~mmvars.models.prompting.prior_loss`.
 
@@ -85,6 +88,7 @@ class EncoderDecoder(_EncoderDecoder):
         prior_sampler: dict | None = None,
         prompt_head: dict | None = None,
         prior_loss_weight: float = 0.0,
+        frozen_heads: bool = False,
     ) -> None:
         super().__init__(
             with_num_classes(ConfigDict(backbone), decode_head),
@@ -105,7 +109,24 @@ class EncoderDecoder(_EncoderDecoder):
             self.prompt_head = MODELS.build(dict(in_channels=width, **prompt_head))
         check_number('prior_loss_weight', prior_loss_weight, 0)
         self.prior_loss_weight = prior_loss_weight
+        check_flag('frozen_heads', frozen_heads)
+        self.frozen_heads = frozen_heads
+        if frozen_heads:
+            for head in self._usual_heads():
+                head.requires_grad_(False)
         self._check_steering()
+
+    def _usual_heads(self) -> list[Any]:
+        auxiliary = self.auxiliary_head if self.with_auxiliary_head else []
+        several = isinstance(auxiliary, list | nn.ModuleList)
+        return [self.decode_head, *(auxiliary if several else [auxiliary])]
+
+    def train(self, mode: bool = True) -> 'EncoderDecoder':
+        super().train(mode)
+        if self.frozen_heads:
+            for head in self._usual_heads():
+                head.eval()
+        return self
 
     def _check_steering(self) -> None:
         """Refuse what would train nothing."""
@@ -204,8 +225,12 @@ class EncoderDecoder(_EncoderDecoder):
                 inputs, data_samples, self.num_classes, ignore_index
             )
         asked = stack_priors(data_samples, inputs)
-        takes_prior = self.prior_sampler is None or self.backbone.network.prior is not None
-        output = self.backbone(inputs, asked if takes_prior else None, return_losses=True)
+        network, alpha = self.backbone.network, None
+        takes_prior = self.prior_sampler is None or network.prior is not None
+        if self.prior_sampler and takes_prior and isinstance(network, TopDown):
+            if isinstance(network.feedback, Feedback):
+                alpha = network.alpha * self.prior_sampler.draw_factors(len(inputs)).to(inputs)
+        output = self.backbone(inputs, asked if takes_prior else None, alpha, return_losses=True)
         feats = self.neck(output.feats) if self.with_neck else output.feats
         losses = {f'backbone.{name}': value for name, value in output.losses.items()}
         if self.prompt_head is not None or self.prior_loss_weight:

@@ -39,8 +39,9 @@ class TopDownOutput(NamedTuple):
         second: The last pass: what a head should read.
         first: The first pass.
         token_weights: ``(B, N, 1)``, clamped cosine similarity of the output tokens of the pass
-            before the last with the prior; ones where the network has no prior. A class token that
-            the blocks do not see has none.
+            before the last with the prior; ones where the network has no prior, and where one that
+            multiplies by them is asked for nothing. A class token that the blocks do not see has
+            none.
         top_down: One tensor a block, its top-down input in the last pass.
         reconstruction: ``(L,)`` reconstruction errors of the last pass, where requested.
     """
@@ -202,7 +203,10 @@ class TopDown(nn.Module):
             else:
                 center = self.prior.center
                 compared = tokens if center is None else tokens - center
-                weights = token_weights(compared, self.prior(prior, tokens.shape[0]))
+                asked = self.prior(prior, tokens.shape[0])
+                weights = token_weights(compared, asked)
+                if isinstance(self.feedback, MaskFeedback):
+                    weights = weights + _is_zero(asked)
             top_down = self.feedback(tokens, scale * weights, grids)
             second = self.trunk.forward_blocks(
                 first.embedded,
@@ -311,7 +315,8 @@ class PerceiverIO(nn.Module):
         scale = self.alpha if alpha is None else _per_image(alpha, first.tokens)
         center = self.prior.center
         compared = first.tokens if center is None else first.tokens - center
-        weights = token_weights(compared, self.prior(prior, images.shape[0]))
+        asked = self.prior(prior, images.shape[0])
+        weights = token_weights(compared, asked) + _is_zero(asked)
         second = first._replace(tokens=scale * weights * first.tokens)
         return TopDownOutput(second, first, weights)
 
@@ -334,6 +339,15 @@ class PerceiverIO(nn.Module):
     ) -> None:
         rename_entries(state_dict, prefix, plain=False)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _is_zero(prior: Tensor) -> Tensor:
+    """``(B, 1, 1)``: whether a prior ``(B, C)`` asks for nothing.
+
+    The designs that multiply by the weights then leave all as it is; as those that add feed nothing
+    back.
+    """
+    return (prior == 0).all(dim=-1).view(-1, 1, 1)
 
 
 def _per_image(alpha: float | Tensor, tokens: Tensor) -> float | Tensor:

@@ -283,6 +283,46 @@ class TestSegmentor:
             followed += bool(left[0] > right[0] and left[1] < right[1])
         assert followed >= 16  # an answer that ignores the question follows never
 
+    def test_frozen_heads_keep_weights_and_statistics(self):
+        head = dict(type='mmvars.LinearHead', num_classes=CLASSES, norm_cfg=dict(type='BN'))
+        model = segmentor(decode_head=head, auxiliary_head=[dict(head)], frozen_heads=True)
+        usual = {n: p.clone() for n, p in model.state_dict().items() if '_head.' in n}
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        model.train()
+        losses = model.loss(*self.batch(0, 3))
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+        optimizer.step()
+        moved = {n for n, p in model.state_dict().items() if n in usual and not p.equal(usual[n])}
+        assert moved and all(name.startswith('prompt_head.') for name in moved)
+
+    def test_alpha_is_drawn_for_each_image(self):
+        torch.manual_seed(0)
+        sampler = PriorSampler(alpha_factors=(0.25, 4))
+        factors = sampler.draw_factors(4000)
+        assert 0.25 <= factors.min() < 0.3 and 3.5 < factors.max() <= 4
+        assert factors.log().mean().abs() < 0.1
+        model = segmentor()
+        seen = []
+        model.backbone.network.feedback.register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[1].amax((1, 2)))
+        )
+        model.loss(*self.batch(0, 0))
+        model.prior_sampler.alpha_factors = 1.0, 1.0
+        model.loss(*self.batch(0, 0))
+        ratio = seen[0] / seen[1]
+        assert ratio[0] != ratio[1] and ((0.5 <= ratio) & (ratio <= 2)).all()
+
+    @pytest.mark.parametrize('design', ['mask_attention', 'perceiver_io'])
+    def test_rivals_that_multiply_leave_all_as_it_is(self, design):
+        """Where they are asked for nothing; each has the losses of the others."""
+        model = segmentor(backbone=dict(design=design)).eval()
+        network, images = model.backbone.network, torch.randn(2, 3, 32, 32)
+        output = network(images, torch.tensor([-1, 2]))
+        assert output.token_weights[0].eq(1).all() and not output.token_weights[1].eq(1).all()
+        plain = network.trunk(images)
+        torch.testing.assert_close(output.second.tokens[0], plain.tokens[0])
+        assert model.loss(*self.batch(0, 3))['prompt.loss_bce'] > 0
+
     def test_design_without_prior_is_not_told_the_question(self):
         model = segmentor(
             backbone=dict(design='feedback', prior='learned_query'), prior_loss_weight=0
