@@ -3,6 +3,7 @@
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ import mmvars.predict
 from mmvars.checkpoints import write_checkpoint
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
+from mmvars.predict import _labels as labels_png
 from mmvars.predict import find_sources, main, parse_prior
 
 COMMON = """
@@ -122,6 +124,13 @@ def test_files_hold_what_the_predictor_answers(predictor, capsys):
             width = 80 if prior is not None else 40
             assert Image.open(f'out/{folder}/overlay/{name}.jpg').size == (width, 24)
     assert len([*Path('out').rglob('*.*')]) == 3 * (4 + 4 + 3)
+
+
+def test_labels_of_many_classes_have_16_bits(tmp_path):
+    labels = np.arange(300).reshape(15, 20)
+    many = SimpleNamespace(classes=range(300))
+    (tmp_path / 'x.png').write_bytes(labels_png(SimpleNamespace(labels=labels), many))
+    assert np.array_equal(_labels(tmp_path / 'x.png'), labels)
 
 
 def test_words_mean_prompts(predictor):
