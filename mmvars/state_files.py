@@ -1,8 +1,8 @@
 """What a predictor keeps of an image, as a file: the picture, and its first pass.
 
-The picture is prepared again when the file is read. The file is that of one model: the bytes of its
-backbone's weights, the config of the backbone, the prepared image and the windows are hashed; and
-so are the contents of the file, for what a disk may do to them.
+The picture is prepared again when the file is read. The file is that of one model: hashed are the
+bytes of its backbone's weights, the configs of backbone and preparation, and the windows; and the
+contents of the file, for what a disk may do to them.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.networks import FirstPassOutput, TopDown, TrunkOutput
 from mmvars.steering import State, SteeredModel, output_of
+from mmvars.visualization.model import dataset_of
 from mmvars.write import check_destination
 
 __all__ = ['load_state', 'save_state']
@@ -116,15 +117,20 @@ def load_state(engine: SteeredModel, file: str | Path, picture: np.ndarray | Non
 
 
 def _model_key(engine: SteeredModel, state: State) -> str:
-    backbone = {
-        key: value
-        for key, value in engine.cfg.model.backbone.items()
-        if key not in ('init_cfg', 'pretrained')
-    }
-    words = engine.backbone_sha256, backbone, [list(map(str, group)) for group in state.groups]
-    digest = hashlib.sha256(repr(words).encode())
-    digest.update(sha256_of({'inputs': state.inputs}).encode())
-    return digest.hexdigest()
+    """Of the weights, and of what else the first pass of this image depends on.
+
+    Not of the prepared image: its last bits are those of the machine.
+    """
+    cfg = engine.cfg
+    backbone = {k: v for k, v in cfg.model.backbone.items() if k not in ('init_cfg', 'pretrained')}
+    preparation = [
+        dataset_of(cfg)['pipeline'],
+        cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor'),
+        tuple(state.inputs.shape),
+    ]
+    windows = [list(map(str, group)) for group in state.groups]
+    words = repr([engine.backbone_sha256, backbone, preparation, windows])
+    return hashlib.sha256(words.encode()).hexdigest()
 
 
 def _contents(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:

@@ -69,21 +69,21 @@ def test_a_state_of_another_image_or_model_is_refused(
     assert np.array_equal(predictor.predict(PROMPT).probabilities, answer.probabilities)
     predictor.reset_image()
     predictor.load_state(file)
-    for cfg in (
-        segmentor(),  # other random weights
-        segmentor(num_passes=3),
-        segmentor(test_cfg=SLIDE),
-    ):
-        if 'num_passes' in cfg.model.backbone or cfg.model.test_cfg.mode == 'slide':
-            weights = file.parent / 'same.pth'
-            cfg.dump(file.parent / 'other.py')
-            torch.save(dict(state_dict=predictor.model.state_dict()), weights)
-            other = mmvars.Predictor(file.parent / 'other.py', weights)
-        else:
-            other = make(cfg)
+    normalized = segmentor()
+    normalized.model.data_preprocessor.mean = [0, 0, 0]
+    resized = segmentor()
+    resized.test_dataloader.dataset.pipeline[1].scale = (95, 64)
+    weights = file.parent / 'same.pth'
+    torch.save(dict(state_dict=predictor.model.state_dict()), weights)
+    others = [segmentor(num_passes=3), segmentor(test_cfg=SLIDE), normalized, resized]
+    for number, cfg in enumerate(others):
+        cfg.dump(file.parent / f'other{number}.py')
+        other = mmvars.Predictor(file.parent / f'other{number}.py', weights)
         with pytest.raises(InputError, match='made with another model .* make it again'):
             other.load_state(file)
         assert other.image_size is None
+    with pytest.raises(InputError, match='made with another model'):
+        make(segmentor()).load_state(file)  # other random weights
 
 
 def _cut(file: Path) -> None:
