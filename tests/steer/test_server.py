@@ -240,6 +240,7 @@ def test_images_that_are_none(client, content, words) -> None:
         (b'{"image": "IMAGE", "alpha": "2"}', 400),
         (b'{"image": "IMAGE", "alpha": true}', 400),
         (b'{"image": "IMAGE", "alpha": ' + b'9' * 5000 + b'}', 400),
+        (b'{"image": "IMAGE", "alpha": ' + b'9' * 400 + b'}', 400),  # no float is as large
         (b'{"image": "IMAGE", "other": 1}', 400),
         (b'{"image": ["IMAGE"]}', 409),
         (b'{"image": null}', 409),
