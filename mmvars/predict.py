@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import itertools
+import json
 import os
 import re
 import sys
@@ -22,12 +23,12 @@ from mmvars.datasets.files import images_in, open_image
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.predict import parse_args
-from mmvars.predictor import Prediction, Predictor
+from mmvars.predictor import Prediction, Predictor, run_files
 from mmvars.prompts import Box, Example, Mask, Points
 from mmvars.visualization.figure import blend
 from mmvars.visualization.model import ClassTable
 from mmvars.visualization.priors import find_class, read_vector, resolve_prior, split_row
-from mmvars.write import write_bytes
+from mmvars.write import write_bytes, write_text
 
 __all__ = ['Source', 'find_sources', 'main', 'parse_prior']
 
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if {*results.folders} != {'none'} and not predictor.is_steerable:
         raise InputError(f'--prior: {args.model} takes none, leave it out; an AbSViT takes one')
     prompts = [parse_prior(word, predictor) for word in results.folders]
+    results.write_settings()
     bar = ProgressBar(sum(source.num_frames(args.every) for source in sources))
     num_failed = num_written = 0
     for source in sources:
@@ -156,15 +158,21 @@ class Source:
             yield self.name, self.path
             return
         video, number = cv2.VideoCapture(self.path), 0
+        expected = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         while video.grab():
             if number % every == 0:
-                yield (
-                    f'{self.name}/{number:06}',
-                    np.ascontiguousarray(video.retrieve()[1][..., ::-1]),
-                )
+                is_read, pixels = video.retrieve()
+                if not is_read:
+                    break
+                yield f'{self.name}/{number:06}', np.ascontiguousarray(pixels[..., ::-1])
             number += 1
         if number == 0:
             raise InputError('OpenCV can read no frame; convert the video to .mp4 (H.264)')
+        if number < expected:
+            raise InputError(
+                f'OpenCV can read {number} of its {expected} frames, which have been predicted; '
+                'the file is damaged after them, or convert it to .mp4 (H.264)'
+            )
 
 
 def find_sources(paths: Sequence[str], out_dir: str, are_frames: bool = False) -> list[Source]:
@@ -187,11 +195,13 @@ def find_sources(paths: Sequence[str], out_dir: str, are_frames: bool = False) -
             what = 'is no file' if os.path.exists(path) else 'does not exist'
             raise InputError(f'the image {path!r} {what}')
     sources: list[Source] = []
+    taken: set[str] = set()
     for path, (name, starts) in names.items():
-        stem, taken = os.path.splitext(name)[0], {source.name.lower() for source in sources}
+        stem = os.path.splitext(name)[0]
         # Different files even where the names of the images are the same.
         candidates = (stem if i == 1 else f'{stem}-{i}' for i in itertools.count(1))
         unique = next(each for each in candidates if each.lower() not in taken)
+        taken.add(unique.lower())
         sources.append(Source(path, unique, starts))
     return sources
 
@@ -292,6 +302,7 @@ class Results:
                 slug = re.sub(r'[^\w.,-]+', '-', word)
                 self.folders[word] = root / f'{number}-{slug}'[:100]
         self.table = root / 'labels.csv'
+        self.settings = root / 'predict.json'
         self.rows: set[tuple[str, str]] = set()
         if args.resume and self.table.exists():
             with open(self.table, newline='', encoding='utf-8') as file:
@@ -320,8 +331,34 @@ class Results:
                     f'{path} exists: replace what is there with --overwrite, keep it and predict '
                     'the rest with --resume, or give another --out-dir'
                 )
+        if self.args.resume and self.settings.exists():
+            before = json.loads(self.settings.read_text(encoding='utf-8'))
+            for name, value in self._used().items():
+                if before.get(name) != value:
+                    raise InputError(
+                        f'--resume: the results in {self.args.out_dir} are of other settings '
+                        f'({name} {before.get(name)!r} there, {value!r} here): give another '
+                        '--out-dir, or replace them with --overwrite'
+                    )
         if self.args.overwrite:
             self.table.unlink(missing_ok=True)
+
+    def write_settings(self) -> None:
+        """Say in the folder what its results are made of, for ``--resume``."""
+        self.settings.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.settings, json.dumps(self._used(), indent=1) + '\n', overwrite=True)
+
+    def _used(self) -> dict[str, Any]:
+        """All that results depend on but the images, in terms of JSON."""
+        config, checkpoint = run_files(self.args.model, self.args.checkpoint)
+        names = 'prior', 'alpha', 'prototypes', 'text', 'every', 'cfg_options'
+        weights = checkpoint or config
+        return dict(
+            model=config,
+            checkpoint=str(weights),
+            modified=os.stat(weights).st_mtime_ns if os.path.exists(weights) else None,
+            **{name: getattr(self.args, name) for name in names},
+        )
 
     def has(self, name: str) -> bool:
         """Whether all results of an image are there."""

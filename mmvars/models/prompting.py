@@ -65,6 +65,11 @@ class PriorSampler:
         self.absent = absent
         self.mosaic = mosaic
         self.min_share = min_share
+        if not isinstance(alpha_factors, Sequence) or len(alpha_factors) != 2:
+            raise InputError(
+                f'alpha_factors of the PriorSampler must be two numbers, the least and the '
+                f'greatest factor, such as (0.5, 2.0); got {alpha_factors!r}'
+            )
         least, greatest = alpha_factors
         check_number('alpha_factors[0] of the PriorSampler', least, 1e-3, 1e3)
         check_number('alpha_factors[1] of the PriorSampler', greatest, least, 1e3)

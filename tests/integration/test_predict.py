@@ -123,7 +123,7 @@ def test_files_hold_what_the_predictor_answers(predictor, capsys):
                 np.testing.assert_allclose(_labels(heatmap) / 255, answer.heatmap, atol=1 / 255)
             width = 80 if prior is not None else 40
             assert Image.open(f'out/{folder}/overlay/{name}.jpg').size == (width, 24)
-    assert len([*Path('out').rglob('*.*')]) == 3 * (4 + 4 + 3)
+    assert len([*Path('out').rglob('*.*')]) == 1 + 3 * (4 + 4 + 3)
 
 
 def test_labels_of_many_classes_have_16_bits(tmp_path):
@@ -246,16 +246,20 @@ def test_a_stopped_run_goes_on_and_nothing_is_replaced_unasked(predictor, monkey
     assert run_tool('predict', arguments) == 130
     first = Path('out/labels/a.png')
     written = [path.name for path in sorted(Path('out').rglob('*.*'))]
-    assert written == ['a.png', 'a.npz'] and first.stat().st_size > 0
+    assert written == ['a.png', 'predict.json', 'a.npz'] and first.stat().st_size > 0
     assert run_tool('predict', arguments) == 2
     assert re.search('out/labels/a.png exists: .*--overwrite.*--resume', capsys.readouterr().err)
     first_bytes, first_time = first.read_bytes(), first.stat().st_mtime_ns
     assert run_tool('predict', [*arguments, '--resume']) == 0
-    assert len(calls) == 4 and len([*Path('out').rglob('*.*')]) == 6
+    assert len(calls) == 4 and len([*Path('out').rglob('*.*')]) == 7
     assert first.stat().st_mtime_ns == first_time
     first.unlink()
     assert run_tool('predict', [*arguments, '--resume']) == 0
     assert first.read_bytes() == first_bytes and len(calls) == 5
+    for other in (['--prior', 'point:3,4'], ['--alpha', '2']):
+        capsys.readouterr()
+        assert run_tool('predict', [*arguments, *other, '--resume']) == 2
+        assert 'are of other settings' in capsys.readouterr().err
     first.write_bytes(b'other')
     assert run_tool('predict', [*arguments, '--overwrite']) == 0
     assert first.read_bytes() == first_bytes
@@ -272,6 +276,29 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(predictor, capsys
     assert len([*Path('out/labels').rglob('*.png')]) == 2 + 5
 
 
+def test_a_video_that_ends_early_is_said_to(predictor, monkeypatch, capsys):
+    capture = cv2.VideoCapture
+
+    class Truncated:
+        """Three frames of what its header says."""
+
+        def __init__(self, path):
+            self.video, self.left = capture(path), 3
+
+        def grab(self):
+            self.left -= 1
+            return self.left >= 0 and self.video.grab()
+
+        def __getattr__(self, name):
+            return getattr(self.video, name)
+
+    monkeypatch.setattr(cv2, 'VideoCapture', Truncated)
+    assert run_tool('predict', ['run', 'clip.avi', '-o', 'out']) == 2
+    error = capsys.readouterr().err
+    assert 'OpenCV can read 3 of its 5 frames, which have been predicted' in error
+    assert len([*Path('out/labels/clip').iterdir()]) == 3
+
+
 def test_a_model_without_feedback_takes_no_prior(folder, capsys):
     plain = "model['backbone'] = dict(type='mmvars.ViT', img_size=32, arch=backbone['arch'])"
     _write_model(f'{SEGMENTOR}\n{plain}\n')
@@ -280,7 +307,7 @@ def test_a_model_without_feedback_takes_no_prior(folder, capsys):
     assert capsys.readouterr().err == (
         'mmvars: --prior: run takes none, leave it out; an AbSViT takes one\n'
     )
-    assert main(arguments) == 0 and len([*Path('out').rglob('*.*')]) == 6
+    assert main(arguments) == 0 and len([*Path('out').rglob('*.*')]) == 7
 
 
 def test_results_have_names_of_their_own(folder):

@@ -119,6 +119,8 @@ class TestPriorSampler:
             (dict(present=0.8, absent=0.3), r'present \(0.8\) and absent \(0.3\).* add up to 1'),
             (dict(mosaic=2), 'mosaic of the PriorSampler'),
             (dict(min_share=-1), 'min_share of the PriorSampler'),
+            (dict(alpha_factors=2.0), r'must be two numbers.*got 2\.0'),
+            (dict(alpha_factors=(2.0, 1.0)), r'alpha_factors\[1\] of the PriorSampler'),
         ],
     )
     def test_bad_numbers(self, options, message):
