@@ -117,6 +117,7 @@ def test_an_oracle_attends_to_the_named_tile() -> None:
             report, section, 'share', 'no prior', 'attention'
         )
         assert value(report, section, 'auc', 'random prior', 'answer') == 0.5
+    assert value(report, 'pairs', 'auc', 'absent class', 'answer') == 0.5
     assert value(report, 'pairs', 'flip', 'its prior', 'answer') == 1
     assert value(report, 'pairs', 'share', 'no prior', 'attention') == pytest.approx(0.5)
     assert value(report, 'squares', 'share', 'no prior', 'attention') == pytest.approx(0.25)
@@ -210,7 +211,10 @@ def test_collages_of_two(layout, size) -> None:
     photo, regions = collage(photos, layout)
     assert photo.labels.shape == photo.image.shape[:2] == size
     assert (regions[0] ^ regions[1]).all() and regions[0].sum() == regions[1].sum()
-    if layout == 'side':
+    if layout == 'square':
+        middles = np.hstack([each.image[:, 8:16] for each in photos])
+        np.testing.assert_array_equal(photo.image, middles)
+    else:
         np.testing.assert_array_equal(photo.image, np.hstack([each.image for each in photos]))
         np.testing.assert_array_equal(photo.labels, np.hstack([each.labels for each in photos]))
 
