@@ -19,7 +19,7 @@ from mmvars.write import write_text
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = 'configs/absvit/absvit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256.py'
 PHOTOS = 'configs/timm/dinov2-s14-absvit_linear_1xb8-100iter_mini-photos-168x168.py'
-ITERATIONS = 150
+HEAD_ITERATIONS, ITERATIONS = 150, 120
 SCENES_ITERATIONS = 160
 IGNORED = 255
 PRIORS = ('animal', 'vehicle', 'person', 'food')
@@ -96,6 +96,7 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
     """Top-down attention for the frozen DINOv2-S, of whose weights none is changed."""
     images = Path(photos_root()) / 'images'
     decoders, prototypes = out / 'decoders.pth', out / 'prototypes.pth'
+    head = out / 'head' / f'iter_{HEAD_ITERATIONS}.pth'
     checkpoint = out / 'training' / f'iter_{ITERATIONS}.pth'
     trunk = f'model.backbone.pretrained={weights}'
     return [
@@ -111,9 +112,16 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
             ['prototypes.py', PHOTOS, decoders, '--output', prototypes, '--cfg-options', trunk],
         ),
         train(
-            f'Training head, feedback and priors for {ITERATIONS} iterations',
-            *(PHOTOS, checkpoint, trunk, 'model.backbone.init_cfg.type=Pretrained'),
+            f'Training a linear head on the frozen trunk for {HEAD_ITERATIONS} iterations',
+            *(PHOTOS, head, trunk, 'model.backbone.transfer=linear'),
+            'model.backbone.init_cfg.type=Pretrained',
             f'model.backbone.init_cfg.checkpoint={prototypes}',
+            *('model.frozen_heads=False', 'model.prior_loss_weight=0'),  # nothing is asked yet
+            *('model.prior_sampler=None', 'model.prompt_head=None'),
+        ),
+        train(
+            f'Training feedback and priors to follow for {ITERATIONS} iterations',
+            *(PHOTOS, checkpoint, trunk, f'load_from={head}'),
         ),
         test(out, PHOTOS, checkpoint),
         (

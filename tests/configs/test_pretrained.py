@@ -108,7 +108,6 @@ def test_the_mini_config_is_a_frozen_trunk_that_learns_to_be_asked(built):
 
     cfg = Config.fromfile(str(MINI))
     assert set(built[MINI]['trainable']) == {
-        'decode_head',
         'prompt_head',
         'backbone.network.feedback',
         'backbone.network.prior',
