@@ -65,7 +65,9 @@ def main() -> int:
     )
     summary = summarize(log.read_text(), Path(folder).glob(pattern))
     if weights:
-        summary += f'\n{(out / "steerability" / "steerability.txt").read_text()}'
+        measured = (out / 'steerability' / 'steerability.txt').read_text()
+        main_numbers = measured.partition('\n\n# ')[0]
+        summary += f'\n{main_numbers}\n'
     write_text(out / 'results.txt', summary)
     print(
         f'\n{summary}\nThis took {(time.monotonic() - started) / 60:.1f} minutes. In {out}:\n'
@@ -126,7 +128,10 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
         test(out, PHOTOS, checkpoint),
         (
             'Measuring whether it follows its prior',
-            ['steerability.py', PHOTOS, checkpoint, '--out', out / 'steerability'],
+            [
+                *('steerability.py', PHOTOS, checkpoint, '--images', 4, '--alpha', 3),
+                *('--out', out / 'steerability', '--cfg-options', trunk),
+            ],
         ),
         draw(
             *(out, PHOTOS, checkpoint, *(images / 'val' / f'{name}.jpg' for name in DRAWN)),

@@ -51,8 +51,9 @@ def played(monkeypatch):
         with log.open('a') as file:
             file.write(LOG if command[1].name == 'test.py' else '\n')
         if command[1].name == 'steerability.py':
-            command[-1].mkdir()
-            (command[-1] / 'steerability.txt').write_text('it follows\n')
+            folder = command[command.index('--out') + 1]
+            folder.mkdir()
+            (folder / 'steerability.txt').write_text('# Main\n\nit follows\n\n# Details\n')
         return 0
 
     monkeypatch.setattr(_quickstart, 'run', run)
@@ -66,7 +67,8 @@ def test_with_weights_it_learns_from_photographs(played, monkeypatch, tmp_path, 
     assert played[0] == 'pretune.py'
     text = capsys.readouterr().out
     assert 'Apache-2.0' in text and 'mIoU reached: 40.00' in text
-    assert 'it follows' in (tmp_path / 'out' / 'results.txt').read_text()
+    results = (tmp_path / 'out' / 'results.txt').read_text()
+    assert 'it follows' in results and 'Details' not in results
 
 
 @pytest.mark.parametrize('offline', [True, False])
