@@ -61,8 +61,8 @@ class EncoderDecoder(_EncoderDecoder):
         prompt_head: Config of a :class:`~mmvars.models.prompting.PromptHead`, trained with the
             losses ``prompt.loss_bce`` and ``prompt.loss_dice``. A backbone of ``design='feedback'``
             takes no prior: it is trained on the same answers, and is not told the questions.
-        frozen_heads: Whether decode head and auxiliary heads keep their weights and statistics:
-            for a trained model that learns to follow priors. With ``transfer='top-down'`` and a
+        frozen_heads: Whether neck, decode head and auxiliary heads keep weights and statistics: for
+            a trained model that learns to follow priors. With ``transfer='top-down'`` and a
             trunk of timm it stays what it was, to the bit, where it is asked for nothing.
         prior_loss_weight: Weight of ``loss_prior``, see
             :func:`~mmvars.models.prompting.prior_loss`.
@@ -117,9 +117,11 @@ class EncoderDecoder(_EncoderDecoder):
         self._check_steering()
 
     def _usual_heads(self) -> list[Any]:
+        """What segments behind the backbone."""
         auxiliary = self.auxiliary_head if self.with_auxiliary_head else []
         several = isinstance(auxiliary, list | nn.ModuleList)
-        return [self.decode_head, *(auxiliary if several else [auxiliary])]
+        neck = [self.neck] if self.with_neck else []
+        return [*neck, self.decode_head, *(auxiliary if several else [auxiliary])]
 
     def train(self, mode: bool = True) -> 'EncoderDecoder':
         super().train(mode)

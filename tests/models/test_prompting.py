@@ -287,8 +287,10 @@ class TestSegmentor:
 
     def test_frozen_heads_keep_weights_and_statistics(self):
         head = dict(type='mmvars.LinearHead', num_classes=CLASSES, norm_cfg=dict(type='BN'))
-        model = segmentor(decode_head=head, auxiliary_head=[dict(head)], frozen_heads=True)
-        usual = {n: p.clone() for n, p in model.state_dict().items() if '_head.' in n}
+        neck = dict(type='mmseg.FPN', in_channels=[24], out_channels=24, num_outs=1)
+        model = segmentor(decode_head=head, auxiliary_head=[head], neck=neck, frozen_heads=True)
+        parts = ('neck.', 'decode_head.', 'auxiliary_head.', 'prompt_head.')
+        usual = {n: p.clone() for n, p in model.state_dict().items() if n.startswith(parts)}
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         model.train()
         losses = model.loss(*self.batch(0, 3))
