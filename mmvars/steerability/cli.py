@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
@@ -14,7 +15,7 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.steerability import parse_args
 from mmvars.predictor import Predictor
-from mmvars.steerability.asking import Subject
+from mmvars.steerability.asking import PRIOR, Subject
 from mmvars.steerability.photos import Photos
 from mmvars.steerability.protocol import Plan, measure, num_steps
 from mmvars.steerability.report import (
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_number('--min-share', args.min_share, 0, 1)
     for alpha in args.alpha or ():
         check_number('--alpha', alpha, 0)
-    models = [(args.config, args.checkpoint), *args.against]
+    models = [(args.config, args.checkpoint), *((config, file) for config, file in args.against)]
     prototypes = args.prototypes or [None]
     if len(prototypes) not in (1, len(models)):
         raise InputError(
@@ -52,11 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'got {len(prototypes)}'
         )
     prototypes = prototypes * (len(models) // len(prototypes))
-    reports = []
+    reports, names = [], _names(models)
     for number, ((config, checkpoint), file) in enumerate(zip(models, prototypes, strict=True), 1):
-        name = config if len({each for each, _ in models}) == len(models) else checkpoint
         print(f'[{number}/{len(models)}] {config} {checkpoint}', flush=True)
-        reports.append(_measure(config, checkpoint, file, _stem(name), args))
+        reports.append(_measure(config, checkpoint, file, names[number - 1], args))
     text = '\n'.join([comparison(reports), *(report.render() for report in reports)])
     print(f'\n{text}')
     os.makedirs(args.out, exist_ok=True)
@@ -79,9 +79,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _stem(path: str) -> str:
-    """A short name of a config or checkpoint."""
-    return os.path.splitext(os.path.basename(path))[0]
+def _names(models: Sequence[tuple[str, str]]) -> list[str]:
+    """A short name for each model, all different: the last parts of its config or checkpoint.
+
+    Raises:
+        InputError: If a model is given twice.
+    """
+    if len(set(models)) < len(models):
+        raise InputError('a config with its checkpoint is given twice: leave one out of --against')
+    configs, checkpoints = zip(*models, strict=True)
+    paths = configs if len(set(configs)) == len(models) else checkpoints
+    if len(set(paths)) < len(models):
+        paths = [f'{config}+{checkpoint}' for config, checkpoint in models]
+    parts = [Path(os.path.splitext(path)[0]).parts for path in paths]
+    longest = max(map(len, parts))
+    tails = (['/'.join(each[-count:]) for each in parts] for count in range(1, longest + 1))
+    return next((names for names in tails if len(set(names)) == len(models)), list(paths))
 
 
 def _measure(
@@ -108,6 +121,12 @@ def _measure(
     start = time.time()
     results = measure(subject, photos, plan, bar.update)
     print(f'\n{time.time() - start:.0f} s')
+    first = next(iter(results.sections.values()))
+    if not any(row == PRIOR for _, row, _ in first.tallies):
+        raise InputError(
+            f'--min-share {args.min_share:g}: no class that could be asked for has that share of '
+            f'the pixels in any of {len(plan.indices)} images: lower it, or measure more --images'
+        )
     return Report(
         name,
         results,

@@ -313,7 +313,7 @@ def _measure_collage(
     if subject.segments:
         return
     _add_scores(section, unit, answers, named)
-    if name != 'pairs':
+    if name != 'pairs' or len(named) < 2:
         return
     sweep = []
     for alpha in results.alphas:

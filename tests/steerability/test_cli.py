@@ -5,7 +5,8 @@ import json
 import pytest
 
 from mmvars.cli import run_tool
-from mmvars.steerability.cli import main
+from mmvars.errors import InputError
+from mmvars.steerability.cli import _names, main
 
 
 @pytest.fixture
@@ -107,9 +108,23 @@ def test_other_designs_and_models_without_a_head(run, write_model, design) -> No
         ('classification', 'absvit', ['--images', 0], '--images must be a whole number'),
         ('classification', 'absvit', ['--alpha', -1], '--alpha must be a number of at least 0'),
         ('classification', 'absvit', ['--prototypes', 'x', 'y'], 'one file for all models'),
+        ('segmentation', 'absvit', ['--min-share', 1, '--images', 1], '--min-share 1: no class'),
         ('classification', 'absvit', ['--prototypes', 'x.pth'], 'x.pth'),
     ],
 )
 def test_what_cannot_be_measured_is_refused(run, write_model, task, design, arguments, message):
     status, said, _ = run(*write_model(task, design), *arguments)
     assert status == 2 and message in said and said.count('\n') == 1
+
+
+def test_names_of_models_differ() -> None:
+    """Seeds of one config have checkpoints of one name, and one file may lie in two folders."""
+    one, two = ('a/s.py', 'r0/iter_9.pth'), ('a/s.py', 'r1/iter_9.pth')
+    assert _names([one]) == ['s']
+    assert _names([one, two]) == ['r0/iter_9', 'r1/iter_9']
+    assert _names([one, ('b/s.py', 'r0/iter_9.pth')]) == ['a/s', 'b/s']
+    assert _names([one, ('a/t.py', 'r0/iter_9.pth')]) == ['s', 't']
+    assert len(set(_names([one, two, ('b/s.py', 'r1/iter_9.pth')]))) == 3
+    assert len(set(_names([one, ('a/s.py', 'r0/iter_9.safetensors')]))) == 2
+    with pytest.raises(InputError, match='given twice'):
+        _names([one, two, one])
