@@ -1,6 +1,4 @@
 # DINOv2-S/14, frozen, on embedded photographs: on a CPU in minutes. No accuracy claim follows.
-# A linear head that is trained already (this config with transfer='linear', see the quickstart)
-# stays as it is; feedback and class priors learn to mark what is asked for.
 _base_ = [
     '../_base_/models/linear_timm.py',
     '../_base_/datasets/mini_photos.py',
@@ -8,12 +6,12 @@ _base_ = [
     '../_base_/runtime/segmentation.py',
     '../_base_/steerable.py',
 ]
-model = dict(_base_.steering_stage)
-model.update(
+model = dict(
+    _base_.steering_stage,  # after a head that was trained with transfer='linear': the quickstart
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
         _base_.steering_stage.backbone,
-        # The last blocks of the weights that tools/demo_weights.py fetches were tuned to saliency.
+        # The last blocks of what tools/demo_weights.py fetches were tuned to saliency.
         arch=dict(_delete_=True, trunk='timm/vit_small_patch14_dinov2.lvd142m', num_layers=10),
         alpha=3.0,
     ),

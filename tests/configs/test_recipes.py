@@ -169,7 +169,7 @@ def test_every_paramwise_key_matches_a_parameter(built):
         for path in built
         for key in _load(path).optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
     }
-    assert len(named) == 10
+    assert len(named) == 12
     assert named == matched
 
 

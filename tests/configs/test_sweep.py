@@ -240,7 +240,7 @@ def test_types_carry_their_scope(path):
         if 'type' in d and '.' not in d['type'] and '_scope_' not in d
     }
     # Of mmcv and mmengine; batch augmentations have no parent registry, priors no registry.
-    assert bare <= {'SyncBN', 'TruncNormal', 'Mixup', 'CutMix', 'class_prototype'}
+    assert bare <= {'SyncBN', 'TruncNormal', 'Mixup', 'CutMix', 'learned_classes'}
     assert cfg.default_scope in ('mmseg', 'mmpretrain')
 
 
