@@ -22,11 +22,12 @@ from PIL import Image
 from mmvars.datasets.files import images_in, open_image
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
+from mmvars.networks import LearnedQuery
 from mmvars.parsers.predict import parse_args
 from mmvars.predictor import Prediction, Predictor, run_files
 from mmvars.prompts import Box, Example, Mask, Points
 from mmvars.visualization.figure import blend
-from mmvars.visualization.model import ClassTable
+from mmvars.visualization.model import ClassTable, network_of
 from mmvars.visualization.priors import find_class, read_vector, resolve_prior, split_row
 from mmvars.write import write_bytes, write_text
 
@@ -60,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if {*results.folders} != {'none'} and not predictor.is_steerable:
         raise InputError(f'--prior: {args.model} takes none, leave it out; an AbSViT takes one')
+    if args.alpha is not None and {*results.folders} == {'none'} and predictor.is_steerable:
+        if not isinstance(network_of(predictor.model).prior, LearnedQuery):
+            raise InputError(
+                f'--alpha {args.alpha:g} scales what a prior feeds back, and {args.model} has no '
+                'prior of its own: give --prior'
+            )
     prompts = [parse_prior(word, predictor) for word in results.folders]
     results.write_settings()
     bar = ProgressBar(sum(source.num_frames(args.every) for source in sources))

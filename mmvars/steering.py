@@ -408,6 +408,8 @@ class SteeredModel:
         vector = vector.float()
         if not vector.isfinite().all():
             raise InputError('the prior vector holds NaN or infinite numbers: give finite ones')
+        if not vector.any():
+            raise InputError('the prior vector is zero, which asks for nothing: give none for that')
         return vector
 
     def _mean_tokens(self, region: Points | Box | Mask, state: State) -> Tensor:

@@ -276,6 +276,14 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(predictor, capsys
     assert len([*Path('out/labels').rglob('*.png')]) == 2 + 5
 
 
+def test_alpha_scales_nothing_without_a_prior(predictor, capsys):
+    arguments = ['run', 'photos', '-o', 'out', '--alpha', '2']
+    for prior in ([], ['--prior', 'none']):
+        assert run_tool('predict', [*arguments, *prior]) == 2
+        assert '--alpha 2 scales what a prior feeds back, and run has no' in capsys.readouterr().err
+    assert run_tool('predict', [*arguments, '--prior', 'class:dog', 'none']) == 0
+
+
 def test_a_video_that_ends_early_is_said_to(predictor, monkeypatch, capsys):
     capture = cv2.VideoCapture
 

@@ -297,6 +297,7 @@ NO_PROMPTS = [
     (np.ones((130, 75), dtype=bool), 'mask has 130x75 pixels .* image 75x130'),
     (np.zeros(24, dtype=np.float32)[:5], r'shape \(24,\), the width of the tokens; got \(5,\)'),
     (torch.full((24,), torch.nan), 'NaN or infinite'),
+    (torch.zeros(24), 'is zero, which asks for nothing'),
     (torch.ones(24, dtype=torch.int64), 'prior must be None, the name or number'),
     (True, 'prior must be None, the name or number'),
     (['road'], 'prior must be None, the name or number'),
