@@ -27,6 +27,7 @@ _NO_PROMPTS = (
 @dataclass(eq=False)
 class _State:
     picture: np.ndarray  # (H, W, 3) uint8, RGB
+    plain_scores: torch.Tensor | None = None
     plain: np.ndarray | None = None
 
 

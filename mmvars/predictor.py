@@ -323,12 +323,17 @@ class Predictor:
         if alpha is not None:
             check_number('alpha', alpha)
         with self._lock:
-            return self._engine.answer(state, prior, alpha, lambda: self._plain(state))
+            prediction = self._engine.answer(state, prior, alpha, lambda: self._plain(state))
+            if prior is None and alpha is None and state.plain is None:
+                state.plain_scores = prediction._scores  # for shifts; of the same numbers
+            return prediction
 
     def _plain(self, state: Any) -> np.ndarray:
         """Probabilities without a prior."""
         if state.plain is None:
-            state.plain = self._answer(state, None, None).probabilities
+            if state.plain_scores is None:
+                self._answer(state, None, None)
+            state.plain, state.plain_scores = probabilities_of(state.plain_scores), None
         return state.plain
 
 

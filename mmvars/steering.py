@@ -126,7 +126,8 @@ class State:
             ``forward_first_pass``; of the trunk, where there is one pass; empty of plain networks.
         norms: ``(n, h, w)``, norms of the tokens in each of these.
         is_carried: Whether the first pass is that of the frame before.
-        plain: Probabilities without a prior, once they were asked for.
+        plain_scores: Logits or scores of a prediction without a prior, until ``plain`` is made.
+        plain: Its probabilities, once they were asked for.
     """
 
     picture: np.ndarray
@@ -137,6 +138,7 @@ class State:
     passes: list[Any] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     is_carried: bool = False
+    plain_scores: Tensor | None = None
     plain: np.ndarray | None = None
 
 

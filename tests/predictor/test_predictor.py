@@ -89,6 +89,22 @@ def test_the_first_pass_runs_once(make: Callable, picture: np.ndarray, monkeypat
     assert len(calls) == 3 * windows
 
 
+def test_what_is_without_a_prompt_is_not_computed_anew_for_a_shift(
+    make: Callable, picture: np.ndarray
+) -> None:
+    predictor = make(segmentor())
+    predictor.set_image(picture)
+    calls = []
+    predictor.model.backbone.register_forward_hook(lambda *args: calls.append(1))
+    plain, asked = predictor.predict(), predictor.predict((3, 4))
+    change = (asked.probabilities - plain.probabilities).reshape(len(plain.probabilities), -1)
+    assert np.array_equal(asked.shift.classes, [each.mean() for each in change])
+    assert len(calls) == 2
+    predictor.set_image(picture)
+    assert np.array_equal(predictor.predict((3, 4)).shift.classes, asked.shift.classes)
+    assert len(calls) == 4
+
+
 @pytest.mark.parametrize('test_cfg', [None, SLIDE])
 def test_a_frame_takes_the_tokens_of_the_one_before(
     make: Callable, picture: np.ndarray, test_cfg: dict | None, tmp_path: Path
