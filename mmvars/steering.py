@@ -26,7 +26,6 @@ from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.models.sliding_window import InferenceOptions, Window, window_mean
 from mmvars.networks import (
-    ClassPrototype,
     ExternalPrior,
     FirstPassOutput,
     PerceiverIO,
@@ -51,7 +50,7 @@ from mmvars.visualization.model import (
     num_classes_of,
     read_config,
 )
-from mmvars.visualization.priors import check_top_down, find_class, scale_of
+from mmvars.visualization.priors import check_top_down, class_vectors, find_class, scale_of
 
 __all__ = ['Frame', 'State', 'SteeredModel', 'output_of', 'picture_of']
 
@@ -472,14 +471,10 @@ class SteeredModel:
     @cached_property
     def class_priors(self) -> tuple[Sequence[str] | None, Tensor]:
         """Names of classes, where known, and their vectors ``(K, C)``."""
-        names, table, prior = self.table.names, None, getattr(self.network, 'prior', None)
+        names, table = self.table.names, class_vectors(self.model)
         if self.prototypes is not None:
             names, table = read_prototypes(self.prototypes, self.network)
-        elif isinstance(prior, ClassPrototype):
-            table = prior.prototypes
-        elif not is_segmentor(self.model):
-            table = getattr(getattr(self.model.head, 'fc', None), 'weight', None)
-        if table is None or table.ndim != 2 or table.shape[1] != self.model.backbone.embed_dims:
+        if table is None or table.shape[1] != self.model.backbone.embed_dims:
             raise InputError(
                 'this model has no vectors of classes that a prior could be: make them with '
                 '`mmvars prototypes CONFIG CHECKPOINT -o FILE`, and give prototypes=FILE'

@@ -18,6 +18,7 @@ from mmvars.visualization.model import ClassTable, Model, Network, is_segmentor,
 __all__ = [
     'PanelConfig',
     'check_top_down',
+    'class_vectors',
     'find_class',
     'panel_configs',
     'read_vector',
@@ -212,22 +213,30 @@ def find_class(word: str, num_classes: int, names: Sequence[str] | None = None) 
 
 def _prototypes(word: str, model: Model) -> Tensor:
     """Vectors ``(K, C)`` of the classes: of the network's own prior, else of the classifier."""
-    prior = network_of(model).prior
-    if isinstance(prior, ClassPrototype):
-        return prior.prototypes
+    table = class_vectors(model)
+    if table is not None:
+        return table
     if is_segmentor(model):
         raise InputError(
             f'--prior class:{word}: a segmentation model has no classifier of '
             'tokens, so its classes have no prototypes. Take the row of a '
             'classification checkpoint of the same width: --prior file:CHECKPOINT:ROW'
         )
+    raise InputError(
+        f'--prior class:{word}: the head {type(model.head).__name__} has no '
+        'linear classifier head.fc whose rows could be prototypes'
+    )
+
+
+def class_vectors(model: Model) -> Tensor | None:
+    """Vectors ``(K, C)`` of a model's classes: those of its prior, else rows of its classifier."""
+    prior = getattr(network_of(model), 'prior', None)
+    if isinstance(prior, ClassPrototype):
+        return prior.prototypes
+    if is_segmentor(model):
+        return None
     table = getattr(getattr(model.head, 'fc', None), 'weight', None)
-    if table is None or table.ndim != 2:
-        raise InputError(
-            f'--prior class:{word}: the head {type(model.head).__name__} has no '
-            'linear classifier head.fc whose rows could be prototypes'
-        )
-    return table
+    return table if table is not None and table.ndim == 2 else None
 
 
 def split_row(text: str) -> tuple[str, int | None]:
