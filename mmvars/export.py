@@ -398,7 +398,7 @@ def _read_onnx(content: bytes) -> ExportedFile:
     sides = session.get_inputs()[0].shape[-2:]
     kinds = {'tensor(int64)': torch.int64, 'tensor(float)': torch.float32}
     dtype = kinds[session.get_outputs()[0].type]
-    return ExportedFile(_program(content, '.onnx'), meta, _fixed(sides), dtype)
+    return ExportedFile(_run_of(session), meta, _fixed(sides), dtype)
 
 
 def _fixed(sides: Sequence[Any]) -> tuple[int, int] | None:
@@ -412,7 +412,11 @@ def _program(content: bytes, suffix: str) -> Callable[[Tensor], Sequence[Tensor]
         return torch.export.load(io.BytesIO(content)).module()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+    return _run_of(onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider']))
+
+
+def _run_of(session: Any) -> Callable[[Tensor], Sequence[Tensor]]:
+    """A session of onnxruntime as a function of images."""
     name = session.get_inputs()[0].name
     return lambda images: [
         torch.from_numpy(array) for array in session.run(None, {name: images.numpy()})
