@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,7 @@ class Results:
                 )
         if self.args.resume and self.settings.exists():
             before = json.loads(self.settings.read_text(encoding='utf-8'))
-            for name, value in self._used().items():
+            for name, value in self._used.items():
                 if before.get(name) != value:
                     raise InputError(
                         f'--resume: the results in {self.args.out_dir} are of other settings '
@@ -353,8 +354,9 @@ class Results:
     def write_settings(self) -> None:
         """Say in the folder what its results are made of, for ``--resume``."""
         self.settings.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.settings, json.dumps(self._used(), indent=1) + '\n', overwrite=True)
+        write_text(self.settings, json.dumps(self._used, indent=1) + '\n', overwrite=True)
 
+    @cached_property
     def _used(self) -> dict[str, Any]:
         """All that results depend on but the images, in terms of JSON."""
         config, checkpoint = run_files(self.args.model, self.args.checkpoint)

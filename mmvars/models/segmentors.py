@@ -24,7 +24,7 @@ from mmvars.models.sliding_window import (
     whole_image_metas,
     window_mean,
 )
-from mmvars.networks import ClassPrototype, Feedback, TopDown
+from mmvars.networks import ClassPrototype, Feedback
 from mmvars.registry import MODELS
 
 __all__ = ['EncoderDecoder', 'SegTTAModel']
@@ -152,8 +152,7 @@ class EncoderDecoder(_EncoderDecoder):
                 f'{"prior_sampler" if self.prior_sampler else "prompt_head"} alone'
             )
         if self.prior_sampler and not isinstance(prior, ClassPrototype):
-            design = getattr(self.backbone.network, 'feedback', None)
-            if prior is not None or not isinstance(design, Feedback):
+            if prior is not None or not _has_decoders(self.backbone.network):
                 raise InputError(
                     'prior_sampler asks for classes, and this backbone has no class priors: use '
                     "mmvars.AbSViT with prior=dict(type='learned_classes'), got "
@@ -229,9 +228,8 @@ class EncoderDecoder(_EncoderDecoder):
         asked = stack_priors(data_samples, inputs)
         network, alpha = self.backbone.network, None
         takes_prior = self.prior_sampler is None or network.prior is not None
-        if self.prior_sampler and takes_prior and isinstance(network, TopDown):
-            if isinstance(network.feedback, Feedback):
-                alpha = network.alpha * self.prior_sampler.draw_factors(len(inputs)).to(inputs)
+        if self.prior_sampler and takes_prior and _has_decoders(network):
+            alpha = network.alpha * self.prior_sampler.draw_factors(len(inputs)).to(inputs)
         output = self.backbone(inputs, asked if takes_prior else None, alpha, return_losses=True)
         feats = self.neck(output.feats) if self.with_neck else output.feats
         losses = {f'backbone.{name}': value for name, value in output.losses.items()}
@@ -415,6 +413,11 @@ class EncoderDecoder(_EncoderDecoder):
             yield from zip(
                 group, forward(crops, metas * len(group)).split(len(inputs)), strict=True
             )
+
+
+def _has_decoders(network: nn.Module) -> bool:
+    """Whether it feeds tokens back through decoders, which alpha scales."""
+    return isinstance(getattr(network, 'feedback', None), Feedback)
 
 
 @MODELS.register_module()
