@@ -1,4 +1,4 @@
-"""``mmvars prototypes``: what the tokens of each class have in common, as priors."""
+"""``mmvars prototypes``: what tells the tokens of each class from all others, as priors."""
 
 import json
 from collections.abc import Sequence
@@ -38,6 +38,9 @@ from mmvars.visualization.model import (
 from mmvars.write import check_destination
 
 __all__ = ['ClassSums', 'main', 'patch_classes', 'read_prototypes']
+
+RIDGE = 1.0
+"""Of :meth:`ClassSums.prototypes`, as a share of the mean second moment of the tokens."""
 
 _REMEDY = 'make it with `mmvars prototypes CONFIG CHECKPOINT -o FILE`'
 
@@ -121,12 +124,13 @@ def _load_model(cfg: Config, checkpoint: str | None, device: torch.device) -> Mo
 
 
 class ClassSums:
-    """Sums of the tokens of each of K classes, in float64.
+    """Sums over the tokens of each of K classes, in float64.
 
     Attributes:
         tokens: ``(K, C)``.
         counts: ``(K,)`` tokens of each class.
         total: ``(C,)`` of all tokens, those of no class too.
+        squares: ``(C, C)`` of the outer products of all tokens with themselves.
         total_count: Number of these.
     """
 
@@ -134,6 +138,7 @@ class ClassSums:
         self.tokens = torch.zeros(num_classes, width, dtype=torch.float64)
         self.counts = torch.zeros(num_classes, dtype=torch.float64)
         self.total = torch.zeros(width, dtype=torch.float64)
+        self.squares = torch.zeros(width, width, dtype=torch.float64)
         self.total_count = 0
 
     def add(self, tokens: Tensor, classes: Tensor) -> None:
@@ -143,14 +148,39 @@ class ClassSums:
         self.tokens.index_add_(0, classes[named], tokens[named])
         self.counts += torch.bincount(classes[named], minlength=len(self.counts))
         self.total += tokens.sum(dim=0)
+        self.squares += tokens.T @ tokens
         self.total_count += len(tokens)
 
     def means(self, center: Tensor | None) -> Tensor:
-        """The mean token of each class less the ``center (C,)``; zeros for a class without any."""
+        """The mean token of each class less the ``center (C,)``, ``(K, C)``; zeros without any."""
         means = self.tokens / self.counts.clamp_min(1)[:, None]
         if center is not None:
             means -= center.cpu().double()
         return torch.where(self.counts[:, None] > 0, means, 0.0).float()
+
+    def prototypes(self, center: Tensor | None) -> Tensor:
+        """The direction in which each class stands out from all other tokens.
+
+        The mean token of a class is mostly what all tokens of such pictures share, and so are its
+        cosines with the tokens of other classes. Ridge regression of "is of this class", 1 or 0, on
+        the tokens less the ``center`` has the solution ``(M + r I)^-1 mean_k`` up to a factor, with
+        the second moments ``M`` of these tokens; ``r`` is ``RIDGE`` times their mean.
+
+        Args:
+            center: ``(C,)``, or ``None`` for zeros.
+
+        Returns:
+            ``(K, C)`` of length 1; zeros for a class without tokens.
+        """
+        count = max(self.total_count, 1)
+        moments = self.squares / count
+        if center is not None:
+            center, mean = center.cpu().double(), self.total / count
+            shared = torch.outer(mean, center)
+            moments = moments - shared - shared.T + torch.outer(center, center)
+        ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+        solved = torch.linalg.solve(moments + ridge, self.means(center).double().T).T
+        return F.normalize(solved, dim=1).float()
 
 
 def patch_classes(
@@ -218,7 +248,7 @@ def _write(
         for name, value in network.state_dict().items()
         if not name.startswith(('trunk.', 'prior.'))
     }
-    tensors['prior.prototypes'] = sums.means(center)
+    tensors['prior.prototypes'] = sums.prototypes(center)
     if center is not None:
         tensors['prior.center'] = center
     meta = dict(classes=json.dumps(classes.names), prototypes_of=f'{count} images')

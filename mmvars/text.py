@@ -18,8 +18,8 @@ from mmvars.errors import InputError, check_number
 
 __all__ = ['RIDGE', 'SentenceEncoder', 'TextEncoder', 'TextPriors', 'load_text_encoder']
 
-RIDGE = 0.3
-"""For embeddings of length 1."""
+RIDGE = 2.0
+"""For embeddings and prototypes of length 1."""
 
 
 class TextEncoder(Protocol):

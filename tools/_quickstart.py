@@ -110,7 +110,7 @@ def steps_on_photos(out: Path, weights: Path) -> list[Step]:
             ],
         ),
         (
-            'Taking the mean token of each class: the priors to start from',
+            'Finding what tells the tokens of each class apart: the priors to start from',
             ['prototypes.py', PHOTOS, decoders, '--output', prototypes, '--cfg-options', trunk],
         ),
         train(

@@ -169,7 +169,7 @@ class EncoderDecoder(_EncoderDecoder):
             raise InputError(
                 'the class prototypes of the backbone are all zero, which asks for nothing: load '
                 'a file of `mmvars prototypes` by init_cfg of the backbone, or use '
-                "prior=dict(type='learned_classes') and prior_loss_weight=0.1"
+                "prior=dict(type='learned_classes') and prior_loss_weight=1"
             )
         self._has_prototypes = True
 

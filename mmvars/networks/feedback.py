@@ -204,7 +204,8 @@ class LearnedClasses(ClassPrototype):
         super().__init__(embed_dim, num_classes, has_center)
         del self.prototypes
         self.prototypes = nn.Parameter(torch.empty(num_classes, embed_dim))
-        nn.init.normal_(self.prototypes)
+        # Their direction alone counts. At length 1 they turn at the pace of the learning rate.
+        nn.init.normal_(self.prototypes, std=embed_dim**-0.5)
 
 
 class ExternalPrior(Prior):

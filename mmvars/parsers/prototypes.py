@@ -8,10 +8,11 @@ from mmvars.parsers.common import CONFIG_HELP, Parser, add_cfg_options
 __all__ = ['parse_args']
 
 _EPILOG = """\
-The prototype of a class is the mean output token of the first pass over all patches of the class
-(those of whose pixels most have its label), less prior.center where the network has one. In
-classification it is the mean over the patches of the images of the class. Read are the training
-images of the config, whole, one by one, as its test pipeline prepares them.
+The prototype of a class is the direction in which its tokens differ from all others: ridge
+regression of "is of this class" on the output tokens of the first pass, less prior.center where the
+network has one. A patch is of the class that most of its pixels have. In classification there is
+one token an image, the mean of its patches. Read are the training images of the config, whole, one
+by one, as its test pipeline prepares them.
 
 FILE holds prototypes, center, and all else of the network but the trunk, such as decoders. It is
   the start of a network whose priors are classes, in the config or with --cfg-options:

@@ -189,7 +189,7 @@ def test_steerable_training(toy, tmp_path) -> None:
     steerable.mkdir()
     text = (toy / 'seg.py').read_text() + (
         "model['backbone'].update(prior='learned_classes', alpha=10.0)\n"
-        "model.update(prior_sampler=dict(type='mmvars.PriorSampler'), prior_loss_weight=0.1,\n"
+        "model.update(prior_sampler=dict(type='mmvars.PriorSampler'), prior_loss_weight=1.0,\n"
         "    prompt_head=dict(type='mmvars.PromptHead', norm_cfg=dict(type='GN', num_groups=1)))\n"
     )
     (steerable / 'seg.py').write_text(text)

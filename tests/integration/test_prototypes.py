@@ -13,7 +13,7 @@ from tiny_timm import PATCH, TINY
 from mmvars.checkpoints import load_pretrained, read_checkpoint, write_checkpoint, write_partial
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
-from mmvars.prototypes import main, read_prototypes
+from mmvars.prototypes import RIDGE, main, read_prototypes
 
 assert TINY  # registered with timm
 
@@ -126,7 +126,7 @@ def _patches(network, number):
 
 def _prototypes(network):
     """The expected ones, patch by patch."""
-    tokens = {label: [] for label in range(4)}
+    tokens, targets = [], []
     for number in range(len(SIZES)):
         patches = _patches(network, number)
         truth = np.asarray(Image.open(f'data/labels/{number}.png'))
@@ -134,17 +134,27 @@ def _prototypes(network):
             top, left = PATCH * row, PATCH * column
             here = truth[top : top + PATCH, left : left + PATCH]
             counts = [(here == label).sum() for label in range(4)]
+            tokens.append(patches[row, column])
+            targets.append(np.zeros(4))
             if max(counts) >= PATCH**2 - sum(counts):
-                tokens[int(np.argmax(counts))].append(patches[row, column])
-    assert [len(each) > 1 for each in tokens.values()] == [True, True, False, True]
+                targets[-1][int(np.argmax(counts))] = 1
+    assert (np.sum(targets, axis=0) > 1).tolist() == [True, True, False, True]
     center = 0 if network.prior.center is None else network.prior.center
-    zero = torch.zeros(24)
-    return torch.stack(
-        [sum(each) / len(each) - center if each else zero for each in tokens.values()]
-    )
+    return _ridge_regression(torch.stack(tokens) - center, np.array(targets))
 
 
-def test_prototypes_are_means_over_patches_and_the_file_is_a_start(kind, capsys):
+def _ridge_regression(tokens, targets):
+    """Directions ``(K, C)`` of the weights, where the penalty is rows of zeros to be met."""
+    tokens = tokens.double().numpy()
+    penalty = np.sqrt(RIDGE * (tokens**2).mean() * len(tokens)) * np.eye(tokens.shape[1])
+    rows = np.concatenate([tokens, penalty])
+    targets = np.concatenate([targets, np.zeros((len(penalty), targets.shape[1]))])
+    weights = np.linalg.lstsq(rows, targets, rcond=None)[0].T
+    lengths = np.linalg.norm(weights, axis=1, keepdims=True)
+    return torch.from_numpy(weights / np.where(lengths > 1e-12, lengths, 1)).float()
+
+
+def test_prototypes_tell_classes_apart_and_the_file_is_a_start(kind, capsys):
     assert main(ARGUMENTS) == 0
     text = capsys.readouterr().out
     assert 'no patch of these images is of cat: ' in text and 'was zero' not in text
@@ -179,7 +189,7 @@ def test_a_center_of_zeros_becomes_the_mean_token(kind, capsys):
 
 
 @on_own
-def test_a_class_of_a_classifier_is_the_mean_of_its_images(kind, capsys):
+def test_a_token_of_a_classifier_is_the_mean_of_its_image(kind, capsys):
     _write_config(CLASSIFIER, kind)
     for number, name in enumerate(['left', 'left', 'right']):
         Path('folders', name).mkdir(parents=True, exist_ok=True)
@@ -191,7 +201,8 @@ def test_a_class_of_a_classifier_is_the_mean_of_its_images(kind, capsys):
     names, table = read_prototypes('prototypes.pth', network)
     means = torch.stack([_patches(network, number).mean(dim=(0, 1)) for number in range(3)])
     assert names == ('left', 'right')
-    torch.testing.assert_close(table, torch.stack([means[:2].mean(dim=0), means[2]]))
+    expected = _ridge_regression(means, np.array([[1, 0], [1, 0], [0, 1]]))
+    torch.testing.assert_close(table, expected)
 
 
 @on_timm

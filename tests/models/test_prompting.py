@@ -41,7 +41,7 @@ def segmentor(**options):
     steering = dict(
         prior_sampler=dict(type='mmvars.PriorSampler', mosaic=0.0),
         prompt_head=dict(type='mmvars.PromptHead', channels=8, norm_cfg=GN),
-        prior_loss_weight=0.1,
+        prior_loss_weight=1.0,
     )
     backbone = dict(
         type='mmvars.AbSViT',

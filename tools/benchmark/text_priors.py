@@ -3,8 +3,8 @@
     python tools/benchmark/text_priors.py DATA --pretrained trunk.pth --depth 10 --text ENCODER
 
 DATA holds `images/{train,val}/*.jpg`, `masks/{train,val}/*.png` (ids of classes, 0: none) and
-`classes.yaml` (`classes: {id: name}`). Prototypes are the mean output tokens, less the mean token,
-of each class over `train`. For each class in turn, the map from text to priors is fitted to all
+`classes.yaml` (`classes: {id: name}`). Prototypes are those of `mmvars prototypes`,
+over `train`. For each class in turn, the map from text to priors is fitted to all
 other classes, and is given the name of this one. Measured is the AUC of the token mask inside the
 region of the class, in every image of `val` where that has 1 % of the patches: 0.5 is chance.
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     numbers[known] = torch.arange(len(known))
     val = [(tokens - center, numbers[classes]) for tokens, classes in val]
     words = [list(names.values())[index] for index in known]
-    scores = measure(val, words, sums.means(center)[known], encoder, args.ridge)
+    scores = measure(val, words, sums.prototypes(center)[known], encoder, args.ridge)
     print(render(scores))
     return 0
 
