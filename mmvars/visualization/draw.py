@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mmvars.errors import InputError, check_number
 from mmvars.layers import TokenGrid
 from mmvars.networks import PerceiverIO, Trunk
+from mmvars.pictures import COLOR_MAP
 from mmvars.visualization.figure import (
     HeatMap,
     LabelMap,
@@ -345,7 +346,7 @@ def attention_panels(
         kind: str,
         shares: dict | None = None,
         limits: tuple[float, float] | None = None,
-        color_map: str = 'inferno',
+        color_map: str = COLOR_MAP,
     ) -> None:
         panels.append(
             HeatMap(
@@ -524,7 +525,7 @@ def atom_rows(outputs: ModelOutputs, options: ViewOptions, label: str = '') -> l
                 values = outputs.enlarge(atom_map[None]) if atoms.on_image else atom_map.numpy()
                 reach = max(float(np.abs(values).max()), 1e-12)
                 # Zero is "no part in the atom": black, or white between the two signs.
-                low, color_map = (-reach, 'bwr') if values.min() < 0 else (0.0, 'inferno')
+                low, color_map = (-reach, 'bwr') if values.min() < 0 else (0.0, COLOR_MAP)
                 note = f'{share:.1%} of the code' if share >= 0.001 else '<0.1% of the code'
                 panels.append(
                     HeatMap(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from mmvars.errors import InputError
+from mmvars.pictures import COLOR_MAP
 from mmvars.write import whole_or_nothing
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class HeatMap(Panel):
     image: np.ndarray | None  # (H, W, 3) uint8, RGB; None: the map lies on none, and has any size
     limits: tuple[float, float] | None = None  # of the color bar; None: the map's own
     strength: float = 0.7  # share of the colors in the overlay, 0 to 1
-    color_map: str = 'inferno'
+    color_map: str = COLOR_MAP
     kind: str = field(default='', kw_only=True)  # maps of one kind can be drawn in one range
 
     def draw(self, axes: 'Axes') -> None:
