@@ -1,7 +1,7 @@
 """A file that ``mmvars export`` wrote, as a predictor without prompts."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,20 @@ from torch.nn import functional as F
 from mmvars.errors import InputError
 from mmvars.export import read_file
 from mmvars.predictor import Prediction
-from mmvars.steering import picture_of
+from mmvars.states import picture_of
 from mmvars.visualization.model import ClassTable
 
 __all__ = ['ExportedModel']
 
 _NO_PROMPTS = (
     'an exported file takes no prompts and has no first pass: give the config and the checkpoint '
-    'that it was made of, Predictor(CONFIG, CHECKPOINT)'
+    'that it was made of'
 )
 
 
 @dataclass(eq=False)
 class _State:
     picture: np.ndarray  # (H, W, 3) uint8, RGB
-    plain_scores: torch.Tensor | None = None
-    plain: np.ndarray | None = None
 
 
 class ExportedModel:
@@ -40,7 +38,7 @@ class ExportedModel:
     Attributes:
         model: ``None``.
         table: Names and colors of the classes.
-        is_steerable: ``False``.
+        is_steerable, scales_without_prior: ``False``.
 
     Raises:
         InputError: If the file cannot be read, or takes or gives what is no picture or score.
@@ -48,6 +46,7 @@ class ExportedModel:
 
     model = None
     is_steerable = False
+    scales_without_prior = False
 
     def __init__(self, path: str | Path) -> None:
         self.run, meta, self.size, dtype = read_file(Path(path))
@@ -68,7 +67,7 @@ class ExportedModel:
         if num_classes == 1:
             raise InputError(
                 f'{path} is of a segmentor with one channel, and does not hold its threshold: '
-                'give the config and the checkpoint, Predictor(CONFIG, CHECKPOINT)'
+                'give the config and the checkpoint'
             )
         self.table = ClassTable.of(num_classes, dict(classes=names))
 
@@ -77,17 +76,22 @@ class ExportedModel:
         return _State(picture_of(image))
 
     def answer(
-        self, state: _State, prior: Any, alpha: float | None, plain: Callable[[], np.ndarray]
-    ) -> Prediction:
-        """The prediction; neither ``prior`` nor ``alpha`` may be given."""
-        if prior is not None or alpha is not None:
+        self,
+        state: _State,
+        priors: Sequence[Any],
+        alpha: float | None,
+        plain: Callable[[], np.ndarray],
+    ) -> list[Prediction]:
+        """The predictions; neither a prior nor ``alpha`` may be given."""
+        if alpha is not None or any(prior is not None for prior in priors):
             raise InputError(_NO_PROMPTS)
         scores = self._scores(state.picture)
         best = scores.argmax(dim=0)
         labels = best.numpy() if self.segments else int(best)
         if not self.segments:
             scores = scores.softmax(dim=0)
-        return Prediction(labels, None, None, None, None, None, None, scores, [], plain)
+        nothing = None, None, None, None, None, None
+        return [Prediction(labels, *nothing, scores, [], plain) for _ in priors]
 
     @torch.no_grad()
     def _scores(self, picture: np.ndarray) -> torch.Tensor:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,28 +16,26 @@ from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib import colormaps
 from mmengine.utils import ProgressBar
 from PIL import Image
 
-from mmvars.datasets.files import images_in, open_image
+from mmvars.datasets.files import images_in
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
-from mmvars.networks import LearnedQuery
+from mmvars.networks.steering import check_top_down
 from mmvars.parsers.predict import parse_args
+from mmvars.pictures import encoded, heat_colors, with_palette
 from mmvars.predictor import Prediction, Predictor, run_files
-from mmvars.prompts import Box, Example, Mask, Points
+from mmvars.prior_words import Place, parse_prior
 from mmvars.visualization.figure import blend
-from mmvars.visualization.model import ClassTable, network_of
-from mmvars.visualization.priors import find_class, read_vector, resolve_prior, split_row
+from mmvars.visualization.model import network_of
 from mmvars.write import write_bytes, write_text
 
-__all__ = ['Source', 'find_sources', 'main', 'parse_prior']
+__all__ = ['Source', 'find_sources', 'main']
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 SUFFIXES = {'labels': '.png', 'heatmap': '.png', 'overlay': '.jpg', 'probabilities': '.npz'}
 STRENGTH = 0.6  # of the colors in an overlay
-Place = Points | Box | Mask
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,15 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text=args.text,
         cfg_options=parse_cfg_options(args.cfg_options) or None,
     )
-    if {*results.folders} != {'none'} and not predictor.is_steerable:
-        raise InputError(f'--prior: {args.model} takes none, leave it out; an AbSViT takes one')
-    if args.alpha is not None and {*results.folders} == {'none'} and predictor.is_steerable:
-        if not isinstance(network_of(predictor.model).prior, LearnedQuery):
-            raise InputError(
-                f'--alpha {args.alpha:g} scales what a prior feeds back, and {args.model} has no '
-                'prior of its own: give --prior'
-            )
-    prompts = [parse_prior(word, predictor) for word in results.folders]
+    prompts, alphas = _prompts(args, [*results.folders], predictor)
     results.write_settings()
     bar = ProgressBar(sum(source.num_frames(args.every) for source in sources))
     num_failed = num_written = 0
@@ -86,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                             for prompt in prompts
                         ]
                 if not is_done:
-                    for word, prior in zip(results.folders, priors, strict=True):
-                        prediction = predictor.predict(prior, args.alpha)
+                    for word, prior, alpha in zip(results.folders, priors, alphas, strict=True):
+                        prediction = predictor.predict(prior, alpha)
                         results.write(name, word, prediction, predictor)
                     previous = prediction if args.carry_state else None
                     num_written += 1
@@ -107,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_arguments(args: argparse.Namespace, sources: Sequence['Source']) -> None:
     """Refuse options that contradict each other, or that nothing would come of."""
     check_number('--every', args.every, 1, whole=True)
+    if args.alpha is not None:
+        check_number('--alpha', args.alpha, 0)
     words = args.prior or []
     needs = [
         ('--every', args.every > 1, 'a video', any(source.is_video for source in sources)),
@@ -131,6 +123,24 @@ def _check_arguments(args: argparse.Namespace, sources: Sequence['Source']) -> N
     for option, is_given, needed, is_there in needs:
         if is_given and not is_there:
             raise InputError(f'{option} needs {needed}')
+
+
+def _prompts(
+    args: argparse.Namespace, words: Sequence[str], predictor: Predictor
+) -> tuple[list[Any], list[float | None]]:
+    """Of each word of ``--prior`` what the predictor takes, and the scale."""
+    is_asked = {*words} != {'none'}
+    if is_asked and not predictor.is_steerable:
+        raise InputError(f'--prior: {args.model} takes none, leave it out; an AbSViT takes one')
+    prompts = [parse_prior(word, predictor) for word in words]
+    if args.alpha is None:
+        return prompts, [None] * len(words)
+    if predictor.model is None:
+        raise InputError(f'--alpha: {args.model} is an exported file, leave it out')
+    has_prior = any(prompt is not None for prompt in prompts)
+    check_top_down(network_of(predictor.model), has_prior, True, 'leave --alpha out')
+    scales = [prompt is not None or predictor.scales_without_prior for prompt in prompts]
+    return prompts, [args.alpha if scaled else None for scaled in scales]
 
 
 @dataclass(frozen=True)
@@ -212,82 +222,6 @@ def find_sources(paths: Sequence[str], out_dir: str, are_frames: bool = False) -
         taken.add(unique.lower())
         sources.append(Source(path, unique, starts))
     return sources
-
-
-def parse_prior(word: str, predictor: Predictor) -> Any:
-    """What a word of ``--prior`` means for ``Predictor.predict``: a place, or a vector.
-
-    Raises:
-        InputError: If it is not understood, or a file or class does not exist.
-    """
-    kind, _, rest = word.partition(':')
-    if word == 'none':
-        return None
-    if word == 'query':
-        resolve_prior(word, predictor.model, ClassTable((), []))  # refuse it where there is none
-        return None
-    if not rest or kind not in _PARSERS:
-        raise InputError(
-            f'--prior {word!r} is not understood: give class:NAME, point:X,Y, box:X0,Y0,X1,Y1, '
-            'mask:FILE, example:IMAGE, file:PATH, text:WORDS, query or none'
-        )
-    try:
-        prompt = _PARSERS[kind](rest, predictor)
-        return prompt if isinstance(prompt, Place) else predictor.prior_vector(prompt)
-    except InputError as error:
-        raise InputError(f'--prior {word}: {error}') from None
-
-
-def _class(name: str, predictor: Predictor) -> int:
-    names, table = predictor.class_priors
-    return find_class(name, len(table), names)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(',')]
-    except ValueError:
-        raise InputError(f'numbers with commas between them are needed, got {text!r}') from None
-
-
-def _points(text: str) -> Points:
-    numbers = _numbers(text)
-    if len(numbers) % 2:
-        raise InputError(f'a point is X,Y, and two are X,Y,X,Y; got {len(numbers)} numbers')
-    return Points(list(zip(numbers[::2], numbers[1::2], strict=True)))
-
-
-def _box(text: str) -> Box:
-    numbers = _numbers(text)
-    if len(numbers) != 4:
-        raise InputError(f'a box is X0,Y0,X1,Y1; got {len(numbers)} numbers')
-    return Box(*numbers)
-
-
-def _mask(path: str) -> Mask:
-    try:
-        with open_image(path, path) as image:
-            return Mask(np.asarray(image))
-    except (OSError, ValueError) as error:
-        raise InputError(f'{path!r} is no image that can be read: {error}') from error
-
-
-def _example(text: str) -> Example:
-    path, at, box = text.rpartition('@')
-    if os.path.exists(text) or not at:
-        return Example(text)
-    return Example(path, _box(box))
-
-
-_PARSERS: dict[str, Callable[[str, Predictor], Any]] = {
-    'class': _class,
-    'point': lambda text, predictor: _points(text),
-    'box': lambda text, predictor: _box(text),
-    'mask': lambda path, predictor: _mask(path),
-    'example': lambda text, predictor: _example(text),
-    'file': lambda text, predictor: read_vector(*split_row(text)),
-    'text': lambda words, predictor: words,
-}
 
 
 class Results:
@@ -381,7 +315,7 @@ class Results:
         """Write the results of an image with one prior."""
         is_map = np.ndim(answer.labels) == 2
         for kind in (*['labels'] * is_map, *self._kinds(word)):
-            content = _ENCODERS[kind](answer, predictor)
+            content = _ENCODERS[kind](answer, predictor, word)
             path = self._path(name, word, kind)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, content, overwrite=True)
@@ -411,45 +345,37 @@ class Results:
         return self.folders[word] / kind / (name + SUFFIXES[kind])
 
 
-def _labels(answer: Prediction, predictor: Predictor) -> bytes:
+def _labels(answer: Prediction, predictor: Predictor, word: str) -> bytes:
     if len(predictor.classes) > 256:
-        return _encoded(Image.fromarray(answer.labels.astype(np.uint16)), 'PNG')
-    image = Image.fromarray(answer.labels.astype(np.uint8))
-    image.putpalette(np.asarray(predictor.palette, np.uint8).tobytes())
-    return _encoded(image, 'PNG')
+        return encoded(Image.fromarray(answer.labels.astype(np.uint16)), 'PNG')
+    return encoded(with_palette(answer.labels, predictor.palette), 'PNG')
 
 
-def _heatmap(answer: Prediction, predictor: Predictor) -> bytes:
+def _heatmap(answer: Prediction, predictor: Predictor, word: str) -> bytes:
     assert answer.heatmap is not None  # there was a prior
-    return _encoded(Image.fromarray(np.uint8(np.rint(255 * answer.heatmap))), 'PNG')
+    return encoded(Image.fromarray(np.uint8(np.rint(255 * answer.heatmap))), 'PNG')
 
 
-def _overlay(answer: Prediction, predictor: Predictor) -> bytes:
+def _overlay(answer: Prediction, predictor: Predictor, word: str) -> bytes:
     """Labels in their colors, and beside them the heat map, on the image in gray."""
     panels = []
     if np.ndim(answer.labels) == 2:
         panels.append(np.asarray(predictor.palette)[answer.labels] / 255)
-    if answer.prior is not None and answer.heatmap is not None:
-        panels.append(colormaps['magma'](answer.heatmap)[..., :3])  # black where there is nothing
+    if word != 'none':
+        panels.append(heat_colors(answer.heatmap) / 255)
     elif not panels:
         if answer.attention is None:
             raise InputError('--overlay: an exported classifier gives no map to draw, leave it out')
-        panels.append(colormaps['magma'](answer.attention / answer.attention.max())[..., :3])
+        panels.append(heat_colors(answer.attention / answer.attention.max()) / 255)
     picture = np.concatenate([blend(each, predictor.image, STRENGTH) for each in panels], axis=1)
-    return _encoded(Image.fromarray(np.uint8(255 * picture)), 'JPEG')
+    return encoded(Image.fromarray(np.uint8(255 * picture)), 'JPEG')
 
 
-def _probabilities(answer: Prediction, predictor: Predictor) -> bytes:
+def _probabilities(answer: Prediction, predictor: Predictor, word: str) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(
         file, probabilities=answer.probabilities.astype(np.float16), classes=predictor.classes
     )
-    return file.getvalue()
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind)
     return file.getvalue()
 
 

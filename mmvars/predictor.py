@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from mmvars.errors import InputError, check_number
 __all__ = ['Prediction', 'Predictor', 'Shift', 'load', 'probabilities_of', 'run_files']
 
 EXPORTED = ('.onnx', '.pt2')
+KEPT_BYTES = 2**30
+"""Of predictions without a prior, for the shifts of all images of a model and its clones; of one
+image they are kept whatever they take. The others are computed again when a shift needs them."""
 
 
 class Shift(NamedTuple):
@@ -109,7 +113,8 @@ class Predictor:
     ``(C,)``; with ``text``, any other string. A prompt from a picture is the mean of the output
     tokens of the first pass there: it lives where the network compares tokens with its prior
     (Section 2.5). Of points labeled 0 the mean is subtracted; without such points it is
-    ``prior.center``, where the network has one. A class is its prototype.
+    ``prior.center``, where the network has one. A class is its prototype. An example is encoded at
+    each call: for many images take ``vector = predictor.prior_vector(example)`` once.
 
     ``test_cfg`` of the config counts, windows too; but logits are stored in full, whatever
     ``keep_logits``, ``logits_device`` and ``logits_dtype`` say.
@@ -132,6 +137,7 @@ class Predictor:
         classes: Names of the classes that it tells apart.
         palette: A color ``(r, g, b)`` for each.
         is_steerable: Whether the network takes a prior.
+        scales_without_prior: Whether alpha changes anything where no prior is given.
 
     Raises:
         InputError: If a file or an argument cannot be used.
@@ -167,7 +173,9 @@ class Predictor:
         self.classes: tuple[str, ...] = self._engine.table.names
         self.palette: list = self._engine.table.palette
         self.is_steerable: bool = self._engine.is_steerable
+        self.scales_without_prior: bool = self._engine.scales_without_prior
         self._states: list[Any] = []
+        self._kept: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._lock = threading.RLock()
 
     def clone(self) -> 'Predictor':
@@ -245,20 +253,22 @@ class Predictor:
 
         Args:
             prior: See :class:`Predictor`; ``None``: what the model does by itself, bit for bit.
-            alpha: Scale of the top-down signal, 0 is off; ``None``: the model's own.
+            alpha: Scale of the top-down signal, 0 (off) or above; ``None``: the model's own. A
+                model whose priors are classes has nothing to scale without a prior.
 
         Raises:
             InputError: If no image is set, the model cannot be steered so, or the prompt cannot be
                 used.
         """
-        return self._answer(self._state, prior, alpha)
+        return self._answer(self._state, [prior], alpha)[0]
 
     def predict_batch(
         self, priors: Sequence[Any] | None = None, alpha: float | None = None
     ) -> list[Prediction]:
         """Several priors for one image, or one prior for each of several images.
 
-        Each result is that of :meth:`predict` alone.
+        Each result is that of :meth:`predict` alone, up to rounding: priors for one image that is
+        seen whole, without sliding windows, share forwards of up to a million pixels.
 
         Args:
             priors: A list; ``None``: none for any image.
@@ -270,12 +280,13 @@ class Predictor:
         if not isinstance(priors, list):
             raise InputError(f'priors must be a list, a prior for each, got {priors!r:.80}')
         if len(states) == 1:
-            states = states * len(priors)
+            return self._answer(states[0], priors, alpha)
         if len(priors) != len(states):
             raise InputError(
                 f'priors must be one for each of the {len(states)} images, got {len(priors)}'
             )
-        return [self._answer(*pair, alpha) for pair in zip(states, priors, strict=True)]
+        pairs = zip(states, priors, strict=True)
+        return [self._answer(state, [prior], alpha)[0] for state, prior in pairs]
 
     def prior_vector(self, prior: Any) -> Tensor:
         """What a prompt means, ``(C,)``; a place is one in the current image.
@@ -319,22 +330,33 @@ class Predictor:
             )
         raise InputError('no image is set: call set_image(image) first')
 
-    def _answer(self, state: Any, prior: Any, alpha: float | None) -> Prediction:
+    def _answer(self, state: Any, priors: list[Any], alpha: float | None) -> list[Prediction]:
         if alpha is not None:
-            check_number('alpha', alpha)
+            check_number('alpha', alpha, 0)
         with self._lock:
-            prediction = self._engine.answer(state, prior, alpha, lambda: self._plain(state))
-            if prior is None and alpha is None and state.plain is None:
-                state.plain_scores = prediction._scores  # for shifts; of the same numbers
-            return prediction
+            answers = self._engine.answer(state, priors, alpha, lambda: self._plain(state))
+            for prior, answer in zip(priors, answers, strict=True):
+                if prior is None and alpha is None and state not in self._kept:
+                    self._keep(state, answer._scores)  # for shifts; of the same numbers
+            return answers
 
     def _plain(self, state: Any) -> np.ndarray:
         """Probabilities without a prior."""
-        if state.plain is None:
-            if state.plain_scores is None:
-                self._answer(state, None, None)
-            state.plain, state.plain_scores = probabilities_of(state.plain_scores), None
-        return state.plain
+        with self._lock:
+            if state not in self._kept:
+                self._answer(state, [None], None)
+            plain = self._kept[state]
+            if isinstance(plain, Tensor):
+                plain = probabilities_of(plain)
+            self._keep(state, plain)
+            return plain
+
+    def _keep(self, state: Any, plain: Any) -> None:
+        """Keep scores or probabilities without a prior, as the ones used last."""
+        self._kept.pop(state, None)
+        self._kept[state] = plain
+        while len(self._kept) > 1 and sum(x.nbytes for x in self._kept.values()) > KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
 
 
 def load(model: str | Path, checkpoint: str | Path | None = None, **options: Any) -> Predictor:
@@ -373,7 +395,7 @@ def run_files(
         files += [last] if last.is_file() else []
     if checkpoint is None and not files:
         raise InputError(
-            f'folder {folder} holds no checkpoint (*.pth): train further, or give one, '
-            f'Predictor({str(model)!r}, CHECKPOINT)'
+            f'folder {folder} holds no checkpoint (*.pth): train further, or give checkpoint=FILE '
+            '(--checkpoint FILE)'
         )
     return str(configs[0]), checkpoint or (best or files)[-1]

@@ -22,7 +22,8 @@ from mmvars.checkpoints.write import write_checkpoint
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.networks import FirstPassOutput, TopDown, TrunkOutput
-from mmvars.steering import State, SteeredModel, output_of
+from mmvars.states import State, output_of
+from mmvars.steering import SteeredModel
 from mmvars.visualization.model import dataset_of
 from mmvars.write import check_destination
 

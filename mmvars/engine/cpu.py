@@ -30,7 +30,7 @@ _LAUNCHERS = {
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of ``--device``; by default CUDA's, if there is one.
+    """The device of that name; by default CUDA's, if there is one.
 
     Raises:
         InputError: If it cannot be used.
@@ -42,7 +42,7 @@ def pick_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f'--device {name!r} cannot be used here ({reason}); try cpu') from error
+        raise InputError(f'device {name!r} cannot be used here ({reason}); try cpu') from error
     return device
 
 

@@ -36,6 +36,9 @@ class ImageClassifier(_ImageClassifier):
         InputError: If the backbone is none of mmvars, or its last output is not the last block's.
     """
 
+    hands_priors_on = True
+    """Whether the backbone gets the ``prior`` of data samples."""
+
     def __init__(
         self,
         backbone: Any,

@@ -72,6 +72,9 @@ class EncoderDecoder(_EncoderDecoder):
             be used.
     """
 
+    hands_priors_on = True
+    """Whether the backbone gets the ``prior`` of data samples."""
+
     _has_prototypes = False
 
     def __init__(

@@ -8,15 +8,29 @@ from typing import NoReturn
 from mmvars.errors import did_you_mean
 
 __all__ = [
+    'PRIOR_HELP',
     'Parser',
     'add_cfg_options',
     'add_common_arguments',
     'add_json_arguments',
     'add_launcher',
+    'add_prior_arguments',
     'image_size',
 ]
 
 CONFIG_HELP = 'config file, or the name of one that mmvars ships'
+PRIOR_HELP = """\
+What --prior takes:
+  class:NAME class:NUMBER   a class
+  point:X,Y[,X,Y...]        what is there, in pixels from the left and the top
+  box:X0,Y0,X1,Y1           what is in the box
+  mask:FILE                 what is marked: an image of 0 and 1 (or 255), of the same size
+  example:IMAGE             what another image shows; example:IMAGE@X0,Y0,X1,Y1: a box in it
+  file:PATH file:PATH:ROW   a tensor of width C (.pt, .npy), or a row of a (K, C) tensor or of the
+                            classifier in a checkpoint
+  text:WORDS                words, with --text
+  query                     the learned query;  none: no prior, beside others
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,6 +49,14 @@ class Parser(argparse.ArgumentParser):
         elif unknown := re.search('unrecognized arguments:.*?(--[^ =]+)', message):
             hint = did_you_mean(unknown[1], options)
         self.exit(2, f'{self.prog}: error: {message}{hint} (`{self.prog} --help` lists all)\n')
+
+
+def add_prior_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--prior``, which :data:`PRIOR_HELP` explains, and what it may need."""
+    add = parser.add_argument
+    add('--prior', nargs='+', metavar='PRIOR', help='what to look for, see below')
+    add('--prototypes', metavar='FILE', help='of `mmvars prototypes`: the classes of class:NAME')
+    add('--text', metavar='FOLDER', help='a sentence encoder, for text:WORDS')
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:

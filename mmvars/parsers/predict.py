@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import Parser, add_cfg_options
+from mmvars.parsers.common import PRIOR_HELP, Parser, add_cfg_options, add_prior_arguments
 
 __all__ = ['parse_args']
 
-_EPILOG = """\
+_EPILOG = f"""\
 Written to DIR, by the name of each image below the folder that was given:
   labels/NAME.png           class of each pixel, with the palette of the data set (16 bits where
                             there are more than 256 classes); of a classifier, lines of labels.csv
@@ -17,16 +17,8 @@ Written to DIR, by the name of each image below the folder that was given:
 Of a video NAME is that of the file, and then the number of the frame. Several priors have a folder
 each; pass 1 runs once for all of them.
 
-What --prior takes:
-  class:NAME class:NUMBER   a class
-  point:X,Y[,X,Y...]        what is there, in pixels from the left and the top
-  box:X0,Y0,X1,Y1           what is in the box
-  mask:FILE                 what is marked: an image of 0 and 1 (or 255), of the same size
-  example:IMAGE             what another image shows; example:IMAGE@X0,Y0,X1,Y1: a box in it
-  file:PATH file:PATH:ROW   a tensor of width C (.pt, .npy), or a row of a (K, C) tensor
-  text:WORDS                words, with --text
-  query                     the learned query;  none: no prior, beside others
-Points, boxes and masks are places in each image; in a video, and with --carry-state, in the first.
+{PRIOR_HELP}Points, boxes and masks are places in each image; in a video, and with
+--carry-state, in the first.
 
   mmvars predict work_dirs/run photos/ -o out --overlay
   mmvars predict work_dirs/run street.jpg -o out --prior class:car point:320,200 --overlay
@@ -45,10 +37,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('images', nargs='+', help='images, folders of them, videos')
     add('-o', '--out-dir', required=True, metavar='DIR', help='where files are written')
     add('--checkpoint', metavar='FILE', help="of a config, or in place of the folder's")
-    add('--prior', nargs='+', metavar='PRIOR', help='what to look for, see below')
+    add_prior_arguments(parser)
     add('--alpha', type=float, metavar='A', help="scale of the top-down signal (default: model's)")
-    add('--prototypes', metavar='FILE', help='of `mmvars prototypes`: the classes of class:NAME')
-    add('--text', metavar='FOLDER', help='a sentence encoder, for text:WORDS')
     add('--overlay', action='store_true', help='also write labels and heat map on the image')
     add('--probabilities', action='store_true', help='also write the probabilities of all classes')
     add(

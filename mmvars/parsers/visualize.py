@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import Parser, add_cfg_options
+from mmvars.parsers.common import PRIOR_HELP, Parser, add_cfg_options, add_prior_arguments
 
 __all__ = ['parse_args']
 
-_EPILOG = """\
+_EPILOG = f"""\
 IMAGE_attention.png is written for each image: input | bottom-up attention (token norms of pass 1) |
 token mask | top-down attention (token norms of pass 2) | ground truth, where the image is one of
 the config's test data | prediction of pass 2. Each combination of prior and alpha is a row, under
@@ -31,21 +31,15 @@ code energy sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or filt
 place, origin in the middle (vars_s). Softmax attention and the Performer have neither; what the
 average token looks at (--average-attention) is their map in the thesis (Table 1.4).
 
+{PRIOR_HELP}Several make a row of panels each; the default is the learned query. Points,
+boxes and masks are places in each image, so that --pair takes none.
+
   mmvars visualize CONFIG CHECKPOINT photo.jpg --alpha 1 5 10
   mmvars visualize CONFIG CHECKPOINT photos/ --prior "class:golden retriever" class:281 --alpha 10
   mmvars visualize CONFIG CHECKPOINT photo.jpg --steps --atoms 8 --layer 0
   mmvars visualize CONFIG CHECKPOINT --pair cat.jpg dog.jpg --prior class:tabby class:pug \\
       --alpha 1 5 10 --threshold 0.7 --json shares.json
 """
-
-_PRIOR_HELP = (
-    'what top-down attention looks for: "query" (default) the learned query; "class:NAME" or '
-    '"class:NUMBER" a class prototype, the row of the classifier of CHECKPOINT (classification '
-    'models only); "file:PATH" a tensor of width C (.pt, .npy), or "file:PATH:ROW" a row of a '
-    '(K, C) tensor or of the classifier in a classification checkpoint. Several make a row of '
-    'panels each; with --pair the first is that of the left photo, the second that of the '
-    'right one'
-)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +57,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=('LEFT', 'RIGHT'),
         help='instead of images: two photos, drawn side by side as one',
     )
-    add('--prior', nargs='+', metavar='PRIOR', help=_PRIOR_HELP)
+    add_prior_arguments(parser)
     add(
         '--alpha',
         nargs='+',

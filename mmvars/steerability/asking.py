@@ -9,11 +9,11 @@ import numpy as np
 
 from mmvars.errors import InputError
 from mmvars.networks import Trunk
+from mmvars.networks.steering import scale_of
 from mmvars.predictor import Prediction, Predictor
 from mmvars.steerability.measures import average_ranks, counts_above, random_prior
 from mmvars.steerability.photos import Photo
 from mmvars.visualization.model import is_segmentor, network_of
-from mmvars.visualization.priors import scale_of
 
 __all__ = ['ROWS', 'Answers', 'Maps', 'Reading', 'Subject', 'ask_all']
 

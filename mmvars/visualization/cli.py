@@ -8,16 +8,20 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from mmvars.datasets.files import images_in
-from mmvars.engine.cpu import pick_device
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError
 from mmvars.networks import PerceiverIO, Trunk
+from mmvars.networks.steering import check_top_down, feeds_back_unasked, scale_of
 from mmvars.parsers.visualize import parse_args
+from mmvars.predictor import Predictor
+from mmvars.prior_words import GRAMMAR, Place, class_number, parse_prior
 from mmvars.visualization.draw import (
     LIMITS,
     ModelOutputs,
@@ -30,22 +34,26 @@ from mmvars.visualization.draw import (
     run_model,
     step_rows,
 )
-from mmvars.visualization.figure import Panel, Row, draw_figure, draw_panel, save_figure
+from mmvars.visualization.figure import (
+    Half,
+    Panel,
+    Row,
+    draw_figure,
+    draw_panel,
+    save_figure,
+    short_name,
+)
 from mmvars.visualization.model import (
     ClassTable,
     Model,
     annotated_images,
-    build_model,
-    class_sources,
-    dataset_of,
     image_pipeline,
     is_segmentor,
     load_sample,
     network_of,
-    num_classes_of,
     read_config,
 )
-from mmvars.visualization.priors import PanelConfig, panel_configs, scale_of
+from mmvars.visualization.priors import PanelConfig
 from mmvars.write import check_destination, write_text
 
 __all__ = ['main']
@@ -65,9 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = ['attention', *['steps'] * args.steps, *['atoms'] * (args.atoms is not None)]
     joined = args.pair is not None
     targets = picture_files(images, args.out_dir, kinds, joined, args.format)
-    cfg = read_config(args.config, parse_cfg_options(args.cfg_options))
+    cfg_options = parse_cfg_options(args.cfg_options)
+    cfg = read_config(args.config, dict(cfg_options or {}))
     pipeline = image_pipeline(cfg)
-    model, meta = build_model(cfg, args.checkpoint, pick_device(args.device))
+    predictor = Predictor(
+        args.config,
+        args.checkpoint,
+        device=args.device,
+        prototypes=args.prototypes,
+        text=args.text,
+        cfg_options=cfg_options,
+    )
+    model, classes = predictor.model, ClassTable(predictor.classes, predictor.palette)
     network, trunk = network_of(model), model.backbone.trunk
     if (
         args.layer is not None
@@ -78,12 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             '--layer says where top-down attention is drawn, and this model has it in '
             "its output alone (design='perceiver_io'): leave it out"
         )
-    classes = ClassTable.of(num_classes_of(model), *class_sources(dataset_of(cfg), meta))
     options = ViewOptions(
         **{option.name: getattr(args, option.name) for option in fields(ViewOptions)}
     )
     check_options(model, options)
-    configs = panel_configs(args.prior, alphas, model, classes, pair=args.pair is not None)
+    configs = panel_configs(args.prior, alphas, predictor, pair=args.pair is not None)
     if (cfg.model.get('test_cfg') or {}).get('mode') == 'slide':
         print(
             'the config tests with sliding windows; here each image is one forward, so that maps '
@@ -111,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     trunk.strides[0],
                     annotation,
                 )
+                configs = _with_places(configs, predictor, paths[0])
                 outputs = [run_model(model, sample, options, config) for config in configs]
                 name = f'{" + ".join(short_paths(*paths))} · {model_name}'
                 rows = {
@@ -206,6 +223,88 @@ def _alpha(word: str) -> float:
             'after the images)'
         )
     return value
+
+
+def panel_configs(
+    words: Sequence[str] | None,
+    alphas: Sequence[float],
+    predictor: Predictor,
+    pair: bool = False,
+) -> list[PanelConfig]:
+    """The rows of a figure: each prior with each scale.
+
+    Args:
+        words: Of ``--prior``; of a ``pair`` of photos the left one's first.
+        alphas: Of ``--alpha``.
+        predictor: Of the model.
+        pair: Whether two photos are drawn as one.
+
+    Raises:
+        InputError: If a prior is not understood, or the model has no use for a prior or a scale.
+    """
+    network = network_of(predictor.model)
+    flags = (
+        '--prior and --alpha' if isinstance(network, Trunk) else '--prior' if words else '--alpha'
+    )
+    has_prior = any(word != 'none' for word in words or ())
+    if words or isinstance(network, Trunk) or feeds_back_unasked(network):
+        check_top_down(network, has_prior, bool(alphas), f'leave {flags} out')
+    else:
+        raise InputError(f'this model has no prior of its own: give --prior {GRAMMAR}')
+    if pair and words and len(words) > 2:
+        raise InputError(
+            f'--pair takes at most two of --prior, the class of the left and of the '
+            f'right photo, got {len(words)}: {" ".join(words)}'
+        )
+    if not words and getattr(network, 'prior', None) is not None:
+        words = ['query']
+    rows = [_row(word, predictor) for word in words or ()] or [PanelConfig()]
+    halves: tuple[Half, ...] = ('left', 'right')
+    if pair:
+        if any(row.place for row in rows):
+            raise InputError(
+                '--pair: a point, box or mask of --prior lies in one image, and there are two; '
+                'give example:IMAGE@X0,Y0,X1,Y1, or another kind'
+            )
+        rows = [
+            row if row.prior is None else replace(row, half=half)
+            for row, half in zip(rows, halves, strict=False)
+        ]
+    return [replace(row, alpha=alpha) for row in rows for alpha in alphas] or rows
+
+
+def _row(word: str, predictor: Predictor) -> PanelConfig:
+    """What a word of ``--prior`` means in a figure."""
+    prompt = parse_prior(word, predictor)
+    kind, _, rest = word.partition(':')
+    if isinstance(prompt, Place):
+        return PanelConfig(f'{kind} {os.path.basename(rest)}', place=prompt)
+    if kind == 'query':
+        return PanelConfig('learned query')
+    if kind == 'none':
+        if getattr(network_of(predictor.model), 'prior', None) is None or (
+            predictor.scales_without_prior
+        ):
+            return PanelConfig()
+        return PanelConfig('none', torch.zeros(predictor.model.backbone.embed_dims))
+    if kind != 'class':
+        return PanelConfig(os.path.basename(rest) if kind == 'file' else word, prompt)
+    index, (names, vectors) = class_number(rest, predictor), predictor.class_priors
+    is_same = len(vectors) == len(predictor.classes) and names in (None, predictor.classes)
+    name = short_name(names[index]) if names else f'class {index}'
+    return PanelConfig(name, prompt, index if is_same else None)
+
+
+def _with_places(
+    configs: Sequence[PanelConfig], predictor: Predictor, image: str
+) -> list[PanelConfig]:
+    """``configs`` with the priors of the places in an image."""
+    if any(config.place for config in configs):
+        predictor.set_image(image)
+    return [
+        replace(config, prior=predictor.prior_vector(config.place)) if config.place else config
+        for config in configs
+    ]
 
 
 def find_images(paths: list[str], out_dir: str) -> list[str]:

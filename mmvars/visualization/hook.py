@@ -8,6 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmvars.errors import check_number
+from mmvars.networks.steering import check_top_down, scale_of
 from mmvars.registry import HOOKS
 from mmvars.visualization.draw import (
     ViewOptions,
@@ -18,7 +19,7 @@ from mmvars.visualization.draw import (
 )
 from mmvars.visualization.figure import draw_figure, figure_to_array
 from mmvars.visualization.model import ClassTable, Model, Sample, network_of, num_classes_of
-from mmvars.visualization.priors import PanelConfig, check_top_down, scale_of
+from mmvars.visualization.priors import PanelConfig
 
 __all__ = ['AttentionVisualizationHook']
 

@@ -19,7 +19,8 @@ from mmvars.checkpoints import write_checkpoint
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
 from mmvars.predict import _labels as labels_png
-from mmvars.predict import find_sources, main, parse_prior
+from mmvars.predict import find_sources, main
+from mmvars.prior_words import parse_prior
 
 COMMON = """
 backbone = dict(
@@ -110,7 +111,7 @@ def test_files_hold_what_the_predictor_answers(predictor, capsys):
     for folder, prior in (('1-class-dog', 'dog'), ('2-point-30,10', (30, 10)), ('3-none', None)):
         for name, path in (('a', 'a.jpg'), ('more/a', 'more/a.png'), ('more/b', 'more/b.png')):
             predictor.set_image(f'photos/{path}')
-            answer = predictor.predict(prior, alpha=3)
+            answer = predictor.predict(prior, None if prior is None else 3)
             labels = Image.open(f'out/{folder}/labels/{name}.png')
             assert np.array_equal(labels, answer.labels)
             assert labels.getpalette()[:9] == [9, 8, 7, 200, 0, 0, 0, 0, 200]
@@ -129,7 +130,7 @@ def test_files_hold_what_the_predictor_answers(predictor, capsys):
 def test_labels_of_many_classes_have_16_bits(tmp_path):
     labels = np.arange(300).reshape(15, 20)
     many = SimpleNamespace(classes=range(300))
-    (tmp_path / 'x.png').write_bytes(labels_png(SimpleNamespace(labels=labels), many))
+    (tmp_path / 'x.png').write_bytes(labels_png(SimpleNamespace(labels=labels), many, 'none'))
     assert np.array_equal(_labels(tmp_path / 'x.png'), labels)
 
 
@@ -176,7 +177,7 @@ def test_words_mean_prompts(predictor):
         ('mask:run/config.py', 'is no image'),
         ('example:lost.jpg', 'lost.jpg'),
         ('file:lost.pt', 'lost.pt does not exist'),
-        ('query', 'no learned query'),
+        ('query', 'no learned query .* give another: class:NAME, point:X,Y'),
     ],
 )
 def test_words_that_mean_nothing_are_refused(predictor, word, message):
@@ -276,12 +277,18 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(predictor, capsys
     assert len([*Path('out/labels').rglob('*.png')]) == 2 + 5
 
 
-def test_alpha_scales_nothing_without_a_prior(predictor, capsys):
-    arguments = ['run', 'photos', '-o', 'out', '--alpha', '2']
-    for prior in ([], ['--prior', 'none']):
-        assert run_tool('predict', [*arguments, *prior]) == 2
-        assert '--alpha 2 scales what a prior feeds back, and run has no' in capsys.readouterr().err
-    assert run_tool('predict', [*arguments, '--prior', 'class:dog', 'none']) == 0
+def test_a_scale_that_cannot_be_used_is_said_once(predictor, capsys):
+    arguments = ['run', 'photos', '-o', 'out', '--alpha']
+    for words, message in (
+        (['2'], 'this model has no prior of its own: give one, or leave --alpha out'),
+        (['2', '--prior', 'none'], 'leave --alpha out'),
+        (['nan', '--prior', 'class:dog'], '--alpha must be a number of at least 0, got nan'),
+        (['-1', '--prior', 'class:dog'], '--alpha must be a number of at least 0, got -1.0'),
+    ):
+        assert run_tool('predict', [*arguments, *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count('\n') == 1
+    assert run_tool('predict', [*arguments, '2', '--prior', 'class:dog', 'none']) == 0
 
 
 def test_a_video_that_ends_early_is_said_to(predictor, monkeypatch, capsys):
@@ -305,6 +312,13 @@ def test_a_video_that_ends_early_is_said_to(predictor, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert 'OpenCV can read 3 of its 5 frames, which have been predicted' in error
     assert len([*Path('out/labels/clip').iterdir()]) == 3
+
+
+def test_the_heat_map_of_the_learned_query_is_in_the_overlay(folder):
+    _write_model(f"{SEGMENTOR}\nmodel['backbone']['prior'] = 'learned_query'\n")
+    assert main('run photos/a.jpg -o out --overlay --prior query none'.split()) == 0
+    sizes = [Image.open(f'out/{name}/overlay/a.jpg').width for name in ('1-query', '2-none')]
+    assert sizes == [80, 40]
 
 
 def test_a_model_without_feedback_takes_no_prior(folder, capsys):

@@ -194,7 +194,7 @@ def _with_a_resnet(folder):
         (None, ['--output', 'decoders.txt'], 'must end in one of .pth'),
         (None, ['--batch-size', '0'], '--batch-size must be a whole number of at least 1'),
         (None, ['--size', '8'], 'smaller than|at least one patch'),
-        (None, ['--device', 'cuda:7'], "--device 'cuda:7' cannot be used here"),
+        (None, ['--device', 'cuda:7'], "device 'cuda:7' cannot be used here"),
         (
             None,
             ['--cfg-options', 'model.backbone.init_cfg=None'],

@@ -14,6 +14,7 @@ from prompted_models import BATCHED, NUM_CLASSES, SLIDE, WIDTH, by_the_model, pa
 from torch import Tensor
 
 import mmvars
+import mmvars.steering
 from mmvars.errors import InputError
 from mmvars.predictor import run_files
 
@@ -252,6 +253,68 @@ def test_a_batch_is_one_by_one(make: Callable) -> None:
     assert np.array_equal(many[1].probabilities, together[1].probabilities)
 
 
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(num_passes=3, out_indices=(0, -1)),
+        dict(first_pass_scale=0.5),
+        dict(design='mask_attention'),
+        dict(design='perceiver_io'),
+        dict(timm=True),
+        dict(test_cfg=SLIDE),
+    ],
+)
+def test_priors_of_one_image_share_a_forward(
+    make: Callable, picture: np.ndarray, monkeypatch: Any, options: dict
+) -> None:
+    predictor = make(segmentor(**options))
+    predictor.set_image(picture)
+    priors = [(10, 20), None, *torch.randn(3, predictor.model.backbone.embed_dims)]
+    alone = [predictor.predict(prior) for prior in priors]
+    monkeypatch.setattr(mmvars.steering, 'BATCH_PIXELS', 2 * 64 * 96)  # two of what it sees
+    sizes = []
+    predictor.model.backbone.register_forward_hook(lambda *args: sizes.append(len(args[2][0])))
+    together = predictor.predict_batch(priors)
+    if 'test_cfg' in options:
+        assert set(sizes) == {1}
+    else:
+        assert sizes == [1, 1, 2, 1]
+    for one, other in zip(alone, together, strict=True):
+        for name in ('probabilities', 'token_weights', 'attention', 'bottom_up', 'heatmap'):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=2e-5)
+        assert (one.prior is None) == (other.prior is None)
+        assert len(one._passes) == len(other._passes)
+        for first, second in zip(one._passes, other._passes, strict=True):
+            torch.testing.assert_close(first.tokens, second.tokens, atol=2e-5, rtol=1e-4)
+    assert np.array_equal(together[1].probabilities, alone[1].probabilities)
+    assert len({result.probabilities.tobytes() for result in together}) == len(priors)
+
+
+def test_what_is_kept_for_shifts_is_bounded(
+    make: Callable, picture: np.ndarray, monkeypatch: Any
+) -> None:
+    """Of all images of a model together; what is gone is computed again, with the same result."""
+    first = make(segmentor())
+    people = [first, first.clone(), first.clone()]
+    for number, person in enumerate(people):
+        person.set_image(np.roll(picture, number, axis=1))
+        person.predict()
+    expected = [person.predict((3, 4)).shift.pixels for person in people]
+    size = 4 * NUM_CLASSES * 75 * 130
+    assert sum(kept.nbytes for kept in first._kept.values()) == 3 * size
+    monkeypatch.setattr(mmvars.predictor, 'KEPT_BYTES', 2 * size)
+    for _ in range(2):
+        for person, shift in zip(people, expected, strict=True):
+            assert np.array_equal(person.predict((3, 4)).shift.pixels, shift)
+            assert sum(kept.nbytes for kept in first._kept.values()) <= 2 * size
+    monkeypatch.setattr(mmvars.predictor, 'KEPT_BYTES', 1)
+    assert np.array_equal(first.predict((3, 4)).shift.pixels, expected[0])
+    assert [*first._kept] == [first._state]  # of one image always
+    first.reset_image()
+    assert not first._kept
+
+
 def test_classes_by_name_and_number(make: Callable, picture: np.ndarray) -> None:
     prior = dict(type='class_prototype', num_classes=NUM_CLASSES)
     predictor = make(segmentor(prior=prior))
@@ -392,9 +455,10 @@ def test_what_is_no_image_leaves_the_one_before(
     ('design', 'arguments', 'message'),
     [
         ('none', dict(prior=(3, 4)), 'no feedback: give prior=None'),
-        ('none', dict(alpha=1.0), 'no feedback: give prior=None and alpha=None'),
+        ('none', dict(alpha=1.0), 'no feedback: give alpha=None'),
         ('feedback', dict(prior=(3, 4)), "design='feedback'"),
         ('mask_attention', dict(alpha=1.0), "design='mask_attention'"),
+        ('absvit', dict(alpha=-1), 'alpha must be a number of at least 0, got -1'),
     ],
 )
 def test_what_a_network_has_no_use_for(
@@ -402,9 +466,29 @@ def test_what_a_network_has_no_use_for(
 ) -> None:
     predictor = make(segmentor(design))
     predictor.set_image(picture)
-    assert predictor.is_steerable == (design == 'mask_attention')
+    assert predictor.is_steerable == (design in ('absvit', 'mask_attention'))
     with pytest.raises(InputError, match=message):
         predictor.predict(**arguments)
+
+
+def test_alpha_scales_nothing_without_a_prior(make: Callable, picture: np.ndarray) -> None:
+    for prior in ('given', dict(type='class_prototype', num_classes=NUM_CLASSES)):
+        predictor = make(segmentor(prior=prior))
+        assert not predictor.scales_without_prior
+        predictor.set_image(picture)
+        with pytest.raises(InputError, match='has no prior of its own: give one, or give alpha='):
+            predictor.predict(alpha=2.0)
+        assert predictor.predict((3, 4), alpha=2.0).alpha == 2
+    predictor = make(segmentor(design='feedback'))  # feeds back without one
+    assert predictor.scales_without_prior
+    predictor.set_image(picture)
+    assert predictor.predict(alpha=2.0).shift.pixels.any()
+
+
+def test_a_config_without_weights_says_how_to_give_them(tmp_path: Path) -> None:
+    segmentor().dump(tmp_path / 'config.py')
+    with pytest.raises(InputError, match=r'checkpoint=FILE \(--checkpoint FILE\)'):
+        mmvars.Predictor(tmp_path / 'config.py')
 
 
 def test_a_model_that_hands_no_prior_on(make: Callable, picture: np.ndarray) -> None:

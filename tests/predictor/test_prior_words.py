@@ -1,153 +1,174 @@
-"""What the words after --prior stand for."""
+"""What the words after --prior stand for, in all commands, and classes by name."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+from prompted_models import NUM_CLASSES, WIDTH, classifier, pattern, segmentor
 from safetensors.torch import save_file
 
+import mmvars
 from mmvars.errors import InputError
+from mmvars.prior_words import parse_prior
+from mmvars.priors import find_class
+from mmvars.visualization.cli import panel_configs
 from mmvars.visualization.figure import short_name
-from mmvars.visualization.model import ClassTable
-from mmvars.visualization.priors import find_class, resolve_prior
 
-NAMES = ('tench, Tinca tinca', 'golden retriever', 'tabby', 'crane', 'pier', 'bubble')
-CLASSES = ClassTable(NAMES, [[0, 0, 0]] * 6)
+PROTOTYPES = dict(type='class_prototype', num_classes=NUM_CLASSES)
 
 
 @pytest.fixture
-def classifier(make_model):
-    return make_model('classification')
+def predictor(make: Callable) -> mmvars.Predictor:
+    """A classifier of four classes with a learned query."""
+    return make(classifier())
 
 
-@pytest.mark.parametrize(
-    'word,index,label', [('class:1', 1, 'golden retriever'), ('class:Tench', 0, 'tench')]
-)
-def test_a_class_is_its_row_of_the_classifier(classifier, word, index, label):
-    prior = resolve_prior(word, classifier, CLASSES)
-    assert torch.equal(prior.prior, classifier.head.fc.weight[index])
-    assert (prior.name, prior.class_index) == (label, index)
+@pytest.mark.parametrize(('word', 'index'), [('class:1', 1), ('class:Dog', 1), ('class: 3', 3)])
+def test_a_class_is_its_row_of_the_classifier(predictor, word, index) -> None:
+    row = predictor.model.head.fc.weight[index]
+    assert torch.equal(parse_prior(word, predictor), row)
+    (panel,) = panel_configs([word], [], predictor)
+    assert torch.equal(panel.prior, row)
+    assert (panel.name, panel.class_index) == (predictor.classes[index], index)
 
 
-def test_the_query_is_the_network_s_own(classifier):
-    prior = resolve_prior('query', classifier, CLASSES)
-    assert (prior.name, prior.prior) == ('learned query', None)
+def test_the_query_is_the_network_s_own_and_none_is_none(predictor, make) -> None:
+    assert parse_prior('query', predictor) is None and parse_prior('none', predictor) is None
+    query, none, default = panel_configs(['query', 'none'], [], predictor) + panel_configs(
+        None, [], predictor
+    )
+    assert (query.name, query.prior) == ('learned query', None) == (default.name, default.prior)
+    assert none.prior is None
+    of_classes = make(segmentor(prior=PROTOTYPES))
+    with pytest.raises(InputError, match=r'its prior is ClassPrototype\); give .*point:X,Y'):
+        parse_prior('query', of_classes)
+    with pytest.raises(InputError, match='no prior of its own: give --prior class:NAME'):
+        panel_configs(None, [2.0], of_classes)
+    none, fence = panel_configs(['none', 'class:fence'], [], of_classes)
+    assert not none.prior.any() and none.name == 'none'
+    prototypes = of_classes.model.backbone.network.prior.prototypes
+    assert torch.equal(fence.prior, prototypes[4]) and fence.class_index == 4
 
 
-def test_prototypes_of_the_network_itself_are_used_in_segmentation_too(make_config):
-    cfg = make_config('segmentation')
-    cfg.model.backbone.prior = dict(type='class_prototype', num_classes=6)
-    init_default_scope('mmseg')
-    model = MODELS.build(cfg.model)
-    model.backbone.network.prior.prototypes.normal_()
-    prior = resolve_prior('class:tabby', model, CLASSES)
-    assert torch.equal(prior.prior, model.backbone.network.prior.prototypes[2])
-    with pytest.raises(InputError, match=r'no learned query \(its prior is ClassPrototype\)'):
-        resolve_prior('query', model, CLASSES)
+def test_a_place_is_one_in_each_image(predictor) -> None:
+    for word, kind in (('point:3,4', mmvars.Points), ('box:3,4,30,20', mmvars.Box)):
+        assert isinstance(parse_prior(word, predictor), kind)
+        (panel,) = panel_configs([word], [], predictor)
+        assert isinstance(panel.place, kind) and panel.name == word.replace(':', ' ')
+        with pytest.raises(InputError, match='--pair: a point, box or mask'):
+            panel_configs([word, 'class:1'], [], predictor, pair=True)
 
 
-def test_vectors_and_rows_come_from_files(make_model, tmp_path):
-    model = make_model('segmentation')
-    vector, table = torch.randn(24), torch.randn(7, 24)
+def test_vectors_and_rows_come_from_files(make, tmp_path) -> None:
+    predictor = make(segmentor())
+    vector, table = torch.randn(WIDTH), torch.randn(7, WIDTH)
     torch.save(vector, tmp_path / 'v.pt')
     np.save(tmp_path / 'v.npy', vector.numpy())
     save_file({'anything': vector}, tmp_path / 'v.safetensors')
     torch.save(table, tmp_path / 'table.pt')
-    torch.save(
-        {
-            'state_dict': {
-                'backbone.x': vector,
-                'head.fc.weight': table,
-                'head.fc.bias': torch.zeros(7),
-            }
-        },
-        tmp_path / 'mmpretrain.pth',
-    )
+    inside = {'backbone.x': vector, 'head.fc.weight': table, 'head.fc.bias': torch.zeros(7)}
+    torch.save({'state_dict': inside}, tmp_path / 'mmpretrain.pth')
     torch.save({'model': {'head.weight': table, 'norm.weight': vector}}, tmp_path / 'release.pth')
     for name in ('v.pt', 'v.npy', 'v.safetensors'):
-        prior = resolve_prior(f'file:{tmp_path / name}', model, CLASSES)
-        assert torch.equal(prior.prior, vector) and prior.name == name
+        (panel,) = panel_configs([f'file:{tmp_path / name}'], [], predictor)
+        assert torch.equal(panel.prior, vector) and panel.name == name
     for name in ('table.pt', 'mmpretrain.pth', 'release.pth'):
-        prior = resolve_prior(f'file:{tmp_path / name}:3', model, CLASSES)
-        assert torch.equal(prior.prior, table[3]) and prior.name == f'{name} row 3'
+        assert torch.equal(parse_prior(f'file:{tmp_path / name}:3', predictor), table[3])
 
 
-@pytest.mark.parametrize(
-    'word,message',
-    [
-        ('dog', r"--prior 'dog' is not understood: give query, class:NAME"),
-        ('class:', 'is not understood'),
-        ('query:3', 'is not understood'),
-        ('class:golden retreiver', "did you mean 'golden retriever'"),
-        ('class:6', 'class 6 does not exist: classes are numbered from 0 to 5'),
-        ('file:{}/nothing.pt', 'nothing.pt'),
-        ('file:{}/table.pt', r'holds 7 vectors; choose one: file:.*table.pt:ROW, ROW from 0 to 6'),
-        ('file:{}/table.pt:7', r'no row 7 in the tensor of shape \(7, 24\)'),
-        ('file:{}/short.pt', r'has shape \(23,\), but the tokens of this model have width 24'),
-        ('file:{}/zero.pt', 'zero or not finite'),
-        ('file:{}/nan.npy', 'zero or not finite'),
-        ('file:{}/complex.npy', 'holds complex numbers'),
-        ('file:{}/many.pth', 'holds 2 tensors, and not exactly one of them is a classifier'),
-        ('file:{}/text.pt', 'text.pt'),
-        ('file:{}/object.npy', 'cannot be read as a .npy tensor'),
-    ],
-)
-def test_bad_words_are_explained(classifier, tmp_path, word, message):
-    torch.save(torch.randn(7, 24), tmp_path / 'table.pt')
-    torch.save(torch.randn(23), tmp_path / 'short.pt')
-    torch.save(torch.zeros(24), tmp_path / 'zero.pt')
-    np.save(tmp_path / 'nan.npy', np.full(24, np.nan))
-    np.save(tmp_path / 'complex.npy', np.full(24, 1j))
-    torch.save({'a': torch.ones(24), 'b': torch.ones(24)}, tmp_path / 'many.pth')
+def test_bad_words_are_explained(predictor, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.randn(7, WIDTH), 'table.pt')
+    torch.save(torch.randn(23), 'short.pt')
+    torch.save(torch.zeros(WIDTH), 'zero.pt')
+    np.save('nan.npy', np.full(WIDTH, np.nan))
+    np.save('complex.npy', np.full(WIDTH, 1j))
+    torch.save({'a': torch.ones(WIDTH), 'b': torch.ones(WIDTH)}, 'many.pth')
+    np.save('object.npy', np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / 'text.pt').write_text('this is no tensor')
-    np.save(tmp_path / 'object.npy', np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(InputError, match=message):
-        resolve_prior(word.format(tmp_path), classifier, CLASSES)
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save('empty.png')
+    for word, message in {
+        'dog': r"--prior 'dog' is not understood: give class:NAME, point:X,Y",
+        'class:': 'is not understood',
+        'query:3': 'is not understood',
+        'class:hose': "did you mean 'horse'",
+        'class:4': 'class 4 does not exist: classes are numbered from 0 to 3',
+        'class:-1': 'class -1 does not exist',
+        'point:3,x': "point:3,x: numbers .*got '3,x'",
+        'point:3': 'got 1 numbers',
+        'box:3,4,5': 'got 3 numbers',
+        'box:30,4,3,9': 'x0 < x1',
+        'mask:text.pt': 'the file is no image that can be read; save it as PNG$',
+        'mask:lost.png': '--prior mask:lost.png: the file does not exist$',
+        'mask:empty.png': '--prior mask:empty.png: the mask is empty: mark at least one pixel',
+        'example:lost.jpg': r"--prior example:lost.jpg: the image 'lost.jpg' does not exist$",
+        'file:nothing.pt': 'nothing.pt',
+        'file:nothing.npy': '--prior file:nothing.npy: the file cannot be read as a .npy tensor',
+        'file:table.pt': r'holds 7 vectors; choose one: file:table.pt:ROW, ROW from 0 to 6',
+        'file:table.pt:7': r'no row 7 in the tensor of shape \(7, 24\)',
+        'file:short.pt': r'must have shape \(24,\), the width of the tokens; got \(23,\)',
+        'file:zero.pt': 'the prior vector is zero',
+        'file:nan.npy': 'NaN or infinite',
+        'file:complex.npy': 'or a float vector of width 24; got torch.complex128 numbers',
+        'file:many.pth': 'holds 2 tensors, and not exactly one of them is a classifier',
+        'file:text.pt': 'text.pt',
+        'file:object.npy': 'cannot be read as a .npy tensor',
+    }.items():
+        with pytest.raises(InputError, match=message) as caught:
+            parse_prior(word, predictor)
+        assert str(caught.value).count('--prior') == 1, word
 
 
-def test_a_segmentor_has_no_class_prototypes_and_says_where_to_get_some(make_model):
-    with pytest.raises(InputError, match='no classifier of tokens.*--prior file:CHECKPOINT:ROW'):
-        resolve_prior('class:road', make_model('segmentation'), CLASSES)
+def test_a_model_without_vectors_says_where_to_get_some(make) -> None:
+    with pytest.raises(InputError, match='mmvars prototypes CONFIG CHECKPOINT -o FILE'):
+        panel_configs(['class:road'], [], make(segmentor()))
+
+
+def test_a_text_of_digits_is_a_text(make) -> None:
+    class Encoder:
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            return torch.tensor([[len(text), text.count('a'), 1.0] for text in texts])
+
+    predictor = make(segmentor(prior=PROTOTYPES), text=Encoder())
+    prototype = predictor.prior_vector(3)
+    assert torch.equal(parse_prior('class:3', predictor), prototype)
+    assert torch.equal(parse_prior('text:3', predictor), predictor.prior_vector('3'))
+    assert not torch.equal(predictor.prior_vector('3'), prototype)
+    predictor.set_image(pattern(40, 50))
+    with pytest.raises(InputError, match="no class is called '3'"):
+        make(segmentor(prior=PROTOTYPES)).prior_vector('3')
 
 
 SYNONYMS = ['tench, Tinca tinca', 'Golden Retriever', 'crane', 'crane', 'tabby, tabby cat']
 
 
 @pytest.mark.parametrize(
-    'word,index',
-    [
-        ('0', 0),
-        (' 4', 4),
-        ('golden retriever', 1),
-        ('tinca TINCA', 0),
-        ('tench, tinca tinca', 0),
-        ('tabby', 4),
-    ],
+    ('word', 'index'),
+    [('golden retriever', 1), (' tinca TINCA', 0), ('tench, tinca tinca', 0), ('tabby', 4)],
 )
-def test_a_class_is_found(word, index):
-    assert find_class(word, 5, SYNONYMS) == index
+def test_a_class_is_found(word: str, index: int) -> None:
+    assert find_class(word, SYNONYMS) == index
 
 
 @pytest.mark.parametrize(
-    'word,message',
+    ('word', 'message'),
     [
-        ('5', 'class 5 does not exist: classes are numbered from 0 to 4'),
-        ('-1', 'class -1 does not exist'),
         ('golden retreiver', "did you mean 'golden retriever'"),
         ('zzz', "the 5 classes start with 'tench', 'Golden Retriever'"),
         ('crane', r'not unique: classes \[2, 3\] have it'),
     ],
 )
-def test_what_is_no_class_is_explained(word, message):
+def test_what_is_no_class_is_explained(word: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        find_class(word, 5, SYNONYMS)
+        find_class(word, SYNONYMS)
 
 
-def test_without_names_only_numbers_work():
-    assert find_class('3', 5) == 3
-    with pytest.raises(InputError, match='have no names here; give its number, 0 to 4'):
-        find_class('tench', 5)
+def test_without_names_only_numbers_work() -> None:
+    with pytest.raises(InputError, match='have no names here; give its number'):
+        find_class('tench', None)
 
 
-def test_the_short_name_is_the_first_synonym():
+def test_the_short_name_is_the_first_synonym() -> None:
     assert short_name('tench, Tinca tinca') == 'tench'

@@ -231,7 +231,7 @@ def test_one_bad_image_does_not_lose_the_others(draw, photo, tmp_path):
         (['--layer', '3'], 'layer must be a block index from 0 to 2'),
         (['--threshold', '2'], '--threshold must be between 0 and 1'),
         (['--strength', '-0.5'], '--strength must be between 0 and 1'),
-        (['--device', 'toaster'], "--device 'toaster' cannot be used here"),
+        (['--device', 'toaster'], "device 'toaster' cannot be used here"),
         (['--cfg-options', 'model.backbone.ach=tiny'], 'model.backbone.ach'),
         (['--cfg-options', 'model.backbone.out_type=featmap'], 'do not fit one another'),
         (['nothing.png'], "image 'nothing.png' does not exist"),
@@ -244,7 +244,8 @@ def test_a_mistake_is_one_line_and_draws_nothing(draw, photo, tmp_path, argument
 
 
 def test_a_class_of_a_segmentor_and_a_prior_of_a_plain_vit_are_refused(draw, photo):
-    assert 'no classifier of tokens' in draw('segmentation', photo(), '--prior', 'class:road')[1]
+    status, errors = draw('segmentation', photo(), '--prior', 'class:road')
+    assert status == 2 and 'mmvars prototypes CONFIG CHECKPOINT -o FILE' in errors
     for arguments in (['--prior', 'query'], ['--alpha', '2']):
         status, errors = draw('segmentation', photo(), *arguments, kind='ViT')
         assert status == 2 and 'this model has no feedback' in errors
