@@ -36,8 +36,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address[:2], family=family)
     except OSError as error:
+        reason = (error.strerror or str(error)).partition(' (while ')[0]
         raise InputError(
-            f'cannot listen on port {port} of {host!r} ({error.strerror}): choose another with '
+            f'cannot listen on port {port} of {host!r} ({reason}): choose another with '
             '--port (0: any that is free) or --host'
         ) from error
     return listener

@@ -1,6 +1,5 @@
 """Images that strangers chose: those of one folder, by name, and uploads; decoded within bounds."""
 
-import io
 import os
 from typing import BinaryIO
 
@@ -9,7 +8,7 @@ from PIL import Image, ImageOps
 from mmvars.datasets.files import images_in, open_image, refuse_special_file
 from mmvars.errors import InputError
 
-__all__ = ['ImageFolder', 'decode_image', 'jpeg']
+__all__ = ['ImageFolder', 'decode_image']
 
 FORMATS = ('BMP', 'GIF', 'JPEG', 'MPO', 'PNG', 'TIFF', 'WEBP')  # MPO: JPEGs of many cameras
 MAX_PIXELS = 50_000_000
@@ -26,10 +25,13 @@ class ImageFolder:
         folder: Its path.
 
     Raises:
-        InputError: If there is no image in it.
+        InputError: If there is no such folder, or no image in it.
     """
 
     def __init__(self, folder: str) -> None:
+        if not os.path.isdir(folder):
+            what = 'is no folder' if os.path.exists(folder) else 'does not exist'
+            raise InputError(f'--images {folder!r} {what}: give a folder of images')
         self.root = os.path.realpath(folder)
         paths = {os.path.relpath(path, self.root): path for path in images_in(self.root)}
         self._paths = {
@@ -95,10 +97,3 @@ def decode_image(file: BinaryIO, name: str, side: int) -> tuple[Image.Image, tup
         ) from error
     upright.thumbnail((side, side), Image.Resampling.LANCZOS)
     return upright, original
-
-
-def jpeg(image: Image.Image, quality: int = 90) -> bytes:
-    """An image as a JPEG file."""
-    file = io.BytesIO()
-    image.save(file, 'JPEG', quality=quality)
-    return file.getvalue()

@@ -27,9 +27,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mmvars.errors import InputError, check_number
+from mmvars.pictures import encoded
 from mmvars.prompts import Box, Points
 from mmvars.steer.guard import Guard
-from mmvars.steer.images import THUMBNAIL, ImageFolder, decode_image, jpeg
+from mmvars.steer.images import THUMBNAIL, ImageFolder, decode_image
 from mmvars.steer.views import class_rows, picture_url, views
 
 __all__ = ['LOCAL_HOSTS', 'Limits', 'make_app']
@@ -136,6 +137,7 @@ class _Page:
                     for name, color in zip(self.predictor.classes, colors, strict=True)
                 ],
                 steerable=self.predictor.is_steerable,
+                scales_without_prior=self.predictor.scales_without_prior,
                 priors=[dict(number=i, name=name) for i, name in priors.items()],
                 text=self.takes_text,
                 images=self.folder.names,
@@ -240,7 +242,7 @@ class _Page:
             return decode_image(file, name, side or self.limits.side)
 
     def _make_thumbnail(self, name: str) -> bytes:
-        return jpeg(self._decode(name, THUMBNAIL)[0], quality=80)
+        return encoded(self._decode(name, THUMBNAIL)[0], 'JPEG', quality=80)
 
     async def _in_model_thread(self, work: Callable[[], Result]) -> Result:
         if self.model_thread.statistics().tasks_waiting >= self.limits.waiting:

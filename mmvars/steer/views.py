@@ -1,14 +1,12 @@
 """What the page shows of a prediction: pictures as PNG, classes with their shares."""
 
 import base64
-import io
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
-from mmvars.steer.images import jpeg
+from mmvars.pictures import encoded, heat_colors, with_palette
 
 __all__ = ['class_rows', 'data_url', 'picture_url', 'views']
 
@@ -64,7 +62,7 @@ def class_rows(prediction: Any) -> list[dict]:
 
 def picture_url(picture: np.ndarray) -> str:
     """An image ``(H, W, 3)`` as a data URL."""
-    return data_url(jpeg(Image.fromarray(picture)), 'jpeg')
+    return data_url(encoded(Image.fromarray(picture), 'JPEG', quality=90), 'jpeg')
 
 
 def data_url(content: bytes, kind: str) -> str:
@@ -73,24 +71,15 @@ def data_url(content: bytes, kind: str) -> str:
 
 def _heat(values: np.ndarray, low: float, high: float) -> dict:
     levels = np.clip((values - low) / max(high - low, TINY), 0, 1) * 255
-    colors = matplotlib.colormaps['inferno'](np.arange(256), bytes=True)[:, :3]
-    return dict(url=_palette_url(levels.round().astype(np.uint8), colors), low=low, high=high)
+    image = with_palette(levels.round(), heat_colors(np.arange(256)))
+    return dict(url=_png_url(image), low=low, high=high)
 
 
 def _label_url(labels: np.ndarray, palette: Any) -> str:
-    colors = np.asarray(palette, dtype=np.uint8)
-    if len(colors) > 256:  # more than a palette holds
-        return _png_url(Image.fromarray(colors[labels]))
-    return _palette_url(labels.astype(np.uint8), colors)
-
-
-def _palette_url(levels: np.ndarray, colors: np.ndarray) -> str:
-    image = Image.fromarray(levels)
-    image.putpalette(colors.tobytes())
-    return _png_url(image)
+    if len(palette) > 256:  # more than a palette holds
+        return _png_url(Image.fromarray(np.asarray(palette, dtype=np.uint8)[labels]))
+    return _png_url(with_palette(labels, palette))
 
 
 def _png_url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, 'PNG', compress_level=3)
-    return data_url(file.getvalue(), 'png')
+    return data_url(encoded(image, 'PNG', compress_level=3), 'png')

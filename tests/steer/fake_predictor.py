@@ -18,8 +18,9 @@ class FakePredictor:
     own_alpha = 2.0
     prior_classes = dict(enumerate(classes))
 
-    def __init__(self, is_steerable: bool = True) -> None:
+    def __init__(self, is_steerable: bool = True, scales_without_prior: bool = True) -> None:
         self.is_steerable = is_steerable
+        self.scales_without_prior = scales_without_prior
         self.image = None
 
     def clone(self) -> 'FakePredictor':
@@ -34,7 +35,9 @@ class FakePredictor:
 
     def predict(self, prior=None, alpha=None) -> SimpleNamespace:
         if alpha is not None:
-            check_number('alpha', alpha)
+            check_number('alpha', alpha, 0)
+            if prior is None and not self.scales_without_prior:
+                raise InputError('alpha scales nothing without a prior')
         scale = self.own_alpha if alpha is None else alpha
         height, width, _ = self.image.shape
         gray = self.image.mean(axis=2) / 255

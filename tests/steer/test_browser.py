@@ -246,6 +246,27 @@ def test_who_was_forgotten_is_told_and_goes_on(new_page) -> None:
     expect(page.locator('#history button')).to_have_count(3)
 
 
+class TestOfClasses:
+    @pytest.fixture
+    def app(self, images):
+        predictor = FakePredictor(scales_without_prior=False)
+        return make_app(predictor, ImageFolder(str(images)), limits=Limits())
+
+    def test_without_a_prompt_there_is_nothing_to_scale(self, new_page) -> None:
+        page = new_page()
+        slider = page.locator('#alpha')
+        expect(slider).to_be_disabled()
+        click(page, 0.5, 0.5)
+        prompt_is(page, '1 place')
+        expect(slider).to_be_enabled()
+        slider.fill('1')
+        slider.dispatch_event('change')
+        expect(page.locator('#alpha-value')).to_have_text('1')
+        click(page, 0.5, 0.5)  # removes it
+        prompt_is(page, 'none: the network as it is')
+        expect(slider).to_be_disabled()
+
+
 class TestPlain:
     @pytest.fixture
     def app(self, images):

@@ -25,6 +25,7 @@ def test_arguments(capsys) -> None:
         (['--side', '5'], 'from 64 to 8192'),
         (['--host', '0.0.0.0'], 'no address that a browser can ask for'),
         (['--host', 'no such host'], 'cannot listen'),
+        (['--host', '192.0.2.1'], "of '192.0.2.1' (Cannot assign requested address): choose"),
     ):
         try:
             assert main(['steer', CONFIG, *argv]) == 2

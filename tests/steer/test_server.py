@@ -182,6 +182,11 @@ def test_a_link_that_appears_later(client, images) -> None:
     refused(client.get('/api/thumbnail/a%20b.png'), 400, 'no longer')
 
 
+def test_a_folder_that_is_none(tmp_path) -> None:
+    with pytest.raises(InputError, match="--images '.*nowhere' does not exist"):
+        ImageFolder(str(tmp_path / 'nowhere'))
+
+
 def test_a_folder_of_links_alone(tmp_path, images) -> None:
     folder = tmp_path / 'links'
     folder.mkdir()
@@ -238,6 +243,7 @@ def test_images_that_are_none(client, content, words) -> None:
         (b'{"image": "IMAGE", "alpha": Infinity}', 400),
         (b'{"image": "IMAGE", "alpha": 1e999}', 400),
         (b'{"image": "IMAGE", "alpha": "2"}', 400),
+        (b'{"image": "IMAGE", "alpha": -1}', 400),
         (b'{"image": "IMAGE", "alpha": true}', 400),
         (b'{"image": "IMAGE", "alpha": ' + b'9' * 5000 + b'}', 400),
         (b'{"image": "IMAGE", "alpha": ' + b'9' * 400 + b'}', 400),  # no float is as large

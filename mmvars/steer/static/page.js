@@ -109,6 +109,7 @@ let waiting = null;
 
 // Ask for a prompt; while one is asked, the newest of those that came meanwhile waits.
 async function ask(prior, alpha, keep = true) {
+  if (!prior && !model.scales_without_prior) alpha = null;
   waiting = { image, prior, alpha, keep };
   if (running || !image) return;
   running = true;
@@ -367,6 +368,7 @@ function refresh() {
   if (prior && 'text' in prior) $('text').value = prior.text;
   const own = image.plain.alpha;
   $('alpha-row').hidden = own === null;
+  $('alpha').disabled = !prior && !model.scales_without_prior;
   if (own !== null) {
     const most = own > 0 ? 3 * own : 3;
     Object.assign($('alpha'), { max: most, step: most / 60 });
@@ -622,7 +624,7 @@ function stageKey(event) {
     const panel = $(`panel-${VIEWS[number - 1][0]}`);
     if (!panel.disabled && !panel.hidden) setView(VIEWS[number - 1][0]);
   } else if (event.key === '[' || event.key === ']') {
-    if ($('alpha-row').hidden || !model.steerable) return;
+    if ($('alpha-row').hidden || $('alpha').disabled || !model.steerable) return;
     const slider = $('alpha');
     if (event.key === '[') slider.stepDown(3);
     else slider.stepUp(3);
