@@ -1,8 +1,7 @@
 """A model under all priors that it is asked with, and what is read of its answers."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +10,26 @@ from mmvars.errors import InputError
 from mmvars.networks import Trunk
 from mmvars.networks.steering import scale_of
 from mmvars.predictor import Prediction, Predictor
-from mmvars.steerability.measures import average_ranks, counts_above, random_prior
+from mmvars.steerability.measures import MapStats, class_counts, map_stats, random_prior
 from mmvars.steerability.photos import Photo
+from mmvars.steering import BATCH_PIXELS
 from mmvars.visualization.model import is_segmentor, network_of
 
-__all__ = ['ROWS', 'Answers', 'Maps', 'Reading', 'Subject', 'ask_all']
+__all__ = [
+    'ABSENT',
+    'CENTER',
+    'CHANCE',
+    'PLAIN',
+    'PRIOR',
+    'RANDOM',
+    'ROWS',
+    'Answers',
+    'Maps',
+    'Reading',
+    'Subject',
+    'View',
+    'ask_all',
+]
 
 PRIOR, SHUFFLED, ABSENT, RANDOM, CENTER, PLAIN, CHANCE = ROWS = (
     'its prior',
@@ -90,9 +104,11 @@ class Subject:
         self.plain = self.predictor.predict(None)
         return self.plain
 
-    def ask(self, prior: Any, alpha: float | None = None) -> Prediction:
-        """The prediction under a prior."""
-        return self.predictor.predict(prior, alpha) if self.takes_prior else self.plain
+    def ask(self, priors: Sequence[Any], alpha: float | None = None) -> Iterator[Prediction]:
+        """The predictions under priors, few at a time: each holds the logits of all classes."""
+        step = max(BATCH_PIXELS // self.predictor.image[..., 0].size, 1)
+        for start in range(0, len(priors), step):
+            yield from self.predictor.predict_batch([*priors[start : start + step]], alpha)
 
     def random(self, rng: np.random.Generator) -> np.ndarray | None:
         """A prior that means nothing, as long as those of the classes are on average."""
@@ -114,8 +130,23 @@ class Maps(NamedTuple):
     scores: np.ndarray | None
 
 
+class View(NamedTuple):
+    """What counts of an image.
+
+    Attributes:
+        valid: Pixels with a label, ``(H, W)``.
+        truth: Their classes, ``(n,)``; ``None``: labels are not compared.
+        regions: Their regions, ``(n,)``: those of the classes that are asked for, in this order,
+            and one more for the rest.
+    """
+
+    valid: np.ndarray
+    truth: np.ndarray | None
+    regions: np.ndarray
+
+
 class Reading:
-    """What is measured of one prediction: its maps at the pixels that count, flat.
+    """What is measured of one prediction.
 
     A prediction itself holds the logits of all classes at the size of the image: it is not kept.
 
@@ -125,56 +156,57 @@ class Reading:
             what they gained or lost against the first pass, each over its own mean. Without a prior
             there is ``attention`` alone, of the first pass; of a model that takes none there are
             all but ``weights``.
+        counts: ``(2, K)``, pixels of each class in labels and truth, and in either.
+        scores: Of a classifier, ``(K,)``.
         drawn: For pictures.
     """
 
-    def __init__(self, subject: Subject, prediction: Prediction, valid: np.ndarray) -> None:
-        attention, first = prediction.attention, prediction.bottom_up
+    def __init__(
+        self, subject: Subject, prediction: Prediction, view: View, num_regions: int
+    ) -> None:
+        maps: dict[str, Any]
+        attention: Any = prediction.attention
+        first: Any = prediction.bottom_up
         if prediction.prior is None and subject.takes_prior:
-            self.maps = {'attention': first[valid]}
+            maps = {'attention': first}
         else:
-            assert prediction.heatmap is not None  # there is a prior or a head
-            self.maps = {'attention': attention[valid], 'answer': prediction.heatmap[valid]}
+            maps = {'attention': attention, 'answer': prediction.heatmap}
             if subject.has_head and prediction.token_weights is not None:
-                self.maps['weights'] = prediction.token_weights[valid]
-            change = attention / max(attention.mean(), 1e-12) - first / max(first.mean(), 1e-12)
-            self.maps['change'] = change[valid]
+                maps['weights'] = prediction.token_weights
+            maps['change'] = _over_mean(attention) - _over_mean(first)
+        self.maps = maps
+        self._view, self._num_regions = view, num_regions
+        self._stats: dict[str, MapStats] = {}
+        self.counts: Any = None
+        if view.truth is not None:
+            labels = prediction.labels[view.valid]
+            self.counts = class_counts(labels, view.truth, subject.num_classes)
+        self.scores: Any = None if subject.segments else prediction.probabilities
         self.drawn = Maps(
             attention,
             first,
             prediction.token_weights,
             prediction.heatmap,
             prediction.labels,
-            None if subject.segments else prediction.probabilities,
+            self.scores,
         )
-        self.valid = valid
 
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """Of a segmentor, at the pixels that count."""
-        return np.asarray(self.drawn.labels)[self.valid]
+    def stats(self, name: str) -> MapStats:
+        """Of one of the maps."""
+        if name not in self._stats:
+            values, regions = self.maps[name][self._view.valid], self._view.regions
+            self._stats[name] = map_stats(values, regions, self._num_regions)
+        return self._stats[name]
 
     @property
-    def scores(self) -> np.ndarray:
-        """Of a classifier: ``(K,)``."""
-        assert self.drawn.scores is not None
-        return self.drawn.scores
-
-    @cached_property
-    def ranks(self) -> dict[str, np.ndarray]:
-        """Of each map."""
-        return {name: average_ranks(values) for name, values in self.maps.items()}
-
-    @cached_property
-    def marked(self) -> dict[str, np.ndarray]:
-        """Pixels above each threshold, of each map that can be cut to a mask."""
-        masks = [name for name in ('answer', 'weights') if name in self.maps]
-        return {name: counts_above(self.maps[name]) for name in masks}
+    def masks(self) -> list[str]:
+        """The maps that can be cut to a mask."""
+        return [name for name in ('answer', 'weights') if name in self.maps]
 
 
 @dataclass
 class Answers:
-    """Readings of one image, or functions of them, under all priors.
+    """Readings of one image under all priors.
 
     Attributes:
         named: Of the classes that are asked for.
@@ -182,35 +214,27 @@ class Answers:
         random: Of two random priors.
         center: Of a point in the middle.
         plain: Without a prior.
+        sweep: At each alpha those to the first of ``named``, and to as many of ``random``.
     """
 
-    named: list[Any]
-    absent: list[Any]
-    random: list[Any]
-    center: Any
-    plain: Any
+    named: list[Reading]
+    absent: list[Reading]
+    random: list[Reading]
+    center: Reading
+    plain: Reading
+    sweep: dict[float, tuple[list[Reading], list[Reading]]]
 
-    def map(self, function: Callable[[Any], Any]) -> 'Answers':
-        """The same of something else."""
-        return Answers(
-            [function(each) for each in self.named],
-            [function(each) for each in self.absent],
-            [function(each) for each in self.random],
-            function(self.center),
-            function(self.plain),
-        )
-
-    def pairs(self, a: int, b: int) -> Iterable[tuple[str, Any, Any]]:
+    def pairs(self, a: int, b: int) -> Iterable[tuple[str, Reading, Reading]]:
         """Each row with its answers in place of those to the priors of ``a`` and ``b``."""
         yield PRIOR, self.named[a], self.named[b]
         yield SHUFFLED, self.named[b], self.named[a]
         if len(self.absent) == 2:
-            yield ABSENT, *self.absent
-        yield RANDOM, *self.random
+            yield ABSENT, self.absent[0], self.absent[1]
+        yield RANDOM, self.random[0], self.random[1]
         yield CENTER, self.center, self.center
         yield PLAIN, self.plain, self.plain
 
-    def singles(self, a: int) -> Iterable[tuple[str, Any]]:
+    def singles(self, a: int) -> Iterable[tuple[str, Reading]]:
         """Each row with its answer in place of that to the prior of ``a``."""
         yield PRIOR, self.named[a]
         if len(self.named) > 1:
@@ -225,27 +249,45 @@ class Answers:
 def ask_all(
     subject: Subject,
     photo: Photo,
-    valid: np.ndarray,
+    view: View,
     named: Sequence[int],
     absent: Sequence[int],
     rng: np.random.Generator,
+    alphas: Sequence[float] = (),
+    num_swept: int = 1,
 ) -> Answers:
     """Take an image and ask for everything.
 
     Args:
         subject: Who is asked.
         photo: The image.
-        valid: Pixels that count, ``(H, W)``.
+        view: What counts of it.
         named, absent: Classes.
         rng: Of the random priors.
+        alphas: Of the sweep.
+        num_swept: How many of the named classes, and of the random priors, are asked for in it.
     """
     height, width = photo.labels.shape
     random = [subject.random(rng) for _ in range(2)]
-    priors = Answers([*named], [*absent], random, (width // 2, height // 2), None)
-    plain = Reading(subject, subject.set_image(photo), valid)
+    plain = Reading(subject, subject.set_image(photo), view, len(named))
 
-    def read(prior: Any) -> Reading:
-        asks = subject.takes_prior and prior is not None
-        return Reading(subject, subject.ask(prior), valid) if asks else plain
+    def read(priors: Sequence[Any], alpha: float | None = None) -> list[Reading]:
+        if not subject.takes_prior:
+            return [plain] * len(priors)
+        return [Reading(subject, each, view, len(named)) for each in subject.ask(priors, alpha)]
 
-    return priors.map(read)
+    *readings, center = read([*named, *absent, *random, (width // 2, height // 2)])
+    answers = Answers(
+        readings[: len(named)], readings[len(named) : -2], readings[-2:], center, plain, {}
+    )
+    count = min(num_swept, len(named))
+    for alpha in alphas:
+        swept = [*answers.named[:count], *answers.random[:count]]
+        if alpha != subject.own_alpha:
+            swept = read([*named[:count], *random[:count]], alpha)
+        answers.sweep[alpha] = swept[:count], swept[count:]
+    return answers
+
+
+def _over_mean(values: np.ndarray) -> np.ndarray:
+    return values / max(values.mean(), 1e-12)

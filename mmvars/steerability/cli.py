@@ -90,7 +90,7 @@ def _names(models: Sequence[tuple[str, str]]) -> list[str]:
     configs, checkpoints = zip(*models, strict=True)
     paths = configs if len(set(configs)) == len(models) else checkpoints
     if len(set(paths)) < len(models):
-        paths = [f'{config}+{checkpoint}' for config, checkpoint in models]
+        paths = tuple(f'{config}+{checkpoint}' for config, checkpoint in models)
     parts = [Path(os.path.splitext(path)[0]).parts for path in paths]
     longest = max(map(len, parts))
     tails = (['/'.join(each[-count:]) for each in parts] for count in range(1, longest + 1))

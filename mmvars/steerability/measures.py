@@ -3,27 +3,80 @@
 A map gives each pixel a number; a region is the set of pixels that it is compared with.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 __all__ = [
     'THRESHOLDS',
-    'average_ranks',
+    'MapStats',
     'class_counts',
-    'counts_above',
     'follows',
+    'map_stats',
     'random_prior',
-    'roc_auc',
     'scores_follow',
-    'share_inside',
 ]
 
 THRESHOLDS = np.arange(1, 100) / 100
 """At which a map is cut to a mask: a pixel is marked where the map is at least this."""
 
 
-def follows(
-    answer_a: np.ndarray, answer_b: np.ndarray, region_a: np.ndarray, region_b: np.ndarray
-) -> bool:
+class MapStats(NamedTuple):
+    """What is measured of a map at R regions that do not overlap.
+
+    Attributes:
+        means: ``(R,)``, of the map in each region.
+        shares: ``(R,)``, part of its sum, where it is nowhere negative; ``nan`` of zeros.
+        auc: ``(R,)``, share of the pairs of a pixel inside and one outside in which the inner one
+            has more; equal values count half. It is the area under the ROC curve of the map as a
+            detector of the region, 0.5 of a constant map.
+        marked: ``(R, 99)``, pixels of each region that are at least each of :data:`THRESHOLDS`.
+        all_marked: ``(99,)``, the same of the whole image.
+    """
+
+    means: np.ndarray
+    shares: np.ndarray
+    auc: np.ndarray
+    marked: np.ndarray
+    all_marked: np.ndarray
+
+
+def map_stats(values: np.ndarray, regions: np.ndarray, num_regions: int) -> MapStats:
+    """All of a map from one sort.
+
+    Args:
+        values: ``(n,)``, of the pixels that count.
+        regions: ``(n,)``, from 0 to R: the region of each pixel, R for none. No region is empty,
+            and none has all pixels.
+        num_regions: R.
+    """
+    order = np.argsort(values)
+    ordered, regions = values[order], regions[order]
+    sizes = np.bincount(regions, minlength=num_regions + 1)
+    sums = np.bincount(regions, ordered, num_regions + 1)
+    # Equal values share the mean of their ranks, which are 1 for the smallest.
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    ends = np.r_[starts[1:], len(ordered)]
+    ranks = np.repeat((starts + 1 + ends) / 2, ends - starts)
+    rank_sums = np.bincount(regions, ranks, num_regions + 1)
+    # From each value to how many thresholds it reaches.
+    below = np.searchsorted(ordered.astype(float), THRESHOLDS, 'left')
+    reached = np.repeat(np.arange(100), np.diff(np.r_[0, below, len(ordered)]))
+    histogram = np.bincount(regions * 100 + reached, minlength=(num_regions + 1) * 100)
+    marked = histogram.reshape(-1, 100)[:, :0:-1].cumsum(axis=1)[:, ::-1]
+    inside = sizes[:num_regions]
+    pairs = inside * (len(values) - inside)
+    total = sums.sum()
+    return MapStats(
+        sums[:-1] / inside,
+        sums[:-1] / total if total > 0 else np.full(num_regions, np.nan),
+        (rank_sums[:-1] - inside * (inside + 1) / 2) / pairs,
+        marked[:-1],
+        marked.sum(axis=0),
+    )
+
+
+def follows(means_a: np.ndarray, means_b: np.ndarray, a: int, b: int) -> bool:
     """Whether the answers to two priors lie where the two priors point (flip accuracy).
 
     The mean of the answer to A is larger in A's region than in B's, and that of the answer to B
@@ -31,12 +84,10 @@ def follows(
     where it is constant; maps that are random and independent do in one of four pairs.
 
     Args:
-        answer_a, answer_b: Maps ``(H, W)`` under the priors A and B.
-        region_a, region_b: ``(H, W)`` bool, none of them empty.
+        means_a, means_b: Means ``(R,)`` of the map under the priors A and B in each region.
+        a, b: Their regions.
     """
-    margin_a = answer_a[region_a].mean(dtype=float) - answer_a[region_b].mean(dtype=float)
-    margin_b = answer_b[region_b].mean(dtype=float) - answer_b[region_a].mean(dtype=float)
-    return bool(margin_a > 0 and margin_b > 0)
+    return bool(means_a[a] > means_a[b] and means_b[b] > means_b[a])
 
 
 def scores_follow(
@@ -50,40 +101,6 @@ def scores_follow(
     beats = scores_a[class_a] > scores_a[class_b] and scores_b[class_b] > scores_b[class_a]
     wins = scores_a.argmax() == class_a and scores_b.argmax() == class_b
     return bool(beats), bool(wins)
-
-
-def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value, 1 for the smallest; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse].reshape(values.shape)
-
-
-def roc_auc(ranks: np.ndarray, region: np.ndarray) -> float:
-    """The share of pairs of a pixel inside and one outside in which the inner one has more.
-
-    Equal values count half; a constant map has 0.5. It is the area under the ROC curve of the map
-    as a detector of the region.
-
-    Args:
-        ranks: :func:`average_ranks` of the map, so that many regions share the sorting.
-        region: Bool, the same shape; neither empty nor all.
-    """
-    inside = int(region.sum())
-    wins = ranks[region].sum(dtype=float) - inside * (inside + 1) / 2
-    return float(wins / (inside * (region.size - inside)))
-
-
-def share_inside(values: np.ndarray, region: np.ndarray) -> float | None:
-    """Part of the sum of a map, nowhere negative, that lies in the region; ``None`` of zeros."""
-    total = values.sum(dtype=float)
-    return float(values[region].sum(dtype=float) / total) if total > 0 else None
-
-
-def counts_above(values: np.ndarray) -> np.ndarray:
-    """How many of the values are at least each of :data:`THRESHOLDS`: ``(99,)``."""
-    ordered = np.sort(values, axis=None).astype(float)
-    return ordered.size - np.searchsorted(ordered, THRESHOLDS, 'left')
 
 
 def class_counts(labels: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:

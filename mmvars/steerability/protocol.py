@@ -13,25 +13,20 @@ import numpy as np
 
 from mmvars.steerability.asking import (
     ABSENT,
+    CENTER,
     CHANCE,
     PLAIN,
     PRIOR,
+    RANDOM,
     Answers,
     Maps,
     Reading,
     Subject,
+    View,
     ask_all,
 )
 from mmvars.steerability.estimates import Tally, ThresholdTally
-from mmvars.steerability.measures import (
-    average_ranks,
-    class_counts,
-    counts_above,
-    follows,
-    roc_auc,
-    scores_follow,
-    share_inside,
-)
+from mmvars.steerability.measures import THRESHOLDS, follows, map_stats, scores_follow
 from mmvars.steerability.photos import Photo, Photos
 from mmvars.steerability.tiles import Collage, TileDrawer, class_pixels
 
@@ -182,118 +177,131 @@ def _measure_image(
     large = (counts >= max(plan.min_share * photo.labels.size, 1)) & (counts < truth.size)
     named = [k for k in rng.permutation(subject.askable).tolist() if large[k]][:MOST_ASKED]
     absent = [k for k in rng.permutation(subject.askable).tolist() if not counts[k]][:2]
-    answers = ask_all(subject, photo, valid, named, absent, rng)
-    regions = [truth == k for k in named]
-    _add_regions(section, unit, answers, regions, named)
-    _add_masks(section, unit, answers, regions, named)
-    _add_class_scores(section, unit, subject, valid, regions, named)
-    for row, group in ((ABSENT, answers.absent[:1]), (PRIOR, answers.named)):
-        for reading in group:
-            for name, marked in reading.marked.items():
-                everything = np.full(marked.shape, truth.size)
-                section.curves[f'marked {name}', row].add(unit, marked, everything)
-    for k in named:
-        section.tallies['marked', 'true', 'share'].add(unit, counts[k], truth.size)
-    _add_labels(section, unit, PLAIN, answers.plain, truth, named, subject.num_classes)
-    sweep = []
-    for alpha in results.alphas if named else ():
-        reading, row = answers.named[0], f'{alpha:g}'
-        if alpha != subject.own_alpha:
-            reading = Reading(subject, subject.ask(named[0], alpha), valid)
-        sweep.append(reading.drawn)
-        _add_labels(section, unit, row, reading, truth, named, subject.num_classes)
-        inside = counts_above(reading.maps['answer'][regions[0]])
-        union = counts[named[0]] + reading.marked['answer'] - inside
-        section.curves['sweep', row].add(unit, inside, union, named[0])
-    if len(named) > 1 and len(results.examples) < plan.num_examples:
-        first, second = (each.drawn for each in answers.named[:2])
-        results.examples.append(
-            Example(photo, (named[0], named[1]), (first, second), tuple(sweep), is_pair=False)
-        )
+    region_of = np.full(subject.num_classes, len(named))
+    region_of[named] = np.arange(len(named))
+    view = View(valid, truth, region_of[truth])
+    alphas = results.alphas if named else ()
+    answers = ask_all(subject, photo, view, named, absent, rng, alphas)
+    sizes = counts[named]
+    _add_regions(section, unit, answers, sizes / truth.size)
+    _add_masks(section, unit, answers, named, sizes, truth.size)
+    _add_class_scores(section, unit, subject, view, named)
+    _add_labels(section, unit, PLAIN, answers.plain)
+    for column, ks in (('named', named[:1]), ('shuffled', named[1:2]), ('random', named[:1])):
+        _add_iou(section, unit, PLAIN, column, answers.plain, ks)
+    for alpha, ((reading,), (random,)) in answers.sweep.items():
+        row = f'{alpha:g}'
+        _add_labels(section, unit, row, reading)
+        _add_iou(section, unit, row, 'named', reading, named[:1])
+        # The second class is as random as the first: for it this prior is that of another region.
+        _add_iou(section, unit, row, 'shuffled', reading, named[1:2])
+        _add_iou(section, unit, row, 'random', random, named[:1])
+        answer = reading.stats('answer')
+        union = sizes[0] + answer.all_marked - answer.marked[0]
+        section.curves['sweep', row].add(unit, answer.marked[0], union, named[0])
+    _keep_example(results, plan, photo, named, answers, is_pair=False)
 
 
-def _add_regions(
-    section: Section,
-    unit: int,
-    answers: Answers,
-    regions: Sequence[np.ndarray],
+def _keep_example(
+    results: Results,
+    plan: Plan,
+    photo: Photo,
     named: Sequence[int],
+    answers: Answers,
+    is_pair: bool,
 ) -> None:
+    if len(named) < 2 or len(results.examples) >= plan.num_examples:
+        return
+    first, second = (each.drawn for each in answers.named[:2])
+    sweep = tuple(readings[0].drawn for readings, _ in answers.sweep.values())
+    results.examples.append(Example(photo, (named[0], named[1]), (first, second), sweep, is_pair))
+
+
+def _add_regions(section: Section, unit: int, answers: Answers, shares: np.ndarray) -> None:
     """Flip accuracy of all pairs of regions, share and AUC of all maps in each."""
-    for a, b in itertools.combinations(range(len(named)), 2):
+    for a, b in itertools.combinations(range(len(shares)), 2):
         for row, first, second in answers.pairs(a, b):
             for name in first.maps:
-                hit = follows(first.maps[name], second.maps[name], regions[a], regions[b])
+                hit = follows(first.stats(name).means, second.stats(name).means, a, b)
                 section.tallies['flip', row, name].add(unit, hit)
-    for a, region in enumerate(regions):
+    for a, share in enumerate(shares):
         for row, reading in answers.singles(a):
-            for name, ranks in reading.ranks.items():
-                section.tallies['auc', row, name].add(unit, roc_auc(ranks, region))
-                share = None if name == 'change' else share_inside(reading.maps[name], region)
-                if share is not None:
-                    section.tallies['share', row, name].add(unit, share)
+            for name in reading.maps:
+                stats = reading.stats(name)
+                section.tallies['auc', row, name].add(unit, stats.auc[a])
+                if name != 'change' and not np.isnan(stats.shares[a]):
+                    section.tallies['share', row, name].add(unit, stats.shares[a])
         for name in answers.named[a].maps:
             if name != 'change':
-                section.tallies['share', CHANCE, name].add(unit, region.mean())
+                section.tallies['share', CHANCE, name].add(unit, share)
 
 
 def _add_masks(
     section: Section,
     unit: int,
     answers: Answers,
-    regions: Sequence[np.ndarray],
     named: Sequence[int],
+    sizes: np.ndarray,
+    num_pixels: int,
 ) -> None:
-    """IoU of answers and labels with the regions of the named classes."""
-    for a, (k, region) in enumerate(zip(named, regions, strict=True)):
-        size = int(region.sum())
+    """Pixels marked, and IoU of answers and labels with the regions of the named classes."""
+    for a, (k, size) in enumerate(zip(named, sizes, strict=True)):
         for row, reading in answers.singles(a):
-            for name, marked in reading.marked.items():
-                inside = counts_above(reading.maps[name][region])
-                section.curves[f'iou {name}', row].add(unit, inside, size + marked - inside, k)
-        section.tallies['iou', CHANCE, 'labels'].add(unit, size, region.size, k)
-        for row, reading in ((PLAIN, answers.plain), (PRIOR, answers.named[a])):
-            both = int((reading.labels[region] == k).sum())
-            either = size + int((reading.labels == k).sum()) - both
-            section.tallies['iou', row, 'labels'].add(unit, both, either, k)
+            for name in reading.masks:
+                stats = reading.stats(name)
+                union = size + stats.all_marked - stats.marked[a]
+                section.curves[f'iou {name}', row].add(unit, stats.marked[a], union, k)
+            _add_iou(section, unit, row, 'labels', reading, [k], table='iou')
+        section.tallies['iou', CHANCE, 'labels'].add(unit, size, num_pixels, k)
+        section.tallies['marked', 'true', 'share'].add(unit, size, num_pixels)
+    everything = np.full(len(THRESHOLDS), num_pixels)
+    for row, readings in (
+        (PRIOR, answers.named),
+        (ABSENT, answers.absent[:1]),
+        (RANDOM, answers.random[:1]),
+        (CENTER, [answers.center]),
+    ):
+        for reading in readings:
+            for name in reading.masks:
+                marked = reading.stats(name).all_marked
+                section.curves[f'marked {name}', row].add(unit, marked, everything)
 
 
 def _add_class_scores(
-    section: Section,
-    unit: int,
-    subject: Subject,
-    valid: np.ndarray,
-    regions: Sequence[np.ndarray],
-    named: Sequence[int],
+    section: Section, unit: int, subject: Subject, view: View, named: Sequence[int]
 ) -> None:
     """The probability of the named class without a prior: what a segmentor knows anyway."""
     probabilities = subject.plain.probabilities
     if len(probabilities) != subject.num_classes:  # one logit for two classes
         return
-    maps = [probabilities[k][valid] for k in named]
-    for values, region in zip(maps, regions, strict=True):
-        auc = roc_auc(average_ranks(values), region)
-        section.tallies['auc', PLAIN, 'class probability'].add(unit, auc)
+    stats = []
+    for a, k in enumerate(named):
+        stats.append(map_stats(probabilities[k][view.valid], view.regions, len(named)))
+        section.tallies['auc', PLAIN, 'class probability'].add(unit, stats[a].auc[a])
     for a, b in itertools.combinations(range(len(named)), 2):
-        hit = follows(maps[a], maps[b], regions[a], regions[b])
+        hit = follows(stats[a].means, stats[b].means, a, b)
         section.tallies['flip', PLAIN, 'class probability'].add(unit, hit)
 
 
-def _add_labels(
+def _add_labels(section: Section, unit: int, row: str, reading: Reading) -> None:
+    """mIoU of the labels."""
+    present = np.flatnonzero(reading.counts[1]).tolist()
+    _add_iou(section, unit, row, 'miou', reading, present)
+
+
+def _add_iou(
     section: Section,
     unit: int,
     row: str,
+    column: str,
     reading: Reading,
-    truth: np.ndarray,
-    named: Sequence[int],
-    num_classes: int,
+    classes: Sequence[int],
+    table: str = 'sweep',
 ) -> None:
-    """mIoU of the labels, and IoU of the first of the named classes in them."""
-    both, either = class_counts(reading.labels, truth, num_classes)
-    for k in np.flatnonzero(either).tolist():
-        section.tallies['sweep', row, 'miou'].add(unit, both[k], either[k], k)
-    for k in named[:1]:
-        section.tallies['sweep', row, 'named'].add(unit, both[k], either[k], k)
+    """IoU of classes in the labels."""
+    for k in classes:
+        both, either = reading.counts[:, k]
+        section.tallies[table, row, column].add(unit, both, either, k)
 
 
 def _measure_collage(
@@ -306,42 +314,39 @@ def _measure_collage(
     name: str,
 ) -> None:
     """A model on images side by side: does it attend to the named one?"""
-    section, named = results.sections[name], drawn.named
-    valid = np.ones(drawn.photo.labels.shape, bool)
-    answers = ask_all(subject, drawn.photo, valid, named, drawn.absent, rng)
-    _add_regions(section, unit, answers, drawn.regions, named)
+    section, named, photo = results.sections[name], drawn.named, drawn.photo
+    regions = np.full(photo.labels.shape, len(named)).ravel()
+    for index, region in enumerate(drawn.regions):
+        regions[region] = index
+    view = View(np.ones(photo.labels.shape, bool), None, regions)
+    is_swept = not subject.segments and name == 'pairs' and len(named) == 2
+    alphas = results.alphas if is_swept else ()
+    answers = ask_all(subject, photo, view, named, drawn.absent, rng, alphas, num_swept=2)
+    _add_regions(section, unit, answers, np.bincount(regions)[: len(named)] / regions.size)
     if subject.segments:
         return
     _add_scores(section, unit, answers, named)
-    if name != 'pairs' or len(named) < 2:
+    if not is_swept:
         return
-    sweep = []
-    for alpha in results.alphas:
-        readings = answers.named
-        if alpha != subject.own_alpha:
-            readings = [Reading(subject, subject.ask(k, alpha), valid) for k in named]
-        sweep.append(readings[0].drawn)
-        beats, _ = scores_follow(readings[0].scores, readings[1].scores, *named)
-        section.tallies['sweep', f'{alpha:g}', 'flip'].add(unit, beats)
-    if len(results.examples) < plan.num_examples:
-        first, second = (each.drawn for each in answers.named)
-        results.examples.append(
-            Example(drawn.photo, (named[0], named[1]), (first, second), tuple(sweep), is_pair=True)
-        )
-    _sweep_alone(subject, section, unit, drawn, results.alphas)
+    for alpha, (readings, random) in answers.sweep.items():
+        columns = [('flip', readings), ('flip shuffled', readings[::-1]), ('flip random', random)]
+        for column, pair in columns:
+            beats, _ = scores_follow(pair[0].scores, pair[1].scores, *named)
+            section.tallies['sweep', f'{alpha:g}', column].add(unit, beats)
+    _keep_example(results, plan, photo, named, answers, is_pair=True)
+    _sweep_alone(subject, section, unit, drawn, alphas)
 
 
 def _add_scores(section: Section, unit: int, answers: Answers, named: Sequence[int]) -> None:
     """Flip accuracy of a classifier's scores, and probabilities of the named classes."""
-    scores = answers.map(lambda reading: reading.scores)
     for a, b in itertools.combinations(range(len(named)), 2):
-        for row, first, second in scores.pairs(a, b):
-            beats, wins = scores_follow(first, second, named[a], named[b])
+        for row, first, second in answers.pairs(a, b):
+            beats, wins = scores_follow(first.scores, second.scores, named[a], named[b])
             section.tallies['flip', row, 'score'].add(unit, beats)
             section.tallies['flip', row, 'top class'].add(unit, wins)
     for a, k in enumerate(named):
-        for row, each in scores.singles(a):
-            section.tallies['probability', row, 'named class'].add(unit, each[k])
+        for row, reading in answers.singles(a):
+            section.tallies['probability', row, 'named class'].add(unit, reading.scores[k])
 
 
 def _sweep_alone(
@@ -354,5 +359,5 @@ def _sweep_alone(
     plain = subject.set_image(Photo(photo.name, photo.image[tile], photo.labels[tile]))
     section.tallies['sweep', PLAIN, 'top-1'].add(unit, plain.labels == k)
     for alpha in alphas if drawn.absent else ():
-        misled = subject.ask(drawn.absent[0], alpha)
+        (misled,) = subject.ask(drawn.absent[:1], alpha)
         section.tallies['sweep', f'{alpha:g}', 'top-1'].add(unit, misled.labels == k)

@@ -10,7 +10,6 @@ import numpy as np
 
 from mmvars.steerability.asking import PLAIN, PRIOR, ROWS, Maps
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
-from mmvars.steerability.measures import share_inside
 from mmvars.steerability.protocol import Example, Results, Section
 from mmvars.visualization.figure import (
     DPI,
@@ -101,20 +100,16 @@ class Report:
             put(kind, row, f'{name} at best', curve.at(self.thresholds[name]))
         plain = {
             column: section.tallies['sweep', PLAIN, column]
-            for column in ('named', 'miou', 'top-1')
+            for column in ('named', 'shuffled', 'random', 'miou', 'top-1')
             if ('sweep', PLAIN, column) in section.tallies
         }
         for row in list(numbers.get('sweep', {})):
             for column, tally in plain.items():
                 other = section.tallies.get(('sweep', row, column))
                 if row != PLAIN and other is not None:
-                    pair = (other, tally) if column == 'named' else (tally, other)
-                    put(
-                        'sweep',
-                        row,
-                        ('gain' if column == 'named' else 'loss') + f' {column}',
-                        *pair,
-                    )
+                    kind = 'loss' if column in ('miou', 'top-1') else 'gain'
+                    pair = (other, tally) if kind == 'gain' else (tally, other)
+                    put('sweep', row, f'{kind} {column}', *pair)
         return numbers
 
     def render(self) -> str:
@@ -337,10 +332,10 @@ def _halves(example: Example, index: int) -> Callable[[np.ndarray | None], SideB
         if not example.is_pair:
             return None
         columns = example.photo.labels.shape[1]
-        left = np.zeros(example.photo.labels.shape, bool)
-        left[:, : columns // 2] = True
-        share = None if values is None else share_inside(values, left)
-        texts = () if share is None else (f'{share:.1%}', f'{1 - share:.1%}')
+        texts: tuple[str, ...] = ()
+        if values is not None and values.any():
+            share = values[:, : columns // 2].sum() / values.sum()
+            texts = f'{share:.1%}', f'{1 - share:.1%}'
         return SideBySide(0.5, texts, half)
 
     return halves

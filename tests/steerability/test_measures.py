@@ -6,44 +6,43 @@ import pytest
 from mmvars.steerability.estimates import Resamples, Tally, ThresholdTally
 from mmvars.steerability.measures import (
     THRESHOLDS,
-    average_ranks,
     class_counts,
-    counts_above,
     follows,
+    map_stats,
     random_prior,
-    roc_auc,
     scores_follow,
-    share_inside,
 )
 
 
 @pytest.fixture
-def regions() -> tuple[np.ndarray, np.ndarray]:
-    """Two classes in an image of 8x8, and pixels of neither."""
-    labels = np.random.default_rng(0).integers(0, 3, (8, 8))
-    return labels == 0, labels == 1
+def regions() -> np.ndarray:
+    """Two regions in an image of 8x8, and pixels of neither."""
+    return np.random.default_rng(0).integers(0, 3, 64)
+
+
+def means(values, regions) -> np.ndarray:
+    return map_stats(np.asarray(values, float), regions, 2).means
 
 
 def test_an_oracle_follows_and_what_ignores_the_prior_does_not(regions) -> None:
-    a, b = regions
+    a, b = means(regions == 0, regions), means(regions == 1, regions)
+    assert follows(a, b, 0, 1) and follows(b, a, 1, 0)
+    assert not follows(b, a, 0, 1)
+    constant, hits = np.full(64, 0.1, np.float32), []
+    assert not follows(means(constant, regions), means(3 * constant, regions), 0, 1)
     rng = np.random.default_rng(0)
-    assert follows(a.astype(float), b.astype(float), a, b)
-    assert not follows(b.astype(float), a.astype(float), a, b)
-    assert not follows(np.zeros((8, 8)), np.zeros((8, 8)), a, b)
-    hits = []
     for _ in range(2000):
-        first, second = rng.random((2, 8, 8))
-        assert not follows(first, first, a, b)
-        hits.append(follows(first, second, a, b))
+        first, second = (means(each, regions) for each in rng.random((2, 64)))
+        assert not follows(first, first, 0, 1)
+        hits.append(follows(first, second, 0, 1))
     assert np.mean(hits) == pytest.approx(0.25, abs=0.04)
 
 
 def test_one_right_answer_of_two_is_none() -> None:
-    a, b = np.array([True, False]), np.array([False, True])
     right, wrong = np.array([0.6, 0.4]), np.array([0.6, 0.4])
-    assert follows(right, np.array([0.1, 0.2]), a, b)
-    assert not follows(right, wrong, a, b)
-    assert not follows(np.array([0.5, 0.5]), np.array([0.1, 0.2]), a, b)
+    assert follows(right, np.array([0.1, 0.2]), 0, 1)
+    assert not follows(right, wrong, 0, 1)
+    assert not follows(np.array([0.5, 0.5]), np.array([0.1, 0.2]), 0, 1)
 
 
 def test_scores() -> None:
@@ -56,23 +55,27 @@ def test_scores() -> None:
 
 
 @pytest.mark.parametrize('levels', [3, 1000])
-def test_auc_is_that_of_scikit_learn(levels) -> None:
+def test_auc_is_that_of_scikit_learn(levels, regions) -> None:
     """With few levels most pairs are ties."""
     metrics = pytest.importorskip('sklearn.metrics')
-    rng = np.random.default_rng(levels)
-    values, region = rng.integers(0, levels, (12, 9)) / levels, rng.random((12, 9)) < 0.3
-    expected = metrics.roc_auc_score(region.ravel(), values.ravel())
-    assert roc_auc(average_ranks(values), region) == pytest.approx(expected, abs=1e-12)
-    assert roc_auc(average_ranks(np.full(region.shape, 0.7)), region) == 0.5
+    values = np.random.default_rng(levels).integers(0, levels, 64) / levels
+    auc = map_stats(values, regions, 2).auc
+    for k in range(2):
+        assert auc[k] == pytest.approx(metrics.roc_auc_score(regions == k, values), abs=1e-12)
+    assert map_stats(np.full(64, 0.7), regions, 2).auc.tolist() == [0.5, 0.5]
 
 
-def test_share_and_counts_by_hand() -> None:
-    values, region = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[True, False], [True, False]])
-    assert share_inside(values, region) == pytest.approx(0.4)
-    assert share_inside(0 * values, region) is None
-    counts = dict(zip(THRESHOLDS.tolist(), counts_above(np.array([0.5, 0.49, 1, 0])), strict=True))
-    assert (counts[0.5], counts[0.51], counts[0.49], counts[0.01]) == (2, 1, 3, 3)
-    assert counts_above(np.array([0.5, 0.3], np.float32))[49] == 1  # 0.5 itself is marked
+def test_shares_and_marked_pixels_by_hand() -> None:
+    regions = np.array([0, 1, 0, 1])
+    stats = map_stats(np.array([1.0, 2.0, 3.0, 4.0]), regions, 1)
+    assert stats.shares == pytest.approx(0.4) and stats.means == pytest.approx(2)
+    assert np.isnan(map_stats(np.zeros(4), regions, 1).shares)
+    # A float32 0.5 is marked at 0.5; 0.3 lies above 0.3, and 0.7 below 0.7.
+    stats = map_stats(np.array([0.5, 0.3, 0, 0.7], np.float32), regions, 1)
+    marked = dict(zip(THRESHOLDS.tolist(), stats.marked[0], strict=True))
+    everything = dict(zip(THRESHOLDS.tolist(), stats.all_marked, strict=True))
+    assert [marked[t] for t in (0.01, 0.5, 0.51)] == [1, 1, 0]
+    assert [everything[t] for t in (0.01, 0.3, 0.31, 0.5, 0.69, 0.7)] == [3, 3, 2, 2, 1, 0]
     both, either = class_counts(np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1]), 4)
     assert both.tolist() == [1, 1, 0, 0] and either.tolist() == [2, 3, 1, 0]
 
@@ -116,11 +119,10 @@ def test_differences_are_paired() -> None:
 
 
 def test_the_best_threshold_is_that_of_the_best_mean_iou() -> None:
-    tally, mask = ThresholdTally(), np.array([True, True, False, False])
+    tally = ThresholdTally()
     for image, answer in enumerate(([0.9, 0.62, 0.61, 0.1], [0.8, 0.7, 0.3, 0.2])):
-        values = np.array(answer)
-        both = counts_above(values[mask])
-        tally.add(image, both, mask.sum() + counts_above(values) - both)
+        stats = map_stats(np.array(answer), np.array([0, 0, 1, 1]), 1)
+        tally.add(image, stats.marked[0], 2 + stats.all_marked - stats.marked[0])
     assert tally.best_threshold() == pytest.approx(0.62)
     assert tally.at(0.62).mean(np.ones((1, 2)))[0] == 1
     assert tally.at(0.5).mean(np.ones((1, 2)))[0] == pytest.approx(4 / 5)

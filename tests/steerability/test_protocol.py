@@ -48,8 +48,8 @@ class Planted(Subject):
         self.plain = self.prediction(None)
         return self.plain
 
-    def ask(self, prior, alpha=None):
-        return self.prediction(prior, alpha) if self.takes_prior else self.plain
+    def ask(self, priors, alpha=None):
+        return [self.prediction(prior, alpha) for prior in priors]
 
     def prediction(self, prior, alpha=None):
         answer = self.answer(self.labels, prior, self.rng).astype(np.float32)
