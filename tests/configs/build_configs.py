@@ -1,16 +1,22 @@
 """Build everything that configs name, and print what came of it as JSON, one line a config.
 
-Run in a fresh process by the sweep: ``python build_configs.py CONFIG...``. Nothing of mmvars, mmseg
-or mmpretrain is imported here: the configs alone must bring in what they name. Models are built on
-torch's meta device, so that even the largest takes no memory and no time to initialize.
+Run in a fresh process by the sweep, which writes the groups of configs as JSON to its standard
+input. Each group has a process of its own, forked after the imports below, which take longer than a
+group. Nothing of mmvars, mmseg or mmpretrain is imported here: the configs alone must bring in what
+they name. Models are built on torch's meta device, so that even the largest takes no memory; and
+since a tensor there is nothing but its shape, weights are not initialized, and of blocks that are
+alike one is run.
 """
 
 import json
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 
+import timm.layers.weight_init
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -35,6 +41,9 @@ INPUT = (64, 96)
 
 SHAPES: dict[str, list[torch.Size]] = {}
 """Backbone's config, as JSON -> shapes of its features."""
+
+OUTPUTS: dict[Hashable, torch.Tensor] = {}
+"""Kind of a block and what it was given -> its output."""
 
 
 def describe(path: str) -> dict:
@@ -74,7 +83,22 @@ def build(config: dict) -> torch.nn.Module:
     """On the meta device; models of other packages compute with tensors when they are built."""
     others = ('mmpretrain.ImageClassifier', 'mmpretrain.TimmClassifier')
     with torch.device('cpu' if config.type in others else 'meta'):
-        return MODELS.build(config).to('meta')
+        model = MODELS.build(config).to('meta')
+    for module in model.modules():
+        for block in getattr(module, 'blocks', ()) if hasattr(module, 'pre_block') else ():
+            kind = str(block), *(entry.shape for entry in block.state_dict().values())
+            block.forward = partial(run_once, block.forward, kind)
+    return model
+
+
+def run_once(
+    forward: Callable[..., torch.Tensor], kind: Hashable, *inputs: object
+) -> torch.Tensor:
+    """``forward(*inputs)``; where a block of this kind had inputs of these shapes, its output."""
+    key = kind, *(getattr(value, 'shape', value) for value in inputs)
+    if key not in OUTPUTS:
+        OUTPUTS[key] = forward(*inputs)
+    return OUTPUTS[key]
 
 
 def exempt_names(model: torch.nn.Module, trunk: torch.nn.Module | None) -> list[str]:
@@ -190,10 +214,8 @@ def resolve_types(cfg: Config) -> int:
     return count
 
 
-def main(paths: list[str]) -> None:
+def print_facts(paths: list[str]) -> None:
     """Describe every config; an error is reported like a result, so that all are seen."""
-    warnings.simplefilter('ignore')
-    logging.disable(logging.WARNING)  # the optimizer logs a line for each parameter
     for path in paths:
         try:
             facts = describe(path)
@@ -202,5 +224,19 @@ def main(paths: list[str]) -> None:
         print('SWEEP' + json.dumps(facts), flush=True)
 
 
+def main() -> int:
+    """Describe every group in a process of its own, one after the other."""
+    warnings.simplefilter('ignore')
+    logging.disable(logging.WARNING)  # the optimizer logs a line for each parameter
+    timm.layers.weight_init._trunc_normal_ = lambda weight, *_: weight
+    status = 0
+    for paths in json.load(sys.stdin):
+        if (child := os.fork()) == 0:
+            print_facts(paths)
+            os._exit(0)
+        status |= os.waitpid(child, 0)[1]
+    return int(status != 0)
+
+
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -17,7 +16,7 @@ LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
 
 
 def _process(path: Path) -> tuple[bool, bool]:
-    """Configs of one framework share a fresh process; models that are not ours have their own."""
+    """Configs of one framework share a process; models that are not ours have their own."""
     return path.parent.name in ('baselines', 'resnet'), 'upernet' in path.name
 
 
@@ -39,21 +38,16 @@ def built(tmp_path_factory) -> dict[Path, dict]:
 def _build_all(elsewhere: Path) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     environment |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    script = str(Path(__file__).with_name('build_configs.py'))
-
-    def build(paths: list[Path]) -> list[dict]:
-        run = subprocess.run(
-            [sys.executable, script, *map(str, paths)],
-            cwd=elsewhere,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert run.returncode == 0, run.stderr
-        lines = [line for line in run.stdout.splitlines() if line.startswith('SWEEP')]
-        return [json.loads(line.removeprefix('SWEEP')) for line in lines]
-
-    groups = [list(group) for _, group in groupby(sorted(LEAVES, key=_process), key=_process)]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return [entry for entries in pool.map(build, groups) for entry in entries]
+    groups = [[*map(str, group)] for _, group in groupby(sorted(LEAVES, key=_process), key=_process)]
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name('build_configs.py'))],
+        input=json.dumps(groups),
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [line for line in run.stdout.splitlines() if line.startswith('SWEEP')]
+    return [json.loads(line.removeprefix('SWEEP')) for line in lines]
