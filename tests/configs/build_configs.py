@@ -91,9 +91,7 @@ def build(config: dict) -> torch.nn.Module:
     return model
 
 
-def run_once(
-    forward: Callable[..., torch.Tensor], kind: Hashable, *inputs: object
-) -> torch.Tensor:
+def run_once(forward: Callable[..., torch.Tensor], kind: Hashable, *inputs: object) -> torch.Tensor:
     """``forward(*inputs)``; where a block of this kind had inputs of these shapes, its output."""
     key = kind, *(getattr(value, 'shape', value) for value in inputs)
     if key not in OUTPUTS:

@@ -38,7 +38,9 @@ def built(tmp_path_factory) -> dict[Path, dict]:
 def _build_all(elsewhere: Path) -> list[dict]:
     environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
     environment |= {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    groups = [[*map(str, group)] for _, group in groupby(sorted(LEAVES, key=_process), key=_process)]
+    groups = [
+        [*map(str, group)] for _, group in groupby(sorted(LEAVES, key=_process), key=_process)
+    ]
     run = subprocess.run(
         [sys.executable, str(Path(__file__).with_name('build_configs.py'))],
         input=json.dumps(groups),

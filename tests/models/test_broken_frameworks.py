@@ -40,7 +40,14 @@ WRONG_VERSION = ('AssertionError', 'MMCV==2.2.0 is used but incompatible')
 @pytest.mark.parametrize(
     'broken, kind, message, asked, works, module',
     [
-        ('mmseg', *NO_OPS, 'EncoderDecoder', 'ImageClassifier', 'mmvars.models.classifiers'),
+        pytest.param(
+            'mmseg',
+            *NO_OPS,
+            'EncoderDecoder',
+            'ImageClassifier',
+            'mmvars.models.classifiers',
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             'mmseg',
             *WRONG_VERSION,

@@ -194,5 +194,6 @@ def test_recomputed_blocks_count_a_batch_once(mixer):
 def test_all_names_build():
     with torch.device('meta'):
         for name in ARCH_ZOO:
-            assert create_model(name).mixer in MIXERS
-            assert isinstance(create_model(name), ARCH_ZOO[name][0])
+            network = create_model(name)
+            assert network.mixer in MIXERS
+            assert isinstance(network, ARCH_ZOO[name][0])

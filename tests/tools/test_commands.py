@@ -78,6 +78,7 @@ def test_help(tool, words, repo, tmp_path) -> None:
     assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_status_2(repo, tmp_path) -> None:
     done = subprocess.run(
         [*command(repo, 'train.py'), 'gone.py'],
@@ -92,13 +93,8 @@ def test_bad_input_is_one_line_and_status_2(repo, tmp_path) -> None:
     assert done.stderr.count('\n') == 1
 
 
-@pytest.mark.parametrize(
-    'signum, status',
-    [
-        (signal.SIGINT, 130),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('signum, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_group_saves_and_leaves(signum, status, repo, tmp_path) -> None:
     """Data workers get it too, as from a terminal (SIGINT), or slurm and torchrun (SIGTERM)."""
     (tmp_path / 'fake_set.py').write_text(FAKE_SET)

@@ -67,7 +67,8 @@ def test_help_names_every_arch(script):
         assert word in result.stdout
 
 
-def test_a_released_checkpoint(script, here, golden, tmp_path):
+def test_a_released_checkpoint(here, golden, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     state = golden('absvit_cls')['state_dict']
     torch.save(
         dict(
@@ -79,20 +80,10 @@ def test_a_released_checkpoint(script, here, golden, tmp_path):
         ),
         tmp_path / 'a.pth',
     )
-    result = script(
-        'a.pth',
-        'b.pth',
-        *ARCH,
-        '--for',
-        'segmentation',
-        '--weights',
-        'ema',
-        '--img-size',
-        '32x128',
-        '--report',
-        'r.json',
-    )
-    assert result.returncode == 0, result.stderr
+    arguments = ['a.pth', 'b.pth', *ARCH, '--for', 'segmentation', '--weights', 'ema']
+    arguments += ['--img-size', '32x128', '--report', 'r.json']
+    assert run_tool('convert', arguments) == 0
+    out = capsys.readouterr().out
     for line in (
         "weights: entry 'model_ema' (moving averages), as requested",
         'used: 49',
@@ -103,7 +94,7 @@ def test_a_released_checkpoint(script, here, golden, tmp_path):
         'decoders.{0..2}.linear.weight',
         'wrote b.pth',
     ):
-        assert line in result.stdout
+        assert line in out
     content = torch.load(tmp_path / 'b.pth', weights_only=True)
     assert torch.equal(content['state_dict']['backbone.network.prior.query'], state['prompt'] + 1)
     assert len(content['state_dict']) == 50  # with the record of the grid

@@ -366,6 +366,7 @@ def test_the_tool_explains_itself(shim):
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_the_tool_draws_from_any_folder(shim, photo, write_config, tmp_path):
     config, checkpoint = write_config('segmentation')
     photo()
