@@ -1,6 +1,7 @@
 """Transforms and checks that turn bad data into one clear message, in either framework."""
 
 from mmvars.datasets.checks import CheckLabels, check_data_roots
+from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.datasets.loading import LoadImageFromFile
 
-__all__ = ['CheckLabels', 'LoadImageFromFile', 'check_data_roots']
+__all__ = ['CheckLabels', 'Corrupt', 'LoadImageFromFile', 'check_data_roots', 'insert_corrupt']
