@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests uses."""
 
+import gc
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +43,30 @@ def golden() -> Callable[[str], dict]:
         return torch.load(GOLDEN / f'{name}.pt', weights_only=True)
 
     return load
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _format_configs_once() -> None:
+    """mmengine formats a run's config several times, at the cost of several training steps each."""
+    if 'mmengine' in sys.modules:
+        from yapf.yapflib import yapf_api
+
+        format_code, formatted = yapf_api.FormatCode, {}
+
+        def format_once(text: str, **options: object) -> tuple[str, bool]:
+            key = text, str(options)
+            if key not in formatted:
+                formatted[key] = format_code(text, **options)
+            return formatted[key]
+
+        yapf_api.FormatCode = format_once
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _freeze_what_is_imported() -> None:
+    """mmengine collects garbage for every data set; a million objects of modules are none."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 # Run the linter, the formatter's check, the type checker and the tests, in an environment that this
 # script makes in .venv; or the tests alone with the official OpenMMLab packages, in .venv-official.
 #   bash tools/run_tests.sh [--stack official] [--all] [arguments of pytest]
-# --all includes the slow tests. As many files are tested at a time as there are cores, at most four.
+# --all includes the slow tests. As many tests run at a time as there are cores, at most four.
 # The official mmcv is compiled (half an hour), unless MMCV_WHEEL names a wheel of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,7 +37,7 @@ _say "Testing with the $stack stack"
 # Small tensors: more threads only get in each other's way.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 status=0
-"$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "${select[@]}" "$@" || status=$?
+"$python" -m pytest -n auto --maxprocesses 4 "${select[@]}" "$@" || status=$?
 if [ "$status" -eq 5 ]; then
     _stop "no test was run: check the arguments ($*)."
 fi
