@@ -298,9 +298,7 @@ def check_fills_backbone(
             f'load_from {filename!r} fills no tensor of the backbone (its keys '
             f'are like {next(iter(state), None)!r}, the model has such as '
             f'{next(iter(runner.model.state_dict()))!r}): convert it with `mmvars '
-            'convert`, or give a file of a plain backbone to one with top-down attention by '
-            '--cfg-options model.backbone.init_cfg.type=Pretrained '
-            f'model.backbone.init_cfg.checkpoint={filename}'
+            'convert`'
         )
 
 

@@ -1,4 +1,4 @@
-"""State-dict keys of mmvars 0.1, which every network still loads."""
+"""State-dict keys that every network loads besides its own: of mmvars 0.1, and of plain networks."""
 
 import re
 from collections.abc import Iterable
@@ -14,6 +14,9 @@ OLD_KEYS: tuple[tuple[re.Pattern, str], ...] = (
 )
 """Pattern in a key of 0.1 -> its replacement."""
 
+PARTS = ('trunk.', 'prior.', 'feedback.')
+"""What the keys of a network with top-down attention begin with."""
+
 
 def rename_old_keys(keys: Iterable[str], plain: bool) -> dict[str, str]:
     """Present names for the keys of a network, old or new.
@@ -21,7 +24,8 @@ def rename_old_keys(keys: Iterable[str], plain: bool) -> dict[str, str]:
     Args:
         keys: Keys of one network, without what stands before the network's name.
         plain: Whether the network has no top-down attention. In 0.1 such a network stood inside
-            another module, so all its keys began with ``trunk.``.
+            another module, so all its keys began with ``trunk.``. The keys of one that has, and of
+            no part of it, are those of a plain network: its trunk's.
 
     Returns:
         Key -> present name, for all keys.
@@ -31,6 +35,8 @@ def rename_old_keys(keys: Iterable[str], plain: bool) -> dict[str, str]:
         name = key.removeprefix('trunk.') if plain else key
         for pattern, replacement in OLD_KEYS:
             name = pattern.sub(replacement, name)
+        if not plain and not name.startswith(PARTS):
+            name = f'trunk.{name}'
         renamed[key] = name
     return renamed
 

@@ -73,12 +73,20 @@ def test_what_keeps_initial_values_is_named(tmp_path, monkeypatch):
     assert 'trunk.cls_token, ' in many and many.endswith(f' and {len(state) - 2 - 6} more)')
 
 
-@pytest.mark.parametrize(
-    'state',
-    [{'x': torch.zeros(1)}, Model(ViT(ARCH, img_size=32)).state_dict()],
-    ids=['another model', 'a plain trunk'],
-)
-def test_a_file_that_fills_nothing_is_refused(state, tmp_path, monkeypatch):
-    """Names and shapes of a plain trunk's tensors are those of the trunk, but not their keys."""
+@pytest.mark.parametrize('arch', [ARCH, dict(trunk='timm/vit_tiny_patch16_224', num_layers=2)])
+@pytest.mark.parametrize('design', ['absvit', 'perceiver_io'])
+def test_a_plain_backbone_fills_the_trunk_of_one_with_top_down_attention(
+    arch, design, tmp_path, monkeypatch
+):
+    plain, model = Model(ViT(arch, img_size=32)), Model(AbSViT(arch, img_size=32, design=design))
+    line = load(model, plain.state_dict(), tmp_path, monkeypatch)
+    count = len(plain.backbone.state_dict())
+    assert f'{count} are those of the file, ' in line and 'keep initial values (prior.query' in line
+    assert torch.equal(model.head.weight, plain.head.weight)
+    state = model.backbone.trunk.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in plain.backbone.trunk.state_dict().items())
+
+
+def test_a_file_that_fills_nothing_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='fills no tensor of the backbone'):
-        load(Model(AbSViT(ARCH, img_size=32)), state, tmp_path, monkeypatch)
+        load(Model(AbSViT(ARCH, img_size=32)), {'x': torch.zeros(1)}, tmp_path, monkeypatch)
