@@ -126,7 +126,9 @@ class Mask:
     def __init__(self, mask: Any) -> None:
         values = np.asarray(mask)
         if values.ndim != 2 or not values.size:
-            raise InputError(f'a mask must have shape (H, W), got {values.shape}')
+            raise InputError(
+                f'a mask must have shape (H, W), a file be a gray image; got {values.shape}'
+            )
         if values.dtype != bool:
             levels = np.unique(values)
             if (
@@ -136,7 +138,7 @@ class Mask:
             ):
                 raise InputError(
                     f'a mask must be bool, or hold 0 and 1 (or 255) alone; got {values.dtype} with '
-                    f'{len(levels)} values: write Mask(labels == 3), Mask(probability > 0.5)'
+                    f'{len(levels)} values: compare first, such as labels == 3 or probability > 0.5'
                 )
         self.mask = values.astype(bool)
         if not self.mask.any():

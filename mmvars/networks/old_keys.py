@@ -1,4 +1,4 @@
-"""State-dict keys that every network loads besides its own: of mmvars 0.1, and of plain networks."""
+"""State-dict keys that every network loads too: of mmvars 0.1, and of plain networks."""
 
 import re
 from collections.abc import Iterable

@@ -277,8 +277,9 @@ def _row(word: str, predictor: Predictor) -> PanelConfig:
     """What a word of ``--prior`` means in a figure."""
     prompt = parse_prior(word, predictor)
     kind, _, rest = word.partition(':')
+    name = f'{kind} {os.path.basename(rest) if kind in ("mask", "example", "file") else rest}'
     if isinstance(prompt, Place):
-        return PanelConfig(f'{kind} {os.path.basename(rest)}', place=prompt)
+        return PanelConfig(name, place=prompt)
     if kind == 'query':
         return PanelConfig('learned query')
     if kind == 'none':
@@ -288,7 +289,7 @@ def _row(word: str, predictor: Predictor) -> PanelConfig:
             return PanelConfig()
         return PanelConfig('none', torch.zeros(predictor.model.backbone.embed_dims))
     if kind != 'class':
-        return PanelConfig(os.path.basename(rest) if kind == 'file' else word, prompt)
+        return PanelConfig(name, prompt)
     index, (names, vectors) = class_number(rest, predictor), predictor.class_priors
     is_same = len(vectors) == len(predictor.classes) and names in (None, predictor.classes)
     name = short_name(names[index]) if names else f'class {index}'

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from prompted_models import pattern
+from tiny_models import pattern
 
 import mmvars
 
@@ -28,7 +28,8 @@ def make(tmp_path: Path) -> Callable[..., mmvars.Predictor]:
         for name, value in model.named_buffers():
             if name.endswith(('prototypes', 'center')):
                 torch.nn.init.normal_(value)
-        cfg.dump(tmp_path / 'config.py')
+        words = (f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
+        (tmp_path / 'config.py').write_text(''.join(words))  # Config.dump formats, which takes time
         torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
         return mmvars.Predictor(tmp_path / 'config.py', tmp_path / 'weights.pth', **options)
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prompted_models import WIDTH, by_the_model, classifier, pattern
+from tiny_models import WIDTH, by_the_model, classifier, pattern
 
 import mmvars
 from mmvars.errors import InputError

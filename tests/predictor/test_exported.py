@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from prompted_models import by_the_model, classifier, pattern, segmentor
+from tiny_models import by_the_model, classifier, pattern, segmentor
 
 import mmvars
 from mmvars.errors import InputError

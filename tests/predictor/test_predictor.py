@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prompted_models import BATCHED, NUM_CLASSES, SLIDE, WIDTH, by_the_model, pattern, segmentor
+from tiny_models import BATCHED, NUM_CLASSES, SLIDE, WIDTH, by_the_model, pattern, segmentor
 from torch import Tensor
 
 import mmvars
@@ -258,10 +258,10 @@ def test_a_batch_is_one_by_one(make: Callable) -> None:
     [
         {},
         dict(num_passes=3, out_indices=(0, -1)),
-        dict(first_pass_scale=0.5),
-        dict(design='mask_attention'),
+        pytest.param(dict(first_pass_scale=0.5), marks=pytest.mark.slow),
+        pytest.param(dict(design='mask_attention'), marks=pytest.mark.slow),
         dict(design='perceiver_io'),
-        dict(timm=True),
+        pytest.param(dict(timm=True), marks=pytest.mark.slow),
         dict(test_cfg=SLIDE),
     ],
 )
@@ -408,7 +408,7 @@ def test_what_is_no_prompt(make: Callable, picture: np.ndarray) -> None:
         (lambda: mmvars.Box(5, 5, np.nan, 9), 'four finite numbers'),
         (lambda: mmvars.Mask(np.zeros((3, 4), dtype=bool)), 'mask is empty'),
         (lambda: mmvars.Mask(np.ones(3)), r'shape \(H, W\)'),
-        (lambda: mmvars.Mask(np.arange(12).reshape(3, 4)), 'write Mask'),
+        (lambda: mmvars.Mask(np.arange(12).reshape(3, 4)), 'compare first'),
         (lambda: mmvars.Mask([['a']]), 'must be bool'),
         (lambda: mmvars.Example('a.png', region='dog'), 'region of an Example'),
     ],

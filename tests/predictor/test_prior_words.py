@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from prompted_models import NUM_CLASSES, WIDTH, classifier, pattern, segmentor
 from safetensors.torch import save_file
+from tiny_models import NUM_CLASSES, WIDTH, classifier, pattern, segmentor
 
 import mmvars
 from mmvars.errors import InputError
@@ -73,7 +73,7 @@ def test_vectors_and_rows_come_from_files(make, tmp_path) -> None:
     torch.save({'model': {'head.weight': table, 'norm.weight': vector}}, tmp_path / 'release.pth')
     for name in ('v.pt', 'v.npy', 'v.safetensors'):
         (panel,) = panel_configs([f'file:{tmp_path / name}'], [], predictor)
-        assert torch.equal(panel.prior, vector) and panel.name == name
+        assert torch.equal(panel.prior, vector) and panel.name == f'file {name}'
     for name in ('table.pt', 'mmpretrain.pth', 'release.pth'):
         assert torch.equal(parse_prior(f'file:{tmp_path / name}:3', predictor), table[3])
 

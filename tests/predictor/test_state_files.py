@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from prompted_models import BATCHED, SLIDE, pattern, segmentor
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_models import BATCHED, SLIDE, pattern, segmentor
 
 import mmvars
 from mmvars.errors import InputError

@@ -8,12 +8,12 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from tiny_models import WIDTH, classification, segmentation
 
 from mmvars.networks import TOP_DOWN_DESIGNS
 from mmvars.visualization.model import Sample
 
-MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-WIDTH, NUM_SEG, NUM_CLS = 24, 19, 6
+NUM_SEG = 19
 CLASS_NAMES = ('tench, Tinca tinca', 'golden retriever', 'tabby', 'crane', 'pier', 'bubble')
 
 
@@ -73,82 +73,13 @@ def top_down_backbone(words: list[str], out_type: str) -> tuple[dict, int]:
 
 def segmentation_config(kind: str = 'AbSViT') -> Config:
     features, width = backbone(kind)
-    head = dict(
-        type='mmseg.FCNHead',
-        in_channels=width,
-        in_index=0,
-        channels=8,
-        num_convs=1,
-        concat_input=False,
-        num_classes=NUM_SEG,
-        norm_cfg=dict(type='SyncBN'),
-        align_corners=False,
-    )
-    return Config(
-        dict(
-            default_scope='mmseg',
-            model=dict(
-                type='mmvars.EncoderDecoder',
-                data_preprocessor=dict(
-                    type='mmseg.SegDataPreProcessor',
-                    mean=MEAN,
-                    std=STD,
-                    bgr_to_rgb=True,
-                    size=(64, 64),
-                    pad_val=0,
-                    seg_pad_val=255,
-                ),
-                backbone=features,
-                decode_head=head,
-                train_cfg=dict(),
-                test_cfg=dict(mode='whole'),
-            ),
-            test_dataloader=dict(
-                dataset=dict(
-                    type='mmseg.CityscapesDataset',
-                    pipeline=[
-                        dict(type='mmvars.LoadImageFromFile'),
-                        dict(type='Resize', scale=(100, 60), keep_ratio=True),
-                        dict(type='LoadAnnotations'),
-                        dict(type='mmseg.PackSegInputs'),
-                    ],
-                )
-            ),
-        )
-    )
+    head = dict(in_channels=width, norm_cfg=dict(type='SyncBN'))
+    dataset = dict(type='mmseg.CityscapesDataset')
+    return segmentation(features, dataset, NUM_SEG, (100, 60), decode_head=head, train_cfg={})
 
 
 def classification_config(kind: str = 'AbSViT') -> Config:
-    features, width = backbone(kind, 'avg_featmap')
-    return Config(
-        dict(
-            default_scope='mmpretrain',
-            model=dict(
-                type='mmvars.ImageClassifier',
-                data_preprocessor=dict(
-                    type='mmpretrain.ClsDataPreprocessor',
-                    mean=MEAN,
-                    std=STD,
-                    num_classes=NUM_CLS,
-                    to_rgb=True,
-                ),
-                backbone=features,
-                head=dict(type='mmpretrain.LinearClsHead', num_classes=NUM_CLS, in_channels=width),
-            ),
-            test_dataloader=dict(
-                dataset=dict(
-                    type='mmpretrain.CustomDataset',
-                    metainfo=dict(classes=CLASS_NAMES),
-                    pipeline=[
-                        dict(type='mmvars.LoadImageFromFile'),
-                        dict(type='mmpretrain.ResizeEdge', scale=72, edge='short'),
-                        dict(type='CenterCrop', crop_size=64),
-                        dict(type='mmpretrain.PackInputs'),
-                    ],
-                )
-            ),
-        )
-    )
+    return classification(backbone(kind, 'avg_featmap')[0], CLASS_NAMES, short_edge=72)
 
 
 CONFIGS = {'segmentation': segmentation_config, 'classification': classification_config}
