@@ -182,15 +182,17 @@ class PriorVectors:
         """Mean output token of the first pass at the pixels of a region, ``(C,)``.
 
         The mean at negative points is subtracted, else the center of the prior, from which the
-        network takes all differences.
+        network takes all differences; then comes the whitening of the prior, where it has one.
         """
         positive, negative = region.pixels(state.frame.size)
         stride = self.network.trunk.strides[-1]
         mean = state.mean_token(positive, stride)
-        if not len(negative):
-            center = self.network.prior.center
-            return mean if center is None else mean - center
-        return mean - state.mean_token(negative, stride)
+        prior = self.network.prior
+        if len(negative):
+            mean = mean - state.mean_token(negative, stride)
+        elif prior.center is not None:
+            mean = mean - prior.center
+        return mean if prior.whitening is None else mean @ prior.whitening
 
     def _class_vector(self, name: str | int) -> Tensor:
         """The prototype of a class; else, with a text encoder, the prior of a text."""

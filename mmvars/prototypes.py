@@ -40,7 +40,7 @@ from mmvars.write import check_destination
 __all__ = ['ClassSums', 'main', 'patch_classes', 'read_prototypes']
 
 RIDGE = 1.0
-"""Of :meth:`ClassSums.prototypes`, as a share of the mean second moment of the tokens."""
+"""Of :meth:`ClassSums.whitening`, as a share of the mean second moment of the tokens."""
 
 _REMEDY = 'make it with `mmvars prototypes CONFIG CHECKPOINT -o FILE`'
 
@@ -158,19 +158,19 @@ class ClassSums:
             means -= center.cpu().double()
         return torch.where(self.counts[:, None] > 0, means, 0.0).float()
 
-    def prototypes(self, center: Tensor | None) -> Tensor:
-        """The direction in which each class stands out from all other tokens.
+    def whitening(self, center: Tensor | None) -> Tensor:
+        """What makes a direction out of a mean token that tells its region from all other tokens.
 
         The mean token of a class is mostly what all tokens of such pictures share, and so are its
         cosines with the tokens of other classes. Ridge regression of "is of this class", 1 or 0, on
-        the tokens less the ``center`` has the solution ``(M + r I)^-1 mean_k`` up to a factor, with
+        the tokens less the ``center`` has the weights ``(M + r I)^-1 mean_k``, up to a factor, with
         the second moments ``M`` of these tokens; ``r`` is ``RIDGE`` times their mean.
 
         Args:
             center: ``(C,)``, or ``None`` for zeros.
 
         Returns:
-            ``(K, C)`` of length 1; zeros for a class without tokens.
+            ``r (M + r I)^-1``, ``(C, C)``, symmetric.
         """
         count = max(self.total_count, 1)
         moments = self.squares / count
@@ -179,8 +179,15 @@ class ClassSums:
             shared = torch.outer(mean, center)
             moments = moments - shared - shared.T + torch.outer(center, center)
         ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
-        solved = torch.linalg.solve(moments + ridge, self.means(center).double().T).T
-        return F.normalize(solved, dim=1).float()
+        return torch.linalg.solve(moments + ridge, ridge).float()
+
+    def prototypes(self, center: Tensor | None) -> Tensor:
+        """The direction in which each class stands out, see :meth:`whitening`.
+
+        Returns:
+            ``(K, C)`` of length 1; zeros for a class without tokens.
+        """
+        return F.normalize(self.means(center) @ self.whitening(center), dim=1)
 
 
 def patch_classes(
@@ -251,6 +258,7 @@ def _write(
     tensors['prior.prototypes'] = sums.prototypes(center)
     if center is not None:
         tensors['prior.center'] = center
+        tensors['prior.whitening'] = sums.whitening(center)
     meta = dict(classes=json.dumps(classes.names), prototypes_of=f'{count} images')
     write_partial(output, network, tensors, meta, force)
     absent = [name for name, n in zip(classes.names, sums.counts, strict=True) if not n]

@@ -120,8 +120,8 @@ def load_pretrained(
             "'feedback'"
         )
         if not any(name.startswith('prior.') for name in current):
-            center = [name for name in sources if name == 'prior.center']
-            sources = drop(sources, report, 'center of a prior, which the module lacks', center)
+            space = [name for name in sources if name in ('prior.center', 'prior.whitening')]
+            sources = drop(sources, report, 'space of a prior, which the module lacks', space)
     if isinstance(trunk.head, nn.Identity):
         sources = drop(
             sources,

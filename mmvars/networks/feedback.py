@@ -58,21 +58,27 @@ class Prior(nn.Module):
 
     Args:
         embed_dim: Width C of the vectors.
-        has_center: Whether tokens are compared with the prior after ``center`` was subtracted.
+        has_center: Whether tokens are compared with the prior after ``center`` was subtracted, as
+            on pretrained trunks.
 
     Attributes:
         center: Buffer ``(C,)``, zeros at first, or ``None``. ``mmvars pretune`` fills it with the
             mean output token: a large part that all tokens of a pretrained network share would
             make their cosines alike. The priors are then differences from it, too. The thesis,
             which trains the network together with its prior, does without.
+        whitening: Buffer ``(C, C)``, the identity at first, or ``None`` where ``center`` is. The
+            difference of a place in a picture from the center, times this, is a prior that tells
+            the place from others; filled by ``mmvars prototypes``, whose vectors are such priors.
     """
 
     center: Tensor | None
+    whitening: Tensor | None
 
     def __init__(self, embed_dim: int, has_center: bool = False) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.register_buffer('center', torch.zeros(embed_dim) if has_center else None)
+        self.register_buffer('whitening', torch.eye(embed_dim) if has_center else None)
 
     def forward(self, requested: Tensor | None, batch_size: int) -> Tensor:
         """The prior of each image.

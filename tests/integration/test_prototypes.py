@@ -9,6 +9,7 @@ import torch
 from mmengine.registry import MODELS
 from PIL import Image
 from tiny_timm import PATCH, TINY
+from torch.nn import functional as F
 
 from mmvars.checkpoints import load_pretrained, read_checkpoint, write_checkpoint, write_partial
 from mmvars.cli import run_tool
@@ -124,8 +125,8 @@ def _patches(network, number):
     return output.tokens[0, output.grid.num_prefix :].unflatten(0, output.grid[:2])
 
 
-def _prototypes(network):
-    """The expected ones, patch by patch."""
+def _labeled_patches(network):
+    """All tokens ``(n, C)``, patch by patch, and whether they are of each class ``(n, 4)``."""
     tokens, targets = [], []
     for number in range(len(SIZES)):
         patches = _patches(network, number)
@@ -139,8 +140,14 @@ def _prototypes(network):
             if max(counts) >= PATCH**2 - sum(counts):
                 targets[-1][int(np.argmax(counts))] = 1
     assert (np.sum(targets, axis=0) > 1).tolist() == [True, True, False, True]
+    return torch.stack(tokens), np.array(targets)
+
+
+def _prototypes(network):
+    """The expected ones."""
+    tokens, targets = _labeled_patches(network)
     center = 0 if network.prior.center is None else network.prior.center
-    return _ridge_regression(torch.stack(tokens) - center, np.array(targets))
+    return _ridge_regression(tokens - center, targets)
 
 
 def _ridge_regression(tokens, targets):
@@ -170,8 +177,21 @@ def test_prototypes_tell_classes_apart_and_the_file_is_a_start(kind, capsys):
     load_pretrained(start, 'prototypes.pth')
     assert torch.equal(start.prior.prototypes, table)
     for name, value in trained.state_dict().items():
-        if name != 'prior.query':
+        if name not in ('prior.query', 'prior.whitening'):
             assert torch.equal(start.state_dict()[name], value), name
+
+
+@on_timm
+def test_a_place_asks_as_the_prototype_of_its_class_does(kind):
+    main(ARGUMENTS)
+    network = _network(kind, prior=dict(type='class_prototype', num_classes=4))
+    load_pretrained(network.trunk, 'trunk.pth')
+    load_pretrained(network, 'prototypes.pth')
+    prior, (tokens, targets) = network.prior, _labeled_patches(network)
+    for label in (0, 1, 3):
+        place = tokens[targets[:, label] == 1].mean(dim=0) - prior.center
+        asked = F.normalize(place @ prior.whitening, dim=0)
+        torch.testing.assert_close(asked, prior.prototypes[label])
 
 
 @on_timm

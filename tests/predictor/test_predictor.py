@@ -178,15 +178,21 @@ def test_a_point_is_the_token_of_its_patch_and_a_box_the_mean(make: Callable, sc
     assert torch.allclose(whole, tokens.mean((1, 2)), atol=1e-6)
 
 
-def test_priors_are_differences_from_the_center(make: Callable, picture: np.ndarray) -> None:
+def test_priors_are_whitened_differences_from_the_center(
+    make: Callable, picture: np.ndarray
+) -> None:
     predictor = make(segmentor(timm=True))
+    prior = predictor._engine.network.prior
+    torch.nn.init.normal_(prior.whitening)
     predictor.set_image(picture)
-    output, center = predictor._state.passes[0].output, predictor._engine.network.prior.center
+    output, center = predictor._state.passes[0].output, prior.center
     assert center.any()
     tokens = output.grid.to_map(output.tokens)[0]
-    assert torch.allclose(predictor.prior_vector((0, 0)), tokens[:, 0, 0] - center, atol=1e-5)
+    expected = (tokens[:, 0, 0] - center) @ prior.whitening
+    assert torch.allclose(predictor.prior_vector((0, 0)), expected, atol=1e-5)
     both = predictor.prior_vector(mmvars.Points([(0, 0), (129, 74)], labels=[1, 0]))
-    assert torch.allclose(both, tokens[:, 0, 0] - tokens[:, 3, -1], atol=1e-5)
+    expected = (tokens[:, 0, 0] - tokens[:, 3, -1]) @ prior.whitening
+    assert torch.allclose(both, expected, atol=1e-5)
 
 
 def test_a_place_has_the_tokens_of_all_windows_that_see_it(make: Callable) -> None:
