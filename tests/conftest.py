@@ -10,6 +10,8 @@ import pytest
 import timm.layers.weight_init
 import torch
 
+gc.disable()  # until the tests are collected: what that makes stays
+
 # A shell starts background jobs with SIGINT ignored, and nohup SIGHUP; a run that inherits that
 # keeps it, and these tests send runs both.
 for _signum, _handler in (
@@ -27,6 +29,12 @@ timm.layers.weight_init._trunc_normal_ = lambda weight, *options: (
 
 REPO = Path(__file__).resolve().parents[1]
 GOLDEN = REPO / 'tests' / 'parity' / 'golden'
+
+
+def pytest_collection_finish() -> None:
+    """Garbage is what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope='session')
