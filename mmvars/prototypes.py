@@ -22,6 +22,7 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number, first_of
 from mmvars.networks import TopDown
 from mmvars.parsers.prototypes import parse_args
+from mmvars.predictor import run_files
 from mmvars.visualization.model import (
     ClassTable,
     Model,
@@ -55,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_number('--num-workers', args.num_workers, 0, whole=True)
     if args.max_images is not None:
         check_number('--max-images', args.max_images, 1, whole=True)
-    output = check_destination(args.output, args.checkpoint, args.overwrite)
-    cfg = read_config(args.config, parse_cfg_options(args.cfg_options))
+    config, checkpoint = run_files(args.config, args.checkpoint)
+    output = check_destination(args.output, checkpoint, args.overwrite)
+    cfg = read_config(config, parse_cfg_options(args.cfg_options))
     device = pick_device(args.device)
     with user_errors():
         data = _training_data(cfg)
-        model = _load_model(cfg, args.checkpoint or cfg.get('load_from'), device)
+        model = _load_model(cfg, checkpoint or cfg.get('load_from'), device)
     network = network_of(model)
     if getattr(network, 'prior', None) is None:
         raise InputError(

@@ -8,6 +8,7 @@ from typing import NoReturn
 from mmvars.errors import did_you_mean
 
 __all__ = [
+    'MODEL_HELP',
     'PRIOR_HELP',
     'Parser',
     'add_cfg_options',
@@ -19,6 +20,7 @@ __all__ = [
 ]
 
 CONFIG_HELP = 'config file, or the name of one that mmvars ships'
+MODEL_HELP = f'folder that `mmvars train` wrote; or a {CONFIG_HELP}'
 PRIOR_HELP = """\
 What --prior takes:
   class:NAME class:NUMBER   a class

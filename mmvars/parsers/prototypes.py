@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import CONFIG_HELP, Parser, add_cfg_options
+from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options
 
 __all__ = ['parse_args']
 
@@ -22,7 +22,7 @@ FILE holds prototypes, center, and all else of the network but the trunk, such a
 It loads on the trunk that it was made with alone, known by its weights.
 
   mmvars prototypes CONFIG decoders.pth -o prototypes.pth      # what `mmvars pretune` wrote
-  mmvars prototypes CONFIG run/iter_40000.pth -o prototypes.pth"""
+  mmvars prototypes work_dirs/run -o prototypes.pth            # of its trained model"""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,12 +32,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add('config', help=CONFIG_HELP)
+    add('config', help=MODEL_HELP)
     add(
         'checkpoint',
         nargs='?',
         help='a trained checkpoint, or decoders of `mmvars pretune` beside a trunk that the config '
-        'loads (default: the weights that the config names)',
+        'loads (default: that of the folder; of a config, the weights that it names)',
     )
     add(
         '-o',

@@ -3,7 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import PRIOR_HELP, Parser, add_cfg_options, add_prior_arguments
+from mmvars.parsers.common import (
+    MODEL_HELP,
+    PRIOR_HELP,
+    Parser,
+    add_cfg_options,
+    add_prior_arguments,
+)
 
 __all__ = ['parse_args']
 
@@ -34,7 +40,7 @@ average token looks at (--average-attention) is their map in the thesis (Table 1
 {PRIOR_HELP}Several make a row of panels each; the default is the learned query. Points,
 boxes and masks are places in each image, so that --pair takes none.
 
-  mmvars visualize CONFIG CHECKPOINT photo.jpg --alpha 1 5 10
+  mmvars visualize work_dirs/run photo.jpg --alpha 1 5 10
   mmvars visualize CONFIG CHECKPOINT photos/ --prior "class:golden retriever" class:281 --alpha 10
   mmvars visualize CONFIG CHECKPOINT photo.jpg --steps --atoms 8 --layer 0
   mmvars visualize CONFIG CHECKPOINT --pair cat.jpg dog.jpg --prior class:tabby class:pug \\
@@ -48,8 +54,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add('config', help='config of a segmentation or classification model')
-    add('checkpoint', help='its checkpoint (trained here, or converted)')
+    add('config', help=MODEL_HELP)
+    add('checkpoint', nargs='?', help="of a config (trained here, or converted); or the folder's")
     add('images', nargs='*', help='image files, or folders of them')
     add(
         '--pair',

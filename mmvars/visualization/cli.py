@@ -20,7 +20,7 @@ from mmvars.errors import InputError
 from mmvars.networks import PerceiverIO, Trunk
 from mmvars.networks.steering import check_top_down, feeds_back_unasked, scale_of
 from mmvars.parsers.visualize import parse_args
-from mmvars.predictor import Predictor
+from mmvars.predictor import Predictor, run_files
 from mmvars.prior_words import GRAMMAR, Place, class_number, parse_prior
 from mmvars.visualization.draw import (
     LIMITS,
@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             others, and is counted in the error at the end.
     """
     args = parse_args(argv)
+    if os.path.isdir(args.config):  # a run, whose checkpoint may be left out
+        if args.checkpoint and not args.checkpoint.endswith(('.pth', '.safetensors')):
+            args.images, args.checkpoint = [args.checkpoint, *args.images], None
+        args.config, args.checkpoint = map(str, run_files(args.config, args.checkpoint))
     alphas = list(map(_alpha, args.alpha or ()))
     _check_arguments(args)
     images = args.pair or find_images(args.images, args.out_dir)

@@ -227,7 +227,7 @@ def test_a_token_of_a_classifier_is_the_mean_of_its_image(kind, capsys):
 
 @on_timm
 def test_a_part_of_the_images_is_spread_over_all(kind):
-    _, whole = main(ARGUMENTS), read_checkpoint('prototypes.pth')['state_dict']
+    _, whole = main(['.', *ARGUMENTS[2:]]), read_checkpoint('prototypes.pth')['state_dict']
     Path('data/images/1.jpg').write_bytes(Path('data/images/0.jpg').read_bytes()[:30])  # unread
     main([*ARGUMENTS, '--overwrite', '--max-images', '2'])
     part = read_checkpoint('prototypes.pth')['state_dict']

@@ -69,6 +69,14 @@ def test_one_picture_for_each_image(task, kind, draw, photo, tmp_path):
     assert outputs(tmp_path) == ['b_attention.png', 'photo_attention.png']
 
 
+def test_the_folder_of_a_run_is_a_model(write_config, photo, tmp_path):
+    _, checkpoint = write_config('segmentation')
+    options = ['--device', 'cpu', '--out-dir', str(tmp_path / 'out')]
+    assert run_tool(main, [str(tmp_path), photo('a.png'), photo('b.png'), *options]) == 0
+    assert run_tool(main, [str(tmp_path), str(checkpoint), photo('c.png'), *options]) == 0
+    assert outputs(tmp_path) == [f'{name}_attention.png' for name in 'abc']
+
+
 def test_each_prior_and_scale_is_a_row(draw, photo, tmp_path):
     heights = []
     for arguments in (
