@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import CONFIG_HELP, Parser, add_cfg_options
+from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options
 
 __all__ = ['parse_args']
 
@@ -34,11 +34,13 @@ definitions:
               square: the middles of two, in one square, as in the authors' demonstration; side:
               both in full. As many as a quarter of the images; of a classifier as many pairs as
               images.
-  alpha       one class an image, in the labels under its prior at each alpha: gain, IoU of the
-              class less that without a prior; loss, mIoU of all classes without a prior less that
-              under it. Of a classifier: flips of pairs; loss of top-1 on one image of each pair
-              alone under the prior of an absent class. alpha is absolute; default: 0, 0.5, 1, 2, 4
-              times the model's own.
+  alpha       one class an image, in the labels under its prior at each alpha: gain (named), IoU of
+              the class less that without a prior; loss, mIoU of all classes without a prior less
+              that under it. gain random: of the same class under a random prior. gain shuffled: of
+              another class of the image under the prior of the first. Of a classifier: flips of
+              pairs; loss of top-1 on one image of each pair alone under the prior of an absent
+              class. alpha is absolute; default: 0, 0.5, 1, 2, 4 times the model's own. That alone
+              takes no further forward.
   controls    shuffled priors: that of another region of the image. absent class: that of a class
               that is nowhere in it. random prior: a random vector, as long as the priors on
               average. center: the token in the image's middle as a point prompt. no prior.
@@ -50,7 +52,7 @@ DIR holds steerability.txt, steerability.json (all numbers, from 0 to 1), alpha.
 first N images of the draw example_N.png, two priors each (Fig. 2.4, 2.5, A.7, A.8), and
 example_N_alpha.png, the first of these at each alpha (Fig. 2.8). Older ones are replaced.
 
-  mmvars steerability CONFIG CHECKPOINT --images 50
+  mmvars steerability work_dirs/run --images 50 --against work_dirs/other
   mmvars steerability ours.py ours.pth --against other.py other.pth --out steerability/designs
 """
 
@@ -62,15 +64,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add('config', help=CONFIG_HELP)
-    add('checkpoint', help='its checkpoint')
+    add('model', help=MODEL_HELP)
+    add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
     add(
         '--against',
-        nargs=2,
+        nargs='+',
         action='append',
         default=[],
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='another model for the same questions (repeat it for more)',
+        metavar='MODEL',
+        help='another model for the same questions: its folder, or CONFIG CHECKPOINT (repeat it '
+        'for more)',
     )
     add('--images', type=int, metavar='N', help='images to draw (default: all of the test data)')
     add('--seed', type=int, default=0, metavar='S', help='of all that is drawn (default: 0)')

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from mmengine.utils import ProgressBar
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.steerability import parse_args
-from mmvars.predictor import Predictor
+from mmvars.predictor import Predictor, run_files
 from mmvars.steerability.asking import PRIOR, Subject
 from mmvars.steerability.photos import Photos
 from mmvars.steerability.protocol import Plan, measure, num_steps
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_number('--min-share', args.min_share, 0, 1)
     for alpha in args.alpha or ():
         check_number('--alpha', alpha, 0)
-    models = [(args.config, args.checkpoint), *((config, file) for config, file in args.against)]
+    models = [_files(each) for each in ((args.model, args.checkpoint), *args.against)]
     prototypes = args.prototypes or [None]
     if len(prototypes) not in (1, len(models)):
         raise InputError(
@@ -55,19 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     prototypes = prototypes * (len(models) // len(prototypes))
     reports, names = [], _names(models)
     for number, ((config, checkpoint), file) in enumerate(zip(models, prototypes, strict=True), 1):
-        print(f'[{number}/{len(models)}] {config} {checkpoint}', flush=True)
+        print(f'[{number}/{len(models)}] {config} {checkpoint or ""}', flush=True)
         reports.append(_measure(config, checkpoint, file, names[number - 1], args))
     text = '\n'.join([comparison(reports), *(report.render() for report in reports)])
     print(f'\n{text}')
     os.makedirs(args.out, exist_ok=True)
     write_text(os.path.join(args.out, 'steerability.txt'), text, overwrite=True)
     settings = {key: value for key, value in vars(args).items() if key != 'out'}
-    content = dict(settings=settings, models=[report.as_json() for report in reports])
+    files = [dict(zip(('config', 'checkpoint'), each, strict=True)) for each in models]
+    entries = [each | report.as_json() for each, report in zip(files, reports, strict=True)]
+    content = dict(settings=settings, models=entries)
     write_text(
         os.path.join(args.out, 'steerability.json'),
         json.dumps(content, indent=1) + '\n',
         overwrite=True,
     )
+    for name in os.listdir(args.out):
+        if re.fullmatch(r'alpha\.png|example_\d+(_alpha)?\.png', name):
+            os.remove(os.path.join(args.out, name))
     if (figure := alpha_figure(reports)) is not None:
         save_figure(figure, os.path.join(args.out, 'alpha.png'))
     for index in range(min(len(report.results.examples) for report in reports)):
@@ -79,7 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _names(models: Sequence[tuple[str, str]]) -> list[str]:
+def _files(words: Sequence[str | None]) -> tuple[str, str | None]:
+    """Config and checkpoint of a model."""
+    if len(words) > 2:
+        raise InputError(f'--against takes a run folder, or CONFIG CHECKPOINT; got {len(words)}')
+    config, checkpoint = run_files(*words)  # type: ignore[arg-type]
+    return config, None if checkpoint is None else str(checkpoint)
+
+
+def _names(models: Sequence[tuple[str, str | None]]) -> list[str]:
     """A short name for each model, all different: the last parts of its config or checkpoint.
 
     Raises:
@@ -88,7 +102,7 @@ def _names(models: Sequence[tuple[str, str]]) -> list[str]:
     if len(set(models)) < len(models):
         raise InputError('a config with its checkpoint is given twice: leave one out of --against')
     configs, checkpoints = zip(*models, strict=True)
-    paths = configs if len(set(configs)) == len(models) else checkpoints
+    paths = configs if len(set(configs)) == len(models) else tuple(map(str, checkpoints))
     if len(set(paths)) < len(models):
         paths = tuple(f'{config}+{checkpoint}' for config, checkpoint in models)
     parts = [Path(os.path.splitext(path)[0]).parts for path in paths]
@@ -98,7 +112,7 @@ def _names(models: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _measure(
-    config: str, checkpoint: str, prototypes: str | None, name: str, args: argparse.Namespace
+    config: str, checkpoint: str | None, prototypes: str | None, name: str, args: argparse.Namespace
 ) -> Report:
     """Load one model and measure it."""
     options = parse_cfg_options(args.cfg_options)
@@ -113,7 +127,7 @@ def _measure(
     subject = Subject(predictor)
     photos = Photos(cfg, predictor.model, subject.num_classes, subject.segments)
     order = np.random.default_rng(args.seed).permutation(len(photos)).tolist()
-    alphas = None if args.alpha is None else tuple(args.alpha)
+    alphas = None if args.alpha is None else tuple(dict.fromkeys(args.alpha))
     plan = Plan(
         order[: args.images], args.seed, args.min_share, args.pair_layout, alphas, args.examples
     )

@@ -39,22 +39,19 @@ class Resamples:
     """
 
     def __init__(self, num_images: int, seed: int) -> None:
-        self.num_images = num_images
-        rng = np.random.default_rng(seed)
-        self.weights = rng.multinomial(
+        draws = np.random.default_rng(seed).multinomial(
             num_images, np.full(num_images, 1 / num_images), NUM_RESAMPLES
-        ).astype(float)
+        )
+        self.weights = np.vstack([np.ones(num_images), draws])  # first all images
 
     def estimate(self, tally: 'Tally', minus: 'Tally | None' = None) -> Estimate:
         """The tally's number; or the difference of two, resampled together."""
-        everything = np.ones((1, self.num_images))
-        values = []
-        for weights in (everything, self.weights):
-            value = tally.mean(weights)
-            values.append(value if minus is None else value - minus.mean(weights))
-        draws = values[1][np.isfinite(values[1])]
+        values = tally.mean(self.weights)
+        if minus is not None:
+            values -= minus.mean(self.weights)
+        value, draws = values[0], values[1:][np.isfinite(values[1:])]
         spread = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if draws.size else [np.nan]
-        return Estimate(float(values[0][0]), float(spread[0]), float(spread[-1]), len(tally.rows))
+        return Estimate(float(value), float(spread[0]), float(spread[-1]), len(tally.rows))
 
 
 @dataclass
@@ -114,6 +111,9 @@ class ThresholdTally:
 
     def best_threshold(self) -> float:
         """The threshold with the highest number over all images; the lowest of equals."""
-        images = 1 + max(image for image, *_ in self.rows)
-        values = [self.at(threshold).mean(np.ones((1, images)))[0] for threshold in THRESHOLDS]
-        return float(THRESHOLDS[int(np.argmax(values))])
+        _, groups, numerators, denominators = zip(*self.rows, strict=True)
+        known, group = np.unique(groups, return_inverse=True)
+        sums = np.zeros((2, len(known), len(THRESHOLDS)))
+        np.add.at(sums[0], group, np.stack(numerators))
+        np.add.at(sums[1], group, np.stack(denominators))
+        return float(THRESHOLDS[(sums[0] / sums[1]).mean(axis=0).argmax()])

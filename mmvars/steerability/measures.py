@@ -55,13 +55,13 @@ def map_stats(values: np.ndarray, regions: np.ndarray, num_regions: int) -> MapS
     sizes = np.bincount(regions, minlength=num_regions + 1)
     sums = np.bincount(regions, ordered, num_regions + 1)
     # Equal values share the mean of their ranks, which are 1 for the smallest.
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    ends = np.r_[starts[1:], len(ordered)]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    ends = np.append(starts[1:], len(ordered))
     ranks = np.repeat((starts + 1 + ends) / 2, ends - starts)
     rank_sums = np.bincount(regions, ranks, num_regions + 1)
     # From each value to how many thresholds it reaches.
     below = np.searchsorted(ordered.astype(float), THRESHOLDS, 'left')
-    reached = np.repeat(np.arange(100), np.diff(np.r_[0, below, len(ordered)]))
+    reached = np.repeat(np.arange(100), np.diff(below, prepend=0, append=len(ordered)))
     histogram = np.bincount(regions * 100 + reached, minlength=(num_regions + 1) * 100)
     marked = histogram.reshape(-1, 100)[:, :0:-1].cumsum(axis=1)[:, ::-1]
     inside = sizes[:num_regions]

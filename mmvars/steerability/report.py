@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmvars.steerability.asking import PLAIN, PRIOR, ROWS, Maps
+from mmvars.steerability.asking import ABSENT, PLAIN, PRIOR, ROWS, Maps
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
 from mmvars.steerability.protocol import Example, Results, Section
 from mmvars.visualization.figure import (
@@ -116,24 +116,34 @@ class Report:
         """All numbers as tables, in percent, each with its interval."""
         answer = 'the prompt head' if self.has_head else 'the token weights (no prompt head)'
         lines = [f'# {self.name}', '', f'The answer is the map of {answer}.']
-        if not self.takes_prior:
-            lines.append(
-                'This model takes no prior: it answers every question alike, so that its flip '
-                'accuracy is 0 by construction.'
-            )
         for name, threshold in self.thresholds.items():
             lines.append(f'Best threshold of the {name}, over all images: {threshold:.2f}')
         if self.results.left_out and self.takes_prior:
             names = ', '.join(short_name(self.classes[k]) for k in self.results.left_out)
             lines.append(f'Not asked for, since their prior is zero: {names}')
+        lines += self._notes()
         for section, numbers in self.numbers.items():
             count = self.results.sections[section].num_units
-            lines += ['', f'## {SECTIONS[section]} ({count})']
-            if not numbers:
-                lines.append('No half or quarter has a class of its own that could name it.')
+            lines += ['', f'## {SECTIONS[section]} ({count})', *self._section_notes(section)]
             for table, rows in numbers.items():
                 lines += ['', TITLES[table], *_table(rows)]
         return '\n'.join(lines) + '\n'
+
+    def _notes(self) -> list[str]:
+        if not self.takes_prior:
+            return [
+                'This model takes no prior: it answers every question alike, so that its flip '
+                'accuracy is 0 by construction.'
+            ]
+        return [] if self.results.alphas else ['No sweep: this model has no alpha.']
+
+    def _section_notes(self, section: str) -> list[str]:
+        """Why something is missing."""
+        if not self.numbers[section]:
+            return ['No half or quarter has a class of its own that could name it.']
+        if any(row == ABSENT for rows in self.numbers[section].values() for row in rows):
+            return []
+        return ['No control by an absent class: no image lacks a class that can be asked for.']
 
     def as_json(self) -> dict[str, Any]:
         """Every number as ``{value, low, high, count}``; ``null`` where there is none."""
@@ -144,10 +154,12 @@ class Report:
             alpha=self.own_alpha,
             alphas=list(self.results.alphas),
             thresholds=self.thresholds,
+            notes=self._notes(),
             not_asked_for=[self.classes[k] for k in self.results.left_out],
             sections={
                 section: dict(
                     count=self.results.sections[section].num_units,
+                    notes=self._section_notes(section),
                     **{
                         table: {
                             row: {column: _entry(each) for column, each in columns.items()}
@@ -197,9 +209,12 @@ HEADLINES = (
     ('images', 'iou', PRIOR, 'answer at 0.5'),
     ('images', 'iou', PRIOR, 'answer at best'),
     ('images', 'iou', 'shuffled priors', 'answer at best'),
+    ('images', 'iou', 'random prior', 'answer at best'),
+    ('images', 'iou', 'absent class', 'answer at best'),
     ('images', 'iou', PRIOR, 'weights at best'),
     ('images', 'iou', PLAIN, 'labels'),
     ('images', 'auc', PRIOR, 'answer'),
+    ('images', 'auc', 'random prior', 'answer'),
     ('images', 'auc', PRIOR, 'attention'),
     ('images', 'auc', PLAIN, 'attention'),
     ('images', 'marked', 'absent class', 'answer at 0.5'),
@@ -207,10 +222,13 @@ HEADLINES = (
     ('images', 'sweep', PLAIN, 'miou'),
     ('images', 'sweep', 'own alpha', 'loss miou'),
     ('images', 'sweep', 'own alpha', 'gain named'),
+    ('images', 'sweep', 'own alpha', 'gain shuffled'),
+    ('images', 'sweep', 'own alpha', 'gain random'),
     ('pairs', 'flip', PRIOR, 'answer'),
     ('pairs', 'flip', PRIOR, 'score'),
     ('pairs', 'flip', 'random prior', 'score'),
     ('pairs', 'share', PRIOR, 'attention'),
+    ('pairs', 'share', 'random prior', 'attention'),
     ('pairs', 'share', PLAIN, 'attention'),
     ('squares', 'auc', PRIOR, 'answer'),
     ('squares', 'auc', PRIOR, 'attention'),

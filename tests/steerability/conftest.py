@@ -1,5 +1,6 @@
 """Tiny models and data sets of both frameworks."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,12 @@ def classification_config(root: Path, design: str | None) -> Config:
     )
 
 
-@pytest.fixture
-def write_model(tmp_path, segmentation_data, classification_data):
+@pytest.fixture(scope='session')
+def write_model(tmp_path_factory, segmentation_data, classification_data):
     """Writes a config and a checkpoint of random weights: ``[config, checkpoint]``."""
 
-    def write(task: str, design: str | None, steerable: bool = True) -> list[str]:
+    @functools.cache
+    def write(task: str, design: str | None, steerable: bool = True) -> tuple[str, str]:
         cfg = (
             segmentation_config(segmentation_data, design, steerable)
             if task == 'segmentation'
@@ -130,9 +132,10 @@ def write_model(tmp_path, segmentation_data, classification_data):
         init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
-        paths = [str(tmp_path / f'{task}_{design}.{suffix}') for suffix in ('py', 'pth')]
-        cfg.dump(paths[0])
-        torch.save(dict(meta={}, state_dict=model.state_dict()), paths[1])
-        return paths
+        folder = tmp_path_factory.mktemp('run')
+        config, checkpoint = str(folder / f'{task}_{design}.py'), str(folder / 'iter_1.pth')
+        cfg.dump(config)
+        torch.save(dict(meta={}, state_dict=model.state_dict()), checkpoint)
+        return config, checkpoint
 
     return write

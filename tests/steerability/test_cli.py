@@ -1,6 +1,7 @@
 """``mmvars steerability`` from the command line to its files, on random weights."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -25,16 +26,21 @@ def run(tmp_path, capsys):
 
 
 def test_designs_side_by_side(run, write_model, tmp_path) -> None:
-    models = [
-        *write_model('segmentation', 'absvit'),
-        '--against',
-        *write_model('segmentation', 'feedback'),
-    ]
-    status, said, content = run(*models, '--images', 4, '--examples', 0, '--alpha', 1, 3)
+    run_folder = Path(write_model('segmentation', 'absvit')[0]).parent
+    models = [run_folder, '--against', *write_model('segmentation', 'feedback')]
+    stale = [tmp_path / 'out' / name for name in ('alpha.png', 'example_9.png', 'example_me.png')]
+    stale[0].parent.mkdir()
+    for file in stale:
+        file.touch()
+    options = ['--images', 3, '--examples', 0, '--alpha', 1, 3, 1]
+    status, said, content = run(*models, *options)
     assert status == 0, said
+    assert [file.stat().st_size if file.exists() else None for file in stale[1:]] == [None, 0]
     ours, feedback = content['models']
+    assert Path(ours['checkpoint']) == run_folder / 'iter_1.pth'
     assert ours['answer'] == 'prompt head' and ours['alphas'] == [1, 3]
-    assert ours['sections']['images']['count'] == 4
+    assert ours['sections']['images']['count'] == 3
+    assert ours['sections']['images']['sweep']['3']['gain random']['count'] == 3
     for row, columns in feedback['sections']['images']['flip'].items():
         assert columns.get('answer', dict(value=0))['value'] == 0, row
     assert 'takes no prior: it answers every question alike' in said
@@ -110,6 +116,7 @@ def test_other_designs_and_models_without_a_head(run, write_model, design) -> No
         ('classification', 'absvit', ['--prototypes', 'x', 'y'], 'one file for all models'),
         ('segmentation', 'absvit', ['--min-share', 1, '--images', 1], '--min-share 1: no class'),
         ('classification', 'absvit', ['--prototypes', 'x.pth'], 'x.pth'),
+        ('classification', 'absvit', ['--against', 'a', 'b', 'c'], 'CONFIG CHECKPOINT; got 3'),
     ],
 )
 def test_what_cannot_be_measured_is_refused(run, write_model, task, design, arguments, message):

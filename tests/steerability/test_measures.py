@@ -55,13 +55,14 @@ def test_scores() -> None:
 
 
 @pytest.mark.parametrize('levels', [3, 1000])
-def test_auc_is_that_of_scikit_learn(levels, regions) -> None:
+def test_auc_counts_pairs_of_pixels_and_ties_half(levels, regions) -> None:
     """With few levels most pairs are ties."""
-    metrics = pytest.importorskip('sklearn.metrics')
     values = np.random.default_rng(levels).integers(0, levels, 64) / levels
     auc = map_stats(values, regions, 2).auc
     for k in range(2):
-        assert auc[k] == pytest.approx(metrics.roc_auc_score(regions == k, values), abs=1e-12)
+        inside, outside = values[regions == k][:, None], values[regions != k]
+        expected = (inside > outside).mean() + (inside == outside).mean() / 2
+        assert auc[k] == pytest.approx(expected, abs=1e-12)
     assert map_stats(np.full(64, 0.7), regions, 2).auc.tolist() == [0.5, 0.5]
 
 
@@ -100,13 +101,13 @@ def test_a_tally_is_the_mean_over_groups_of_quotients_of_sums() -> None:
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng, covered = np.random.default_rng(0), 0
-    for seed in range(200):
+    for seed in range(100):
         tally = Tally()
         for image, hit in enumerate(rng.random(60) < 0.7):
             tally.add(image, hit)
         estimate = Resamples(60, seed).estimate(tally)
         covered += estimate.low <= 0.7 <= estimate.high
-    assert 0.88 <= covered / 200 <= 0.99
+    assert 0.88 <= covered / 100 <= 0.99
 
 
 def test_differences_are_paired() -> None:

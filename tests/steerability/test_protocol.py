@@ -16,12 +16,12 @@ SIZE, CLASSES = (16, 24), 6
 class Photos:
     """Images whose labels are vertical stripes of four of six classes; the last column has none."""
 
-    def __init__(self, count: int = 12) -> None:
+    def __init__(self, count: int = 6, stripes: int = 4) -> None:
         self.photos = []
         for index in range(count):
             rng = np.random.default_rng(index)
-            stripes = np.repeat(rng.permutation(CLASSES)[:4], SIZE[1] // 4)
-            labels = np.tile(stripes, (SIZE[0], 1))
+            row = np.repeat(rng.permutation(CLASSES)[:stripes], SIZE[1] // stripes)
+            labels = np.tile(row, (SIZE[0], 1))
             labels[:, -1] = -1
             pixels = rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8)
             self.photos.append(Photo(f'{index}.png', pixels, labels))
@@ -140,9 +140,9 @@ def test_what_ignores_the_prior_never_follows(answer) -> None:
 
 
 def test_random_answers_follow_in_a_quarter_of_the_pairs() -> None:
-    report = numbers_of(Planted(lambda labels, prior, rng: rng.random(labels.shape)), Photos(40))
+    report = numbers_of(Planted(lambda labels, prior, rng: rng.random(labels.shape)), Photos(20))
     flip = report.numbers['images']['flip']['its prior']['answer']
-    assert flip.low < 0.25 < flip.high and flip.count == 40 * 6
+    assert flip.low < 0.25 < flip.high and flip.count == 20 * 6
     assert value(report, 'images', 'auc', 'its prior', 'answer') == pytest.approx(0.5, abs=0.02)
 
 
@@ -171,6 +171,30 @@ def test_the_sweep_finds_the_alpha_that_spoils_the_labels() -> None:
     assert sweep['no prior']['miou'].value == 1
 
 
+class Halves(Planted):
+    """Labels that are wrong in the upper half, but for the class that is asked for."""
+
+    def prediction(self, prior, alpha=None):
+        prediction = super().prediction(prior, alpha)
+        wrong = self.labels[:8] != (prior if isinstance(prior, int) else -1)
+        prediction.labels[:8] = (prediction.labels[:8] + wrong) % CLASSES
+        return prediction
+
+
+def test_the_gain_of_the_sweep_has_controls() -> None:
+    sweep = numbers_of(Halves(oracle)).numbers['images']['sweep']['2']
+    assert sweep['gain named'].value > 0.3 > abs(sweep['gain shuffled'].value)
+    assert sweep['gain random'].low == sweep['gain random'].high == 0
+
+
+def test_a_control_that_is_missing_is_said_to_be() -> None:
+    note = 'No control by an absent class: no image lacks a class that can be asked for.'
+    report = numbers_of(Planted(oracle), Photos(2, stripes=CLASSES))
+    assert 'absent class' not in report.numbers['images']['flip'] and note in report.render()
+    assert report.as_json()['sections']['images']['notes'] == [note]
+    assert not numbers_of(Planted(oracle), Photos(2)).as_json()['sections']['images']['notes']
+
+
 def test_classes_without_a_prior_are_not_asked_for() -> None:
     report = numbers_of(Planted(oracle, askable=(0, 1, 2)))
     assert report.results.left_out == (3, 4, 5)
@@ -186,7 +210,7 @@ def test_a_seed_repeats_and_another_does_not() -> None:
         return np.clip(oracle(labels, prior, rng) * 0.4 + tilt, 0, 1)
 
     def numbers(seed):
-        return numbers_of(Planted(answer), seed=seed).as_json()['sections']
+        return numbers_of(Planted(answer), Photos(2), seed=seed).as_json()['sections']
 
     assert numbers(1) == numbers(1)
     assert numbers(1) != numbers(2)
