@@ -37,7 +37,7 @@ _say "Testing with the $stack stack"
 # Small tensors: more threads only get in each other's way.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 status=0
-"$python" -m pytest -n auto --maxprocesses 4 "${select[@]}" "$@" || status=$?
+"$python" -m pytest -n logical --maxprocesses 4 "${select[@]}" "$@" || status=$?
 if [ "$status" -eq 5 ]; then
     _stop "no test was run: check the arguments ($*)."
 fi

@@ -165,7 +165,7 @@ class TestRunTests:
     def test_it_passes_where_they_pass(self, clone) -> None:
         done = self.run(clone, 0, 0, '--all', '-k', 'x')
         assert done.returncode == 0, done.stderr
-        args = '-n auto --maxprocesses 4 -m slow or not slow -k x'
+        args = '-n logical --maxprocesses 4 -m slow or not slow -k x'
         assert f'args: -m pytest {args}' in done.stdout
         assert list((clone / '.venv').glob('mmvars-*'))
 
