@@ -21,12 +21,18 @@ from mmvars.engine.hooks import TrainingInterrupted
 from mmvars.engine.options import apply_options
 from mmvars.engine.processes import end_with_parent
 from mmvars.engine.resume import adopt_seed
-from mmvars.engine.safe_load import load_from_local
+from mmvars.engine.safe_load import check_source, load_from_local
 from mmvars.engine.strict import StrictRunner
 from mmvars.errors import InputError, check_choice
 from mmvars.resources import config_path
 
-__all__ = ['build_runner', 'closing_process_group', 'load_config', 'set_work_dir']
+__all__ = [
+    'build_runner',
+    'closing_process_group',
+    'load_config',
+    'set_for_test',
+    'set_work_dir',
+]
 
 _LOG_LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL', 'NOTSET')
 _LAST_WORK: list = []
@@ -70,6 +76,23 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
         cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
     if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
         raise InputError(f'--work-dir {cfg.work_dir!r} is a file: give a folder')
+
+
+def set_for_test(cfg: Config, args: argparse.Namespace) -> None:
+    """Leave of a config what a test of ``args.checkpoint`` needs.
+
+    Training parts would be built for nothing, and their data need not be on a test machine.
+
+    Raises:
+        InputError: If there is nothing to test, or no such checkpoint.
+    """
+    if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
+        raise InputError(f'config {args.config!r} has no test_dataloader and test_cfg')
+    check_source(cfg, args.checkpoint, 'checkpoint')
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    for part in ('dataloader', 'cfg', 'evaluator'):
+        cfg[f'train_{part}'] = cfg[f'val_{part}'] = None
+    cfg.optim_wrapper = cfg.param_scheduler = None
 
 
 def _check_work_dir(folder: str) -> None:

@@ -20,9 +20,9 @@ from mmvars.engine.runner import (
     build_runner,
     closing_process_group,
     load_config,
+    set_for_test,
     set_work_dir,
 )
-from mmvars.engine.safe_load import check_source
 from mmvars.engine.shorthands import class_name
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.test import parse_args
@@ -40,15 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     check_number('--interval', args.interval, 1, whole=True)
     cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
-    if cfg.get('test_dataloader') is None or cfg.get('test_cfg') is None:
-        raise InputError(f'config {args.config!r} has no test_dataloader and test_cfg')
     set_work_dir(cfg, args)
-    check_source(cfg, args.checkpoint, 'checkpoint')
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    # Training parts would be built for nothing, and their data need not be on a test machine.
-    for part in ('dataloader', 'cfg', 'evaluator'):
-        cfg[f'train_{part}'] = cfg[f'val_{part}'] = None
-    cfg.optim_wrapper = cfg.param_scheduler = None
+    set_for_test(cfg, args)
     segmentation = 'decode_head' in cfg.model.get('module', cfg.model)
     _set_output(cfg, args, segmentation)
     if args.show or args.show_dir:
