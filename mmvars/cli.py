@@ -25,6 +25,10 @@ COMMANDS = {
     ),
     'prototypes': ('mmvars.prototypes', 'make the prototype of each class, as a prior'),
     'test': ('mmvars.engine.test', 'test a checkpoint: metrics, predictions, pictures'),
+    'robustness': (
+        'mmvars.robustness.cli',
+        'measure how robust any segmentor or classifier is, with intervals',
+    ),
     'predict': ('mmvars.predict', 'predict images and videos, with a prior too'),
     'compare': (
         'tools/compare_runs.py',
@@ -53,6 +57,7 @@ _OPENMMLAB = (
     'pretune',
     'prototypes',
     'test',
+    'robustness',
     'predict',
     'compare',
     'export',

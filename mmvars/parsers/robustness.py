@@ -1,0 +1,54 @@
+"""``mmvars robustness`` and ``tools/test_robustness.py``."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options, add_launcher
+
+__all__ = ['parse_args']
+
+PROTOCOLS = ('quick', 'segmentation', 'mmdet', 'hendrycks')
+
+_EPILOG = """\
+protocols (--images, --corruptions, --severities and --seed change them, which the report says):
+  quick         five corruptions at severity 3, 100 images, a first look
+  segmentation  the 15 corruptions of ImageNet-C at 5 severities, on the image as it is loaded
+  mmdet         the same, as P, mPC and rPC of MMDetection
+  hendrycks     classifiers: ImageNet-C made on the fly, mCE by AlexNet's errors
+
+A setting is a corruption at a severity. Each is a file in DIR/rows, written when it is done: a run
+that was stopped goes on with the same command, and several processes or machines with one DIR share
+the work. Another model, other data or options start anew beside them.
+
+Before anything is measured the config is compared with that in the checkpoint, or beside it:
+statistics, channel order, steps of the pipeline, classes. A difference stops the run.
+
+DIR holds robustness.txt, .json, .csv and .md. Scores are mIoU or top-1 accuracy; intervals are a
+bootstrap over the images.
+
+  mmvars robustness work_dirs/run
+  mmvars robustness CONFIG CHECKPOINT --protocol segmentation --out robustness/ours
+  mmvars robustness OTHER.py OTHER.pth --protocol segmentation --against robustness/ours
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        description='Measure how robust a segmentor or classifier is, of any config of '
+        'MMSegmentation or MMPretrain.',
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add('config', help=MODEL_HELP)
+    add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
+    add('--protocol', choices=PROTOCOLS, default='quick', help='see below (default: quick)')
+    add('--corruptions', nargs='+', metavar='NAME', help="these, in place of the protocol's")
+    add('--severities', nargs='+', type=int, metavar='N', help="1 to 5, in place of the protocol's")
+    add('--images', type=int, metavar='N', help='as many, evenly spaced in the test data')
+    add('--seed', type=int, metavar='S', help='of the corruptions (default: 0)')
+    add('--against', metavar='DIR', help='a finished run: differences, paired over the images')
+    add('--ignore-mismatch', action='store_true', help='go on where the config differs, see below')
+    add('--out', metavar='DIR', help='for results (default: work_dirs/CONFIG/robustness)')
+    add_cfg_options(parser)
+    add_launcher(parser)
+    return parser.parse_args(argv)

@@ -1,0 +1,188 @@
+"""``mmvars robustness``: a segmentor or classifier of any config under corruptions."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from mmvars.datasets import check_data_roots
+from mmvars.engine.errors import user_errors
+from mmvars.engine.options import parse_cfg_options
+from mmvars.engine.runner import (
+    build_runner,
+    closing_process_group,
+    load_config,
+    set_for_test,
+    set_work_dir,
+)
+from mmvars.errors import InputError, check_choice, check_number
+from mmvars.parsers.robustness import parse_args
+from mmvars.predictor import run_files
+from mmvars.robustness.corruptions import CORRUPTIONS, check_corruption
+from mmvars.robustness.guard import (
+    check_classes,
+    check_values,
+    compare,
+    preparation,
+    recorded,
+    shown,
+)
+from mmvars.robustness.protocols import PROTOCOLS, Protocol, Setting
+from mmvars.robustness.report import Result, check_comparable, read_result, write_report
+from mmvars.robustness.rows import Rows
+from mmvars.robustness.runner import Evaluation, run_settings
+from mmvars.robustness.scores import Scores, draw_weights
+
+__all__ = ['main']
+
+_LOOKED_AT = 8  # images whose values are checked
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure as the command line says; returns the exit status 0.
+
+    Raises:
+        InputError: On arguments, a config or files that cannot be used, and where the config
+            prepares images in another way than the training did.
+    """
+    args = parse_args(argv)
+    args.config, checkpoint = run_files(args.config, args.checkpoint)
+    if checkpoint is None:
+        raise InputError(f'{args.config} is a config: give its CHECKPOINT too')
+    args.checkpoint = str(checkpoint)
+    protocol = _protocol(args)
+    against = read_result(args.against) if args.against else None
+    cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
+    out = args.out or Path('work_dirs', Path(args.config).stem, 'robustness')
+    args.work_dir, args.brief = str(Path(out, 'log')), True
+    set_work_dir(cfg, args)
+    set_for_test(cfg, args)
+    read = deepcopy(cfg)  # the Runner adapts its own
+    with closing_process_group(), user_errors():
+        check_data_roots(cfg)
+        trained, names, source = recorded(args.checkpoint)
+        problems = compare(preparation(cfg), preparation(trained or {}), source)
+        if problems and not args.ignore_mismatch:
+            raise _mismatch(problems)
+        runner = build_runner(cfg, args, notes)
+        _silence(runner)
+        evaluation = Evaluation(runner, protocol)
+        classes = evaluation.loop.evaluator.dataset_meta or {}
+        problems += check_classes(evaluation.num_classes, classes.get('classes'), names)
+        looked_at = evaluation.indices[:: -(-len(evaluation.indices) // _LOOKED_AT)]
+        problems += check_values(evaluation.model, evaluation.dataset, looked_at)
+        if problems and not args.ignore_mismatch:
+            raise _mismatch(problems)
+        result = Result(
+            protocol,
+            Rows.of(out, evaluation.identity(read)),
+            tuple(classes.get('classes') or map(str, range(evaluation.num_classes))),
+            'mIoU' if evaluation.segmentation else 'top-1',
+            _about(args, protocol, evaluation, read, trained, source, problems),
+        )
+        if against is not None:
+            check_comparable(result, against)
+        _run(evaluation, result)
+        if is_main_process():
+            print('\n' + write_report(result, out, against))
+            print(f'Written: {out}/robustness.txt, .json, .csv, .md')
+    return 0
+
+
+def _protocol(args: argparse.Namespace) -> Protocol:
+    """The protocol that the arguments name, with their changes."""
+    check_choice('--protocol', args.protocol, PROTOCOLS)
+    protocol, changes = PROTOCOLS[args.protocol], {}
+    if args.images is not None:
+        check_number('--images', args.images, 1, whole=True)
+        changes['images'] = args.images
+    if args.seed is not None:
+        changes['seed'] = args.seed
+    if args.corruptions:
+        for name in args.corruptions:
+            check_choice('--corruptions', name, CORRUPTIONS)
+        changes['corruptions'] = tuple(dict.fromkeys(args.corruptions))
+    if args.severities:
+        changes['severities'] = tuple(sorted(set(args.severities)))
+    if changes:
+        protocol = replace(protocol, name=f'{protocol.name}, changed', **changes)
+    for name in protocol.corruptions:
+        for severity in protocol.severities:
+            check_corruption(name, severity, protocol.seed)
+    return protocol
+
+
+def _mismatch(problems: Sequence[str]) -> InputError:
+    listed = '\n  '.join(problems)
+    return InputError(
+        f'images do not reach the model as they did in training:\n  {listed}\nCorrect the config '
+        '(or --cfg-options); if it is meant so, --ignore-mismatch goes on and says so in the report'
+    )
+
+
+def _silence(runner: Runner) -> None:
+    """The console has a line a setting; the log file has all."""
+    for handler in runner.logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.WARNING)
+
+
+def _run(evaluation: Evaluation, result: Result) -> None:
+    settings = evaluation.protocol.settings
+    missing = result.rows.missing(settings)
+    if is_main_process():
+        found = len(settings) - len(missing)
+        print(
+            f'{len(settings)} settings of {len(evaluation.images)} images'
+            f'{f", {found} of them made earlier" * bool(found)} ({result.rows.folder})',
+            flush=True,
+        )
+    whole = draw_weights(len(evaluation.images))[:1]
+
+    def say(setting: Setting, row: dict, time: str) -> None:
+        score = float(Scores.from_row(row, len(result.classes)).value(whole)[0])
+        count = len(settings) - len(result.rows.missing(settings))
+        print(
+            f'[{count}/{len(settings)}] {setting.name}: {result.score} {100 * score:.2f}  ({time})',
+            flush=True,
+        )
+
+    run_settings(evaluation, result.rows, say)
+
+
+def _about(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    evaluation: Evaluation,
+    cfg: Config,
+    trained: object,
+    source: str,
+    problems: Sequence[str],
+) -> dict[str, str]:
+    """The head of the report."""
+    prepared = preparation(cfg)
+    if problems:
+        check = 'DIFFERS from training (--ignore-mismatch): ' + '; '.join(problems)
+    elif trained:
+        check = f'as in training, by {source}'
+    else:
+        check = 'not compared: neither the checkpoint nor files beside it say how it was trained'
+    total = len(evaluation.dataset)
+    moving = [name for name in protocol.corruptions if CORRUPTIONS[name].moves_geometry]
+    note = f'{", ".join(moving)} moves things by some pixels; the labels stay where they are'
+    return {
+        'config': args.config,
+        'checkpoint': f'{args.checkpoint} (weights {evaluation.weights})',
+        'protocol': f'{protocol.name}, version {protocol.version}: {protocol.purpose}',
+        'images': f'{len(evaluation.images)} of {total}, evenly spaced',
+        'seed': str(protocol.seed),
+        **{name: shown(value) for name, value in prepared.items()},
+        'preprocessing': check,
+        **({'note': note} if moving and evaluation.segmentation else {}),
+    }

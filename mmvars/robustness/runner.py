@@ -1,0 +1,252 @@
+"""A model under corruptions, through the test loop of its config."""
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform, CenterCrop
+from mmengine.config import Config
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
+
+from mmvars.datasets.corrupt import Corrupt, insert_corrupt
+from mmvars.engine.hooks import FuseHook
+from mmvars.engine.samples import CheckedPipeline
+from mmvars.errors import InputError
+from mmvars.robustness.protocols import CORRUPTIONS_VERSION, Protocol, Setting
+from mmvars.robustness.rows import Rows
+from mmvars.robustness.scores import ImageScores
+from mmvars.visualization.model import is_segmentor, num_classes_of
+
+__all__ = ['Evaluation', 'imagenet_c_pipeline', 'run_settings']
+
+_SECONDS_BETWEEN_LINES = 30
+
+
+class View(Dataset):
+    """Some images of a data set."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.metainfo = getattr(dataset, 'metainfo', {})
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+    def __deepcopy__(self, memo: dict) -> 'View':
+        return self  # mmengine copies the section of the config that this stands in
+
+
+class Evaluation:
+    """One model on one set of images, tested in one setting after the other.
+
+    Args:
+        runner: Its test loop has the data, the metrics and the model, whose weights are loaded
+            here.
+        protocol: What is measured.
+    """
+
+    def __init__(self, runner: Runner, protocol: Protocol) -> None:
+        self.runner = runner
+        self.protocol = protocol
+        self.loop = runner.test_loop
+        self.dataset = self.loop.dataloader.dataset
+        self.pipelines = [(leaf, leaf.pipeline) for leaf in _leaves(self.dataset)]
+        total = len(self.dataset)
+        count = min(protocol.images or total, total)
+        self.indices = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        paths = [self.dataset.get_data_info(index).get('img_path') for index in self.indices]
+        if None in paths:
+            raise InputError(
+                f'the data set {type(self.dataset).__name__} has images without a file (img_path); '
+                'the random numbers of a corruption follow from the name of the file: write the '
+                'images to files, and take mmpretrain.CustomDataset'
+            )
+        self.paths: list[str] = paths
+        self.images = ['/'.join(Path(path).parts[-2:]) for path in paths]
+        runner.call_hook('before_run')
+        runner.load_or_resume()
+        self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self.num_classes = num_classes_of(self.model)
+        self.segmentation = is_segmentor(self.model)
+        self.weights = _digest(self.model)
+        ignored = [getattr(metric, 'ignore_index', None) for metric in self.loop.evaluator.metrics]
+        self.scores = ImageScores(
+            self.num_classes, next((value for value in ignored if value is not None), 255)
+        )
+        self.scores.dataset_meta = self.loop.evaluator.dataset_meta
+        self.loop.evaluator.metrics.append(self.scores)
+        runner.register_hook(FuseHook())
+        self.progress = _ProgressHook()
+        runner.register_hook(self.progress)
+
+    def identity(self, cfg: Config) -> dict[str, Any]:
+        """All that the rows depend on, of a config as it was read.
+
+        Not where the data are, nor what reads them how fast: another machine may go on.
+        """
+        loader = dict(cfg.test_dataloader)
+        root = getattr(_leaves(self.dataset)[0], 'data_root', None)
+        return dict(
+            model=_without(cfg.model, 'init_cfg', 'pretrained'),
+            data_preprocessor=_without(cfg.get('data_preprocessor')),
+            dataset=_without(loader['dataset'], 'data_root', 'backend_args', root=root),
+            batch_size=loader.get('batch_size'),
+            test_cfg=_without(cfg.test_cfg),
+            test_evaluator=_without(cfg.test_evaluator),
+            weights=self.weights,
+            images=self.images,
+            corruptions_version=CORRUPTIONS_VERSION,
+            seed=self.protocol.seed,
+            imagenet_c=self.protocol.imagenet_c,
+        )
+
+    def pipeline(self, original: CheckedPipeline, setting: Setting) -> CheckedPipeline:
+        """The pipeline of a data set in a setting."""
+        if setting.corruption is None:
+            return original
+        corrupt = Corrupt(setting.corruption, setting.severity, self.protocol.seed)
+        prepare = imagenet_c_pipeline if self.protocol.imagenet_c else insert_corrupt
+        return CheckedPipeline(prepare(original.transforms, corrupt))
+
+    def run(self, setting: Setting) -> dict[str, Any]:
+        """Test in a setting, in all processes of the run; the row is that of the main process."""
+        for leaf, original in self.pipelines:
+            leaf.pipeline = self.pipeline(original, setting)
+        loader = dict(
+            self.runner.cfg.test_dataloader,
+            dataset=View(self.dataset, self.indices),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            persistent_workers=False,
+        )
+        self.loop.dataloader = Runner.build_dataloader(loader)
+        self.progress.setting = setting
+        metrics = self.loop.run()
+        return dict(
+            metrics={key: float(value) for key, value in metrics.items()}, **self.scores.row
+        )
+
+
+def run_settings(
+    evaluation: Evaluation, rows: Rows, on_row: Callable[[Setting, dict, str], None]
+) -> None:
+    """Make all rows of a protocol that are not there.
+
+    Args:
+        evaluation: The model and its data, in all processes of a distributed run.
+        rows: Where rows are kept.
+        on_row: Called in the main process with each new row, and the time that is left.
+    """
+    settings, seconds = evaluation.protocol.settings, []
+    while True:
+        shared = [rows.claim_next(settings) if is_main_process() else None]
+        broadcast_object_list(shared)
+        (setting,) = shared
+        if setting is None:
+            return
+        start = time.monotonic()
+        row = evaluation.run(setting)
+        seconds.append(time.monotonic() - start)
+        if is_main_process():
+            rows.write(setting, row)
+            left = len(rows.missing(settings)) * sum(seconds) / len(seconds)
+            on_row(setting, row, f'{seconds[-1]:.0f} s' + f', {_duration(left)} left' * (left > 0))
+
+
+def imagenet_c_pipeline(pipeline: Sequence, corrupt: BaseTransform) -> list:
+    """A pipeline of mmpretrain that makes images as those of ImageNet-C are, and takes them whole.
+
+    The authors scaled the short side to 256 pixels, cut 224 x 224 from the center, corrupted that,
+    and saved it as a JPEG of quality 85.
+    """
+    from mmpretrain.datasets.transforms import ResizeEdge
+
+    loaded = insert_corrupt(pipeline, corrupt)
+    resize = ResizeEdge(256, edge='short', backend='pillow')
+    load = loaded[: loaded.index(corrupt)]
+    return [*load, resize, CenterCrop(224), corrupt, SaveAsJPEG(), loaded[-1]]
+
+
+class SaveAsJPEG(BaseTransform):
+    """What is left of an image (BGR) that is saved as a JPEG and read again."""
+
+    def __init__(self, quality: int = 85) -> None:
+        self.quality = quality
+
+    def transform(self, results: dict) -> dict:
+        file = io.BytesIO()
+        pixels = np.ascontiguousarray(results['img'][..., ::-1]).astype(np.uint8)
+        Image.fromarray(pixels).save(file, 'JPEG', quality=self.quality)
+        results['img'] = np.array(Image.open(file))[..., ::-1].astype(results['img'].dtype)
+        return results
+
+
+class _ProgressHook(Hook):
+    """Says now and then how far a setting is."""
+
+    setting = Setting()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._said = time.monotonic()
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if is_main_process() and time.monotonic() > self._said + _SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            batches = len(runner.test_loop.dataloader)
+            print(f'    {self.setting.name}: batch {batch_idx + 1} of {batches}', flush=True)
+
+
+def _leaves(dataset: Any) -> list[Any]:
+    """The data sets with a pipeline below the wrappers of one."""
+    inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]
+    found = [leaf for each in inner if each is not None for leaf in _leaves(each)]
+    if not found and not hasattr(dataset, 'pipeline'):
+        raise InputError(
+            f'the data set {type(dataset).__name__} of test_dataloader has no pipeline of '
+            'transforms, so nothing can corrupt its images; take one of mmengine.BaseDataset'
+        )
+    return found or [dataset]
+
+
+def _without(value: Any, *names: str, root: str | None = None) -> Any:
+    """``value`` without the entries of these names, and paths without the root, at any depth."""
+    if isinstance(value, dict):
+        return {k: _without(v, *names, root=root) for k, v in value.items() if k not in names}
+    if isinstance(value, (list, tuple)):
+        return [_without(each, *names, root=root) for each in value]
+    if isinstance(value, (bool, int, float, type(None))):
+        return value
+    return str(value).removeprefix(str(root)) if root else str(value)
+
+
+def _digest(model: nn.Module) -> str:
+    """Of the names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())
+        digest.update(content.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f'{hours} h {minutes} min'
+    return f'{minutes} min' if minutes else f'{seconds:.0f} s'

@@ -1,0 +1,124 @@
+"""Tiny data and configs of models that are not ours, as files, with a checkpoint each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+SIZE = 40, 56
+STATISTICS = 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]'
+LOADER = """
+test_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict({dataset}, pipeline=pipeline))
+test_cfg = dict(type='TestLoop')
+"""
+
+SEGMENTATION = f"""
+default_scope = 'mmseg'
+pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(56, 40), keep_ratio=True),
+            dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+data_preprocessor = dict(type='SegDataPreProcessor', {STATISTICS}, bgr_to_rgb=True,
+                         test_cfg=dict(size_divisor=8))
+""" + LOADER.format(
+    dataset="type='BaseSegDataset', data_root=DATA, img_suffix='.png', seg_map_suffix='.png', "
+    "data_prefix=dict(img_path='img', seg_map_path='ann'), reduce_zero_label=False, "
+    "metainfo=dict(classes=('sky', 'road', 'tree', 'car'))"
+)
+
+FCN = """
+model = dict(
+    type='EncoderDecoder', data_preprocessor=data_preprocessor,
+    backbone=dict(type='ResNetV1c', depth=18, stem_channels=8, base_channels=8),
+    decode_head=dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1,
+                     num_classes=4, loss_decode=dict(type='CrossEntropyLoss')),
+    test_cfg=dict(mode='whole'))
+"""
+
+CLASSIFICATION = (
+    """
+default_scope = 'mmpretrain'
+pipeline = [dict(type='LoadImageFromFile'), dict(type='ResizeEdge', scale=40, edge='short'),
+            dict(type='CenterCrop', crop_size=32), dict(type='PackInputs')]
+test_evaluator = dict(type='Accuracy', topk=(1,))
+"""
+    + f'data_preprocessor = dict(num_classes=5, {STATISTICS}, to_rgb=True)\n'
+    + LOADER.format(dataset="type='CustomDataset', data_root=DATA")
+)
+
+RESNET = """
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ResNet', depth=18, stem_channels=8, base_channels=8),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=5, in_channels=64))
+"""
+
+
+@pytest.fixture(scope='session')
+def segmentation_data(tmp_path_factory) -> Path:
+    """Seven images of stripes, with some pixels without label."""
+    root = tmp_path_factory.mktemp('stripes')
+    for folder in ('img', 'ann'):
+        (root / folder).mkdir()
+    for index in range(7):
+        rng = np.random.default_rng(index)
+        labels = np.tile(np.repeat(rng.permutation(4), 14), (40, 1)).astype(np.uint8)
+        pixels = (60 * labels[..., None] + rng.integers(0, 60, (*SIZE, 3))).astype(np.uint8)
+        labels[:, :2] = 255
+        Image.fromarray(pixels).save(root / 'img' / f'{index}.png')
+        Image.fromarray(labels).save(root / 'ann' / f'{index}.png')
+    return root
+
+
+@pytest.fixture(scope='session')
+def classification_data(tmp_path_factory) -> Path:
+    """Two images of each of five classes."""
+    root = tmp_path_factory.mktemp('classes')
+    for label in range(5):
+        (root / f'c{label}').mkdir()
+        for index in range(2):
+            rng = np.random.default_rng((label, index))
+            pixels = rng.integers(40 * label, 40 * label + 60, (*SIZE, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / f'c{label}' / f'{label}{index}.png')
+    return root
+
+
+@pytest.fixture(scope='session')
+def make_model(tmp_path_factory) -> Callable[[str, Path], tuple[str, str]]:
+    """Writes a config and a checkpoint with random weights, as a training would leave it."""
+
+    def make(text: str, data: Path) -> tuple[str, str]:
+        folder = tmp_path_factory.mktemp('model')
+        config, checkpoint = folder / 'config.py', folder / 'epoch_1.pth'
+        config.write_text(f'DATA = {str(data)!r}\n{text}')
+        cfg = Config.fromfile(config)
+        init_default_scope(cfg.default_scope)
+        torch.manual_seed(0)
+        model = cfg.model.copy()
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        state = MODELS.build(model).state_dict()
+        for value in state.values():  # as drawn, a model says one class everywhere
+            if value.ndim > 1:
+                value += 0.2 * torch.randn_like(value)
+        meta = dict(cfg=cfg.pretty_text)
+        torch.save(dict(state_dict=state, meta=meta), checkpoint)
+        return str(config), str(checkpoint)
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def segmentor(make_model, segmentation_data) -> tuple[str, str]:
+    return make_model(SEGMENTATION + FCN, segmentation_data)
+
+
+@pytest.fixture(scope='session')
+def classifier(make_model, classification_data) -> tuple[str, str]:
+    return make_model(CLASSIFICATION + RESNET, classification_data)

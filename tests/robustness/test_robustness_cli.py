@@ -1,0 +1,142 @@
+"""`mmvars robustness` on models of the two frameworks, from the command line to the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmvars.errors import InputError
+from mmvars.robustness import cli
+from mmvars.robustness.runner import Evaluation
+
+FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md')
+SHORT = ['--corruptions', 'fog', 'contrast', '--severities', '1', '5']
+
+
+def run(model, out, *options) -> dict:
+    cli.main([*model, '--out', str(out), *SHORT, *options])
+    return json.loads(Path(out, 'robustness.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def whole(segmentor, tmp_path_factory) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp('whole')
+    run(segmentor, folder, '--images', '5')
+    return folder
+
+
+def test_a_segmentor_gets_the_table_of_its_own_metric(whole) -> None:
+    content = json.loads((whole / 'robustness.json').read_text())
+    assert list(content['settings']) == ['clean', 'fog-1', 'fog-5', 'contrast-1', 'contrast-5']
+    rows = whole / 'rows' / content['key']
+    values = {}
+    for name, each in content['settings'].items():
+        row = json.loads((rows / f'{name}.json').read_text())
+        assert round(100 * each['value'], 2) == pytest.approx(row['metrics']['mIoU'], abs=1e-4)
+        assert len(row['classes']) == 5 and each['low'] <= each['value'] <= each['high']
+        values[name] = each['value']
+    assert len(set(values.values())) > 3
+    corrupted = sum(values[name] for name in values if name != 'clean') / 4
+    assert content['numbers']['corrupted']['value'] == pytest.approx(corrupted)
+    assert content['about']['preprocessing'] == 'as in training, by the config in the checkpoint'
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same_table(
+    segmentor, whole, tmp_path, monkeypatch
+) -> None:
+    made, honest = [], Evaluation.run
+
+    def stopped(self, setting):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(setting)
+        return honest(self, setting)
+
+    monkeypatch.setattr(Evaluation, 'run', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(segmentor, tmp_path, '--images', '5')
+    (folder,) = (tmp_path / 'rows').iterdir()
+    assert {path.stem for path in folder.glob('*.json')} == {'run', *(s.name for s in made)}
+    monkeypatch.setattr(
+        Evaluation, 'run', lambda self, setting: made.append(setting) or honest(self, setting)
+    )
+    run(segmentor, tmp_path, '--images', '5')
+    assert len(made) == len(set(made)) == 5  # nothing twice
+    for name in FILES:
+        assert (whole / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_classifier_gets_top1_and_mce_of_imagenet_c(classifier, tmp_path, capsys) -> None:
+    options = ['--protocol', 'hendrycks', '--images', '4', '--severities', '3']
+    cli.main([*classifier, '--out', str(tmp_path), *options, '--corruptions', 'fog'])
+    content = json.loads(Path(tmp_path, 'robustness.json').read_text())
+    assert content['score'] == 'top-1' and 'mCE' not in content['numbers']  # of all 15 only
+    for name, each in content['settings'].items():
+        row = json.loads(Path(tmp_path, 'rows', content['key'], f'{name}.json').read_text())
+        assert 100 * each['value'] == pytest.approx(row['metrics']['accuracy/top1'])
+        assert row['labels'] == [0, 1, 3, 4]  # of ten images, evenly spaced
+    assert 'CE' in capsys.readouterr().out
+
+
+STEP = 'test_dataloader.dataset.pipeline'
+STATISTIC = 'model.data_preprocessor'
+PLANTED = {
+    'BGR': ([f'{STATISTIC}.bgr_to_rgb=False'], 'channel order: BGR .* RGB'),
+    'mean of another model': ([f'{STATISTIC}.mean=127.5,127.5,127.5'], r'mean: \[127.5'),
+    'std of another model': ([f'{STATISTIC}.std=127.5,127.5,127.5'], r'std: \[127.5'),
+    'statistics of 0 to 1': (
+        [f'{STATISTIC}.mean=.485,.456,.406', f'{STATISTIC}.std=.2,.2,.2'],
+        r'mean: \[0.485.*std',
+    ),
+    'another size': ([f'{STEP}.1.scale=28,20'], r'Resize\(scale=\[28, 20\].*\[56, 40\]'),
+    'stretched': ([f'{STEP}.1.keep_ratio=False'], 'keep_ratio=False.*keep_ratio=True'),
+    'normalized twice': ([f'{STEP}.1.type=Normalize'], 'Normalize.*Resize'),
+    'labels one less': (
+        ['test_dataloader.dataset.reduce_zero_label=True'],
+        'reduce_zero_label: True .* False',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', PLANTED)
+def test_planted_mistakes_stop_the_run_before_the_model_is_built(segmentor, tmp_path, name) -> None:
+    options, message = PLANTED[name]
+    with pytest.raises(InputError, match=f'(?s){message}.*--ignore-mismatch'):
+        cli.main([*segmentor, '--out', str(tmp_path), '--cfg-options', *options])
+
+
+def test_what_no_record_of_the_training_shows(segmentor, tmp_path) -> None:
+    """A checkpoint of weights alone, elsewhere."""
+    weights = torch.load(segmentor[1], weights_only=False)['state_dict']
+    torch.save(weights, tmp_path / 'bare.pth')
+    options = [f'{STATISTIC}.mean=31000,30000,26000', f'{STATISTIC}.std=14900,14600,14600']
+    options += ['test_dataloader.dataset.metainfo.classes=a,b,c']
+    with pytest.raises(InputError, match='(?s)classes: 3 .*4 in the head.*divided by 255 twice'):
+        run((segmentor[0], str(tmp_path / 'bare.pth')), tmp_path, '--cfg-options', *options)
+
+
+@pytest.mark.slow
+def test_labels_that_are_no_class_are_found_on_clean_images(segmentor, tmp_path) -> None:
+    options = ['--cfg-options', 'test_evaluator.ignore_index=3']
+    with pytest.raises(InputError, match='the label 255 of .*no class of the model'):
+        run(segmentor, tmp_path, *options, '--ignore-mismatch')
+
+
+def test_two_runs_are_compared_over_the_same_images(segmentor, whole, tmp_path) -> None:
+    size = ['--images', '5', '--cfg-options', f'{STEP}.1.scale=(112,80)', '--ignore-mismatch']
+    content = run(segmentor, tmp_path, *size, '--against', str(whole))
+    ours, theirs = (
+        json.loads((folder / 'robustness.json').read_text())['numbers']
+        for folder in (tmp_path, whole)
+    )
+    difference = content['against']['corrupted']
+    expected = ours['corrupted']['value'] - theirs['corrupted']['value']
+    assert difference['value'] == pytest.approx(expected) and expected != 0
+    assert difference['low'] < difference['value'] < difference['high']
+    text = (tmp_path / 'robustness.txt').read_text()
+    assert 'DIFFERS from training (--ignore-mismatch): steps of' in text
+    assert 'paired over the images' in text
+    with pytest.raises(InputError, match=r'images \(7 and 5.*seed \(1 and 0\)'):
+        run(segmentor, tmp_path, *size[2:], '--against', str(whole), '--seed', '1')
