@@ -254,30 +254,37 @@ def comparison(reports: Sequence[Report]) -> str:
 
 
 def alpha_figure(reports: Sequence[Report]) -> 'Figure | None':
-    """Gain against loss, one curve a model; ``None`` where no model has a sweep."""
+    """Gain against loss, one curve a model, and its controls; ``None`` where none has a sweep."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4.5), dpi=DPI, facecolor='white', layout='constrained')
     axes = figure.subplots()
     segments = 'images' in reports[0].numbers
     section, gain, loss = (
-        ('images', 'gain named', 'loss miou') if segments else ('pairs', 'flip', 'loss top-1')
+        ('images', 'gain{}', 'loss miou') if segments else ('pairs', 'flip{}', 'loss top-1')
     )
     for number, report in enumerate(reports):
         sweep = report.numbers[section].get('sweep', {})
-        points = [
-            (100 * sweep[row][loss].value, 100 * sweep[row][gain].value, row)
-            for row in (f'{alpha:g}' for alpha in report.results.alphas)
-            if row in sweep and {gain, loss} <= set(sweep[row])
-        ]
-        if not points:
-            continue
-        x, y, names = zip(*points, strict=True)
-        axes.plot(x, y, 'o-', color=f'C{number}', label=report.name)
-        for place in zip(x, y, names, strict=True):
-            axes.annotate(
-                f'α={place[2]}', place[:2], xytext=(4, 4), textcoords='offset points', fontsize=7
-            )
+        for style, control in (('o-', ''), ('--', ' random'), (':', ' shuffled')):
+            column = gain.format(control or ' named' * segments)
+            points = [
+                (100 * sweep[row][loss].value, 100 * sweep[row][column].value, row)
+                for row in (f'{alpha:g}' for alpha in report.results.alphas)
+                if row in sweep and {column, loss} <= set(sweep[row])
+            ]
+            if not points:
+                continue
+            x, y, names = zip(*points, strict=True)
+            label = f'{report.name},{control} priors' if control else report.name
+            axes.plot(x, y, style, color=f'C{number}', label=label)
+            for place in zip(x, y, names, strict=True) if not control else ():
+                axes.annotate(
+                    f'α={place[2]}',
+                    place[:2],
+                    xytext=(4, 4),
+                    textcoords='offset points',
+                    fontsize=7,
+                )
     if not axes.lines:
         return None
     axes.axhline(0, color='0.8', zorder=0)
