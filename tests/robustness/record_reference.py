@@ -16,12 +16,20 @@ RECORDED = Path(__file__).with_name('reference.npz')
 HEIGHT, WIDTH = 37, 46
 
 
-def image() -> np.ndarray:
-    """Smooth areas, edges, fine noise, and both ends of the range (37, 46, 3)."""
+def image(name: str = '') -> np.ndarray:
+    """Smooth areas, edges, fine noise, grays and both ends of the range (37, 46, 3).
+
+    For spatter, whose drops are large, it is three times as large; for motion_blur narrower than
+    the longest line.
+    """
     rng = np.random.RandomState(0)
     smooth = cv2.resize(rng.uniform(-80, 335, (5, 6, 3)), (WIDTH, HEIGHT))
     smooth[10:20, 8:30] = (200, 29, 90)
-    return np.clip(smooth + rng.uniform(-12, 12, smooth.shape), 0, 255).astype(np.uint8)
+    pixels = np.clip(smooth + rng.uniform(-12, 12, smooth.shape), 0, 255).astype(np.uint8)
+    pixels[25:30] = pixels[25:30, :, :1]
+    if name == 'spatter':
+        return pixels.repeat(3, axis=0).repeat(3, axis=1)
+    return pixels[:, :32].copy() if name == 'motion_blur' else pixels
 
 
 def textures() -> list[np.ndarray]:
@@ -73,7 +81,7 @@ def main() -> None:
         corruptions.sk.util.random_noise = lambda *args, **kwargs: random_noise(
             *args, rng=np.random.default_rng(severity), **kwargs
         )
-        return imagecorruptions.corrupt(image(), severity, name)
+        return imagecorruptions.corrupt(image(name), severity, name)
 
     names = imagecorruptions.get_corruption_names('all')
     recorded = {name: np.stack([corrupted(name, s) for s in range(1, 6)]) for name in names}

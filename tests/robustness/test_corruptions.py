@@ -47,7 +47,7 @@ def test_they_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize('name', CORRUPTIONS)
 def test_within_one_gray_level_of_the_reference(name: str) -> None:
-    image, expected = record_reference.image(), np.load(RECORDED)[name]
+    image, expected = record_reference.image(name), np.load(RECORDED)[name]
     for severity in SEVERITIES:
         result = CORRUPTIONS[name].function(image, severity, Replay(severity))
         difference = result.astype(int) - expected[severity - 1]
@@ -128,10 +128,12 @@ def test_a_blur_leaves_a_flat_image(name: str, value: int) -> None:
 
 
 def test_contrast_by_hand() -> None:
-    image = _flat(100)
-    image[:16] = 200  # mean 150
-    result = corrupt(image, 'contrast', 1)  # 150 +- 50 * 0.4
-    assert np.unique(result[:16]) == 170 and np.unique(result[16:]) == 130
+    image = _flat(0)
+    image[:8] = 240  # mean 60
+    for severity, factor in zip(SEVERITIES, (0.4, 0.3, 0.2, 0.1, 0.05), strict=True):
+        result = corrupt(image, 'contrast', severity)
+        assert np.unique(result[:8]) == int(60 + 180 * factor)
+        assert np.unique(result[8:]) == int(60 - 60 * factor)
 
 
 def test_brightness_by_hand() -> None:
