@@ -9,7 +9,7 @@ first look-up, never before.
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS']
+__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS']
 
 MODELS = Registry('model', parent=_root.MODELS, scope='mmvars', locations=['mmvars.models'])
 DATASETS = Registry('dataset', parent=_root.DATASETS, scope='mmvars', locations=['mmvars.datasets'])
@@ -18,6 +18,9 @@ TRANSFORMS = Registry(
 )
 HOOKS = Registry(
     'hook', parent=_root.HOOKS, scope='mmvars', locations=['mmvars.engine', 'mmvars.visualization']
+)
+METRICS = Registry(
+    'metric', parent=_root.METRICS, scope='mmvars', locations=['mmvars.robustness.metric']
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
