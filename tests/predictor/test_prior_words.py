@@ -89,6 +89,7 @@ def test_bad_words_are_explained(predictor, tmp_path, monkeypatch) -> None:
     np.save('object.npy', np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / 'text.pt').write_text('this is no tensor')
     Image.fromarray(np.zeros((8, 9), np.uint8)).save('empty.png')
+    (tmp_path / 'a.eps').write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
     for word, message in {
         'dog': r"--prior 'dog' is not understood: give class:NAME, point:X,Y",
         'class:': 'is not understood',
@@ -102,6 +103,7 @@ def test_bad_words_are_explained(predictor, tmp_path, monkeypatch) -> None:
         'box:30,4,3,9': 'x0 < x1',
         'mask:text.pt': 'the file is no image that can be read; save it as PNG$',
         'mask:lost.png': '--prior mask:lost.png: the file does not exist$',
+        'mask:a.eps': 'is PostScript, not an image of pixels',
         'mask:empty.png': '--prior mask:empty.png: the mask is empty: mark at least one pixel',
         'example:lost.jpg': r"--prior example:lost.jpg: the image 'lost.jpg' does not exist$",
         'file:nothing.pt': 'nothing.pt',
