@@ -13,7 +13,7 @@ import mmvars
 from mmvars.errors import InputError
 from mmvars.prior_words import parse_prior
 from mmvars.priors import find_class
-from mmvars.visualization.cli import panel_configs
+from mmvars.visualization.cli import _with_places, panel_configs
 from mmvars.visualization.figure import short_name
 
 PROTOTYPES = dict(type='class_prototype', num_classes=NUM_CLASSES)
@@ -52,13 +52,23 @@ def test_the_query_is_the_network_s_own_and_none_is_none(predictor, make) -> Non
     assert torch.equal(fence.prior, prototypes[4]) and fence.class_index == 4
 
 
-def test_a_place_is_one_in_each_image(predictor) -> None:
+def test_a_place_is_one_in_each_image(predictor, tmp_path) -> None:
     for word, kind in (('point:3,4', mmvars.Points), ('box:3,4,30,20', mmvars.Box)):
         assert isinstance(parse_prior(word, predictor), kind)
         (panel,) = panel_configs([word], [], predictor)
         assert isinstance(panel.place, kind) and panel.name == word.replace(':', ' ')
         with pytest.raises(InputError, match='--pair: a point, box or mask'):
             panel_configs([word, 'class:1'], [], predictor, pair=True)
+    panels, priors = panel_configs(['point:50,40', 'class:1'], [], predictor), []
+    for number in range(2):
+        file = tmp_path / f'{number}.png'
+        Image.fromarray(np.roll(pattern(75, 130), 30 * number, axis=1)).save(file)
+        point, other = _with_places(panels, predictor, str(file))
+        assert other is panels[1]
+        predictor.set_image(file)
+        assert torch.equal(point.prior, predictor.prior_vector((50, 40)))
+        priors.append(point.prior)
+    assert not torch.equal(*priors)
 
 
 def test_vectors_and_rows_come_from_files(make, tmp_path) -> None:

@@ -130,8 +130,8 @@ async function ask(prior, alpha, keep = true) {
 
 async function answerTo(job) {
   if (job.image !== image) return;
-  if (shown?.preview && sameQuestion(shown, job)) {
-    if (job.keep) commit({ ...shown, preview: false });
+  if (shown?.image === job.image && sameQuestion(shown, job)) {
+    if (job.keep && shown.preview) commit({ ...shown, preview: false });
     return;
   }
   if (onServer !== job.image.image) Object.assign(job.image, await setOnServer(job.image.source), { picture: job.image.picture });
