@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runner = build_runner(cfg, args, notes)
         _silence(runner)
         evaluation = Evaluation(runner, protocol)
-        classes = evaluation.loop.evaluator.dataset_meta or {}
-        problems += check_classes(evaluation.num_classes, classes.get('classes'), names)
+        problems += check_classes(evaluation.num_classes, evaluation.classes, names)
         looked_at = evaluation.indices[:: -(-len(evaluation.indices) // _LOOKED_AT)]
         problems += check_values(evaluation.model, evaluation.dataset, looked_at)
         if problems and not args.ignore_mismatch:
@@ -82,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = Result(
             protocol,
             Rows.of(out, evaluation.identity(read)),
-            tuple(classes.get('classes') or map(str, range(evaluation.num_classes))),
+            tuple(evaluation.classes or map(str, range(evaluation.num_classes))),
             'mIoU' if evaluation.segmentation else 'top-1',
             _about(args, protocol, evaluation, read, trained, source, problems),
         )

@@ -41,11 +41,19 @@ class Estimate:
 
     @classmethod
     def of(cls, draws: np.ndarray) -> 'Estimate':
-        """From the number over all images and in each draw."""
-        low, high = np.quantile(draws[1:], [0.025, 0.975])
+        """From the number over all images and in each draw; those without a number do not count."""
+        finite = draws[1:][np.isfinite(draws[1:])]
+        low, high = np.quantile(finite, [0.025, 0.975]) if finite.size else (np.nan, np.nan)
         return cls(float(draws[0]), float(low), float(high))
 
+    @property
+    def entry(self) -> dict[str, float | None]:
+        """As JSON, which knows no ``nan``."""
+        return {key: _finite(value) for key, value in asdict(self).items()}
+
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return '-'
         return f'{100 * self.value:.2f} [{100 * self.low:.2f}, {100 * self.high:.2f}]'
 
 
@@ -188,19 +196,18 @@ def write_report(result: Result, folder: str | Path, against: Result | None = No
         score=result.score,
         classes=result.classes,
         about=dict(result.about),
-        numbers={name: asdict(each) for name, each in numbers.items()},
-        settings={setting.name: asdict(each) for setting, each in estimates.items()},
+        numbers={name: each.entry for name, each in numbers.items()},
+        settings={setting.name: each.entry for setting, each in estimates.items()},
         by_class={
-            setting.name: [None if np.isnan(v) else float(v) for v in by_class[setting]]
-            for setting in values
+            setting.name: [_finite(value) for value in by_class[setting]] for setting in values
         },
-        against=difference and {name: asdict(diff) for name, diff in difference.items()},
+        against=difference and {name: diff.entry for name, diff in difference.items()},
     )
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator='\n')
     writer.writerow(['corruption', 'severity', result.score, 'low', 'high'])
     for setting, each in estimates.items():
-        writer.writerow([setting.corruption or 'clean', setting.severity, *asdict(each).values()])
+        writer.writerow([setting.corruption or 'clean', setting.severity, *each.entry.values()])
     for suffix, body in (
         ('txt', text),
         ('json', json.dumps(content, indent=1) + '\n'),
@@ -209,6 +216,10 @@ def write_report(result: Result, folder: str | Path, against: Result | None = No
     ):
         write_text(Path(folder, f'{FILE}.{suffix}'), body, overwrite=True)
     return text
+
+
+def _finite(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _table(result: Result, values: Mapping[Setting, np.ndarray]) -> list[list[str]]:

@@ -26,7 +26,7 @@ from mmvars.errors import InputError
 from mmvars.robustness.protocols import CORRUPTIONS_VERSION, Protocol, Setting
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import ImageScores
-from mmvars.visualization.model import is_segmentor, num_classes_of
+from mmvars.visualization.model import is_segmentor
 
 __all__ = ['Evaluation', 'imagenet_c_pipeline', 'run_settings']
 
@@ -81,14 +81,19 @@ class Evaluation:
         runner.call_hook('before_run')
         runner.load_or_resume()
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self.num_classes = num_classes_of(self.model)
         self.segmentation = is_segmentor(self.model)
+        self.classes: Sequence[str] | None = (self.loop.evaluator.dataset_meta or {}).get('classes')
+        self.num_classes = _num_classes(self.model) or len(self.classes or ())
+        if not self.num_classes:
+            raise InputError(
+                f'neither {type(self.model).__name__} nor the data set say how many classes there '
+                'are: set test_dataloader.dataset.metainfo.classes=NAME,NAME,...'
+            )
         self.weights = _digest(self.model)
         ignored = [getattr(metric, 'ignore_index', None) for metric in self.loop.evaluator.metrics]
         self.scores = ImageScores(
             self.num_classes, next((value for value in ignored if value is not None), 255)
         )
-        self.scores.dataset_meta = self.loop.evaluator.dataset_meta
         self.loop.evaluator.metrics.append(self.scores)
         runner.register_hook(FuseHook())
         self.progress = _ProgressHook()
@@ -210,6 +215,15 @@ class _ProgressHook(Hook):
             self._said = time.monotonic()
             batches = len(runner.test_loop.dataloader)
             print(f'    {self.setting.name}: batch {batch_idx + 1} of {batches}', flush=True)
+
+
+def _num_classes(model: nn.Module) -> int | None:
+    """Number of classes that a model tells apart, where it says so."""
+    head = getattr(model, 'decode_head' if is_segmentor(model) else 'head', None)
+    if isinstance(head, nn.ModuleList):  # a cascade, whose last head decides
+        head = head[-1]
+    inner = getattr(model, 'model', None)  # of timm or Hugging Face, in mmpretrain's wrapper
+    return getattr(head, 'num_classes', None) or getattr(inner, 'num_classes', None)
 
 
 def _leaves(dataset: Any) -> list[Any]:

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from robustness_models import run
 
 from mmvars.errors import InputError
 from mmvars.robustness import cli
 from mmvars.robustness.runner import Evaluation
 
 FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md')
-SHORT = ['--corruptions', 'fog', 'contrast', '--severities', '1', '5']
-
-
-def run(model, out, *options) -> dict:
-    cli.main([*model, '--out', str(out), *SHORT, *options])
-    return json.loads(Path(out, 'robustness.json').read_text())
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,93 @@
+"""Runs of `mmvars robustness` that are killed, and that share a folder."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmvars.robustness import cli
+
+pytestmark = pytest.mark.slow
+
+NUM_KILLS = 8
+OPTIONS = ['--corruptions', 'fog', 'contrast', 'pixelate', 'snow', '--severities', '1', '3', '5']
+NUM_SETTINGS = 13
+
+
+def start(model, out: Path, log: Path, *options: str) -> int:
+    """Start a run in a process of its own, which need not import anything again."""
+    child = os.fork()
+    if child == 0:
+        sys.stdout = sys.stderr = open(log, 'a')  # noqa: SIM115
+        status = 1
+        try:
+            status = cli.main([*model, '--out', str(out), *OPTIONS, *options])
+        finally:
+            sys.stdout.flush()
+            os._exit(status)
+    return child
+
+
+def reports(folder: Path) -> list[bytes]:
+    return [
+        (folder / f'robustness.{suffix}').read_bytes() for suffix in ('txt', 'json', 'csv', 'md')
+    ]
+
+
+def made(log: Path) -> list[str]:
+    """Settings that are said to be made, in order."""
+    lines = log.read_text().splitlines()
+    return [line.split(': ')[0].split('] ')[1] for line in lines if line.startswith('[')]
+
+
+def test_runs_that_are_killed_at_random_moments_make_the_same_table(segmentor, tmp_path) -> None:
+    whole, broken, log = tmp_path / 'whole', tmp_path / 'broken', tmp_path / 'log'
+    begin = time.monotonic()
+    assert os.waitpid(start(segmentor, whole, tmp_path / 'log0'), 0)[1] == 0
+    duration = time.monotonic() - begin
+    draw, written = random.Random(0), {}
+    for kill in range(NUM_KILLS + 1):
+        child = start(segmentor, broken, log)
+        if kill < NUM_KILLS:
+            time.sleep(duration * draw.uniform(0.1, 0.9))
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        stamps = {path: path.stat().st_mtime_ns for path in broken.glob('rows/*/*-*.json')}
+        assert stamps | written == stamps  # none is written again
+        written = stamps
+    assert reports(broken) == reports(whole)
+    assert len(made(log)) == len(set(made(log))) and len(made(log)) >= NUM_SETTINGS - NUM_KILLS
+
+
+def test_two_processes_share_the_work(segmentor, tmp_path) -> None:
+    logs = [tmp_path / 'log1', tmp_path / 'log2']
+    children = [start(segmentor, tmp_path / 'shared', log) for log in logs]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    parts = [made(log) for log in logs]
+    assert sorted(map(bool, parts)) == [True, True]
+    assert len(parts[0] + parts[1]) == len({*parts[0], *parts[1]}) == NUM_SETTINGS
+    os.waitpid(start(segmentor, tmp_path / 'alone', tmp_path / 'log3'), 0)
+    assert reports(tmp_path / 'shared') == reports(tmp_path / 'alone')
+
+
+def test_a_distributed_run_makes_the_same_table(segmentor, tmp_path, repo) -> None:
+    few = ['--corruptions', 'snow', '--severities', '2']
+    os.waitpid(start(segmentor, tmp_path / 'alone', tmp_path / 'log', *few), 0)
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2']
+        + ['--master-port', str(random.randint(20000, 40000)), 'tools/test_robustness.py']
+        + [*segmentor, '--out', str(tmp_path / 'both'), '--launcher', 'pytorch', *few],
+        cwd=repo,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(repo)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('] clean:') == 1
+    assert reports(tmp_path / 'both') == reports(tmp_path / 'alone')
