@@ -13,6 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmvars.datasets.files import refuse_special_file
+from mmvars.datasets.layout import describe_layout
 from mmvars.errors import InputError
 from mmvars.registry import TRANSFORMS
 
@@ -108,6 +109,7 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
             them.
     """
     problems: dict[str, list[str]] = {}
+    layouts: dict[str, str] = {}
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         for loader in loaders:
             section = cfg.get(loader) or {}
@@ -116,8 +118,12 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
             for key, dataset in dataset_entries(section.get('dataset'), f'{loader}.dataset'):
                 if (problem := _problem(dataset)) is not None:
                     problems.setdefault(problem, []).append(key)
+                    layouts[problem] = describe_layout(dataset, _class_of(dataset))
     if problems:
-        lines = [f'{problem} (set by {", ".join(keys)})' for problem, keys in problems.items()]
+        lines = [
+            f'{problem} (set by {", ".join(keys)})\n{layouts[problem]}'
+            for problem, keys in problems.items()
+        ]
         key = next(iter(problems.values()))[0]
         lines.append(
             'Put the data there, or say where they are with --cfg-options data_root=PATH '
@@ -139,6 +145,14 @@ def dataset_entries(dataset: Any, key: str) -> Iterator[tuple[str, dict]]:
             yield from dataset_entries(dataset[name], f'{key}.{name}')
 
 
+def _class_of(cfg: Mapping) -> Any:
+    """The class of a data set; ``None`` if its name is not known."""
+    if not isinstance(cfg['type'], str):
+        return cfg['type']
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(cfg['type'])
+
+
 def _problem(cfg: Mapping) -> str | None:
     """What is missing of one data set, or None."""
     root, ann_file = cfg.get('data_root') or '', cfg.get('ann_file') or ''
@@ -150,10 +164,7 @@ def _problem(cfg: Mapping) -> str | None:
             return f'data_root, data_prefix and ann_file must be paths, got {path!r}'
     if any('://' in str(path) for path in paths):
         return None
-    cls, name = cfg['type'], getattr(cfg['type'], '__name__', cfg['type'])
-    if isinstance(cls, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            cls = registry.get(cls)
+    cls, name = _class_of(cfg), getattr(cfg['type'], '__name__', cfg['type'])
     if (
         isinstance(cls, type)
         and 'download' in inspect.signature(cls).parameters

@@ -230,3 +230,27 @@ def test_links_to_other_folders_pass(ade) -> None:
     for name in ('training', 'training-2'):
         (ade / 'images' / name).symlink_to(elsewhere)
     check_data_roots(_cfg(_ade(ade)))
+
+
+def test_the_layout_expected_and_found_are_shown(ade, tmp_path):
+    shutil.rmtree(ade / 'images' / 'validation')
+    (ade / 'validation.zip').touch()  # to be unpacked
+    message = _message(_cfg(_ade(ade, 'validation')))
+    expected, found = message.partition('  expected in data_root:\n')[2].split('  found there:\n')
+    assert expected.split() == [
+        'images/validation/*.jpg',
+        'annotations/validation/*.png',
+    ]
+    lines = [line[4:] for line in found.splitlines()]
+    assert lines[:5] == ['annotations/', '  training/', '  validation/', 'images/', '  training/']
+    assert 'validation.zip' in lines
+    message = _message(_cfg(_ade(tmp_path / 'no' / 'root')))
+    assert f'found in {tmp_path}, the nearest folder that exists:\n    ade/\n' in message
+
+
+def test_the_layout_of_a_classifiers_data(tmp_path):
+    pytest.importorskip('mmpretrain.datasets')
+    dataset = dict(type='ImageNet', data_root=str(tmp_path), split='val')
+    assert '    val/CLASS/IMAGE\n' in _message(_cfg(dataset, scope='mmpretrain'))
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'x'))
+    assert '    CLASS/IMAGE\n' in _message(_cfg(dataset, scope='mmpretrain'))
