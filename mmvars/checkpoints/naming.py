@@ -89,7 +89,7 @@ def name_tensors(
             if outside
             else source.to_network(key.removeprefix(prefix)) or ('', ())
         )
-        name = rename_old_keys([name], plain=False)[name]
+        name = name and rename_old_keys([name], plain=False)[name]
         passes = first_match(source.passthrough, key)
         if note := (
             'as requested'

@@ -36,7 +36,8 @@ def test_the_steps_are_commands_that_parse(weights, tmp_path):
         if not script.startswith('_'):
             command = COMMANDS.get(script, script.removesuffix('.py'))
             args = import_module(f'mmvars.parsers.{command}').parse_args(list(map(str, words)))
-            assert config_path(args.config).is_file()
+            config = args.model if command == 'steerability' else args.config
+            assert config_path(config).is_file()
             for image in getattr(args, 'images', []) if command == 'visualize' else []:
                 assert Path(image).is_file()
 
