@@ -23,8 +23,8 @@ the work. Another model, other data or options start anew beside them.
 Before anything is measured the config is compared with that in the checkpoint, or beside it:
 statistics, channel order, steps of the pipeline, classes. A difference stops the run.
 
-DIR holds robustness.txt, .json, .csv and .md. Scores are mIoU or top-1 accuracy; intervals are a
-bootstrap over the images.
+DIR holds robustness.txt, .json, .csv, .md and .html, a page with the images that lose most. Scores
+are mIoU or top-1 accuracy; intervals are a bootstrap over the images.
 
   mmvars robustness work_dirs/run
   mmvars robustness CONFIG CHECKPOINT --protocol segmentation --out robustness/ours

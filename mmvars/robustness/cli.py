@@ -33,6 +33,7 @@ from mmvars.robustness.guard import (
     recorded,
     shown,
 )
+from mmvars.robustness.pictures import worst_pictures
 from mmvars.robustness.protocols import PROTOCOLS, Protocol, Setting
 from mmvars.robustness.report import Result, check_comparable, read_result, write_report
 from mmvars.robustness.rows import Rows
@@ -89,8 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_comparable(result, against)
         _run(evaluation, result)
         if is_main_process():
-            print('\n' + write_report(result, out, against))
-            print(f'Written: {out}/robustness.txt, .json, .csv, .md')
+            pictures = worst_pictures(evaluation, result)
+            print('\n' + write_report(result, out, against, pictures))
+            print(f'Written: {out}/robustness.txt, .json, .csv, .md, .html')
     return 0
 
 

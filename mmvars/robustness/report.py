@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmvars.errors import InputError
+from mmvars.robustness.page import render_page
 from mmvars.robustness.protocols import (
     ALEXNET_ERRORS,
     CLEAN,
@@ -154,10 +155,21 @@ def _numbers_of(result: Result, numbers: Mapping[str, Any]) -> list[str]:
     return [name for name in result.protocol.numbers if name in numbers]
 
 
-def write_report(result: Result, folder: str | Path, against: Result | None = None) -> str:
-    """Write ``robustness.txt``, ``.json``, ``.csv`` and ``.md``; returns the text.
+def write_report(
+    result: Result,
+    folder: str | Path,
+    against: Result | None = None,
+    pictures: Sequence[tuple[str, str]] = (),
+) -> str:
+    """Write ``robustness.txt``, ``.json``, ``.csv``, ``.md`` and ``.html``; returns the text.
 
     Nothing in them depends on when, where or in how many pieces the rows were made.
+
+    Args:
+        result: What they are of.
+        folder: Where they stand.
+        against: Another result, for differences.
+        pictures: For the page: lines of text, and sources of images.
     """
     values, by_class = result.draws()
     estimates = {setting: Estimate.of(draws) for setting, draws in values.items()}
@@ -165,7 +177,6 @@ def write_report(result: Result, folder: str | Path, against: Result | None = No
     numbers = {name: Estimate.of(summary[name]) for name in _numbers_of(result, summary)}
     difference = compare(result, against) if against else None
     table = _table(result, values)
-    classes = _class_table(result, by_class)
     head = [f'{name}: {text}' for name, text in result.about.items()]
     parts: list[tuple[str, list[list[str]]]] = [
         (f'{result.score}, %', table),
@@ -173,7 +184,8 @@ def write_report(result: Result, folder: str | Path, against: Result | None = No
             f'95 % intervals: bootstrap over the images, {NUM_DRAWS} draws',
             [['', '%'], *([name, str(each)] for name, each in numbers.items())],
         ),
-        classes,
+        _class_table(result, by_class),
+        ('metrics of the evaluator', _metric_table(result)),
     ]
     if difference is not None and against is not None:
         parts.append(
@@ -213,6 +225,7 @@ def write_report(result: Result, folder: str | Path, against: Result | None = No
         ('json', json.dumps(content, indent=1) + '\n'),
         ('csv', lines.getvalue()),
         ('md', '\n'.join(markdown) + '\n'),
+        ('html', render_page(title, result.about, parts, 100 * estimates[CLEAN].value, pictures)),
     ):
         write_text(Path(folder, f'{FILE}.{suffix}'), body, overwrite=True)
     return text
@@ -254,6 +267,17 @@ def _class_table(
         for k in order[:_MOST_CLASSES]
     ]
     return f'{unit} of each class, %{more}', [['', 'clean', 'corrupted', 'drop'], *rows]
+
+
+def _metric_table(result: Result) -> list[list[str]]:
+    """What the config's own evaluator says: clean, and in the mean over the corruptions."""
+    metrics = {s: result.rows.read(s)['metrics'] for s in result.protocol.settings}
+    rows = [['', 'clean', 'corrupted']]
+    for name in metrics[CLEAN]:
+        values = {setting: each.get(name, np.nan) for setting, each in metrics.items()}
+        corrupted = float(np.mean(list(corruption_means(values).values())))
+        rows.append([name, f'{values[CLEAN]:.2f}', f'{corrupted:.2f}'])
+    return rows
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

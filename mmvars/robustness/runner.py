@@ -4,6 +4,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform, CenterCrop
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -26,9 +28,9 @@ from mmvars.errors import InputError
 from mmvars.robustness.protocols import CORRUPTIONS_VERSION, Protocol, Setting
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import ImageScores
-from mmvars.visualization.model import is_segmentor
+from mmvars.visualization.model import Sample, is_segmentor
 
-__all__ = ['Evaluation', 'imagenet_c_pipeline', 'run_settings']
+__all__ = ['Evaluation', 'Shown', 'imagenet_c_pipeline', 'run_settings']
 
 _SECONDS_BETWEEN_LINES = 30
 
@@ -49,6 +51,21 @@ class View(Dataset):
 
     def __deepcopy__(self, memo: dict) -> 'View':
         return self  # mmengine copies the section of the config that this stands in
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image in a setting, and what the model says of it.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8, RGB, as it is prepared, before the normalization.
+        output: Labels ``(h, w)``, or probabilities ``(K,)``.
+        truth: Labels ``(h, w)``, -1 where there is none; or the number of the class.
+    """
+
+    image: np.ndarray
+    output: np.ndarray
+    truth: np.ndarray
 
 
 class Evaluation:
@@ -82,7 +99,9 @@ class Evaluation:
         runner.load_or_resume()
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.segmentation = is_segmentor(self.model)
-        self.classes: Sequence[str] | None = (self.loop.evaluator.dataset_meta or {}).get('classes')
+        meta = self.loop.evaluator.dataset_meta or {}
+        self.classes: Sequence[str] | None = meta.get('classes')
+        self.palette: list | None = meta.get('palette')
         self.num_classes = _num_classes(self.model) or len(self.classes or ())
         if not self.num_classes:
             raise InputError(
@@ -130,8 +149,7 @@ class Evaluation:
 
     def run(self, setting: Setting) -> dict[str, Any]:
         """Test in a setting, in all processes of the run; the row is that of the main process."""
-        for leaf, original in self.pipelines:
-            leaf.pipeline = self.pipeline(original, setting)
+        self._prepare(setting)
         loader = dict(
             self.runner.cfg.test_dataloader,
             dataset=View(self.dataset, self.indices),
@@ -144,6 +162,24 @@ class Evaluation:
         return dict(
             metrics={key: float(value) for key, value in metrics.items()}, **self.scores.row
         )
+
+    @torch.no_grad()
+    def show(self, setting: Setting, position: int) -> Shown:
+        """One image in a setting, by its position among those that are tested."""
+        self._prepare(setting)
+        sample = self.dataset[self.indices[position]]
+        image = Sample(sample['inputs'], sample['data_samples']).picture(self.model)
+        result = self.model.eval().test_step(pseudo_collate([sample]))[0]
+        if not self.segmentation:
+            return Shown(image, result.pred_score.cpu().numpy(), result.gt_label.cpu().numpy()[0])
+        truth = result.gt_sem_seg.data.squeeze(0).cpu().long()
+        truth[truth == self.scores.ignore_index] = -1
+        output = result.pred_sem_seg.data.squeeze(0).cpu().long()
+        return Shown(image, output.numpy(), truth.numpy())
+
+    def _prepare(self, setting: Setting) -> None:
+        for leaf, original in self.pipelines:
+            leaf.pipeline = self.pipeline(original, setting)
 
 
 def run_settings(

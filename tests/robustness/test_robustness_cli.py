@@ -11,7 +11,7 @@ from mmvars.errors import InputError
 from mmvars.robustness import cli
 from mmvars.robustness.runner import Evaluation
 
-FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md')
+FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md', 'robustness.html')
 
 
 @pytest.fixture(scope='module')
@@ -36,6 +36,11 @@ def test_a_segmentor_gets_the_table_of_its_own_metric(whole) -> None:
     corrupted = sum(values[name] for name in values if name != 'clean') / 4
     assert content['numbers']['corrupted']['value'] == pytest.approx(corrupted)
     assert content['about']['preprocessing'] == 'as in training, by the config in the checkpoint'
+
+
+def test_the_page_shows_where_most_is_lost(whole) -> None:
+    page = (whole / 'robustness.html').read_text()
+    assert 1 <= page.count('<img src="data:image/png;base64,') <= 2 and 'http' not in page
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same_table(

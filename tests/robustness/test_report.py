@@ -1,0 +1,75 @@
+"""The report of hand-made rows: worst images, the page, results without a number."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmvars.robustness.pictures import worst_images
+from mmvars.robustness.protocols import CLEAN, Protocol, Setting
+from mmvars.robustness.report import Result, check_comparable, compare, read_result, write_report
+from mmvars.robustness.rows import Rows
+
+FOG, SNOW = Setting('fog', 1), Setting('snow', 1)
+LABELS = [0, 1, 1, 0]
+PREDICTIONS = {CLEAN: [0, 1, 1, 0], FOG: [0, 1, 0, 0], SNOW: [1, 0, 1, 0]}
+PROTOCOL = Protocol('own', 1, 'by hand', ('clean', 'corrupted', 'rPC'), ('fog', 'snow'), (1,))
+
+
+def result(folder, predictions=PREDICTIONS, **identity) -> Result:
+    identity = dict(images=list('abcd'), seed=0, imagenet_c=False, corruptions_version=1) | identity
+    rows = Rows.of(folder, identity)
+    for setting, values in predictions.items():
+        right = 100 * np.mean(np.equal(values, LABELS))
+        metrics = {'accuracy/top1': right, 'x': 2 if setting == CLEAN else 4}
+        rows.write(setting, dict(metrics=metrics, labels=LABELS, predictions=values))
+    about = dict(config='a<b>.py', checkpoint='a.pth')
+    return Result(PROTOCOL, rows, ('cat', '<dog>'), 'top-1', about)
+
+
+def test_the_worst_image_of_the_worst_corruption_comes_first(tmp_path) -> None:
+    assert worst_images(result(tmp_path), 4) == [(SNOW, 0), (FOG, 2)]
+    unharmed = dict.fromkeys(PREDICTIONS, LABELS)
+    assert worst_images(result(tmp_path / 'x', unharmed), 4) == []
+
+
+def test_tables_by_hand(tmp_path) -> None:
+    source = 'data:image/png;base64,AAAA'
+    text = write_report(result(tmp_path), tmp_path, pictures=[('snow-1: <a>', source)])
+    lines = [line.split() for line in text.splitlines()]
+    assert ['clean', '100.00'] in lines
+    assert ['fog', '75.00', '75.00', '25.00'] in lines
+    assert ['snow', '50.00', '50.00', '50.00'] in lines
+    assert ['<dog>', '100.00', '50.00', '50.00'] in lines  # 1 of 2, twice
+    assert ['cat', '100.00', '75.00', '25.00'] in lines
+    assert ['x', '2.00', '4.00'] in lines
+    content = json.loads((tmp_path / 'robustness.json').read_text())
+    assert content['numbers']['rPC']['value'] == 0.625
+    assert (tmp_path / 'robustness.csv').read_text().splitlines()[2].startswith('fog,1,0.75,')
+    assert '| fog | 75.00 | 75.00 | 25.00 |' in (tmp_path / 'robustness.md').read_text()
+    page = (tmp_path / 'robustness.html').read_text()
+    assert '&lt;dog&gt;' in page and '<dog>' not in page and '<b>' not in page
+    assert f'<img src="{source}"' in page and 'http' not in page
+    assert '<td style="background:hsl(60 60% 80%)">50.00</td>' in page  # half is left
+
+
+def test_a_result_is_read_again_and_compared(tmp_path) -> None:
+    ours = result(tmp_path / 'ours')
+    write_report(ours, tmp_path / 'ours')
+    again = read_result(tmp_path / 'ours')
+    assert again.protocol == ours.protocol and again.rows.identity == ours.rows.identity
+    blind = {**PREDICTIONS, FOG: [1, 0, 1, 1]}
+    theirs = result(tmp_path / 'theirs', blind)
+    difference = compare(ours, theirs)
+    assert difference['fog'].value == 0.5 and difference['snow'].value == 0
+    assert difference['corrupted'].value == 0.25
+    with pytest.raises(ValueError, match=r'images \(4 and 3, or others\)'):
+        check_comparable(ours, result(tmp_path / 'z', images=list('abc')))
+
+
+def test_what_no_draw_has_is_no_number(tmp_path) -> None:
+    wrong = dict.fromkeys(PREDICTIONS, [1 - label for label in LABELS])
+    text = write_report(result(tmp_path, wrong), tmp_path)
+    content = json.loads((tmp_path / 'robustness.json').read_text())
+    assert content['numbers']['rPC'] == dict(value=None, low=None, high=None)
+    assert ['rPC', '-'] in [line.split() for line in text.splitlines()]
