@@ -28,6 +28,7 @@ are mIoU or top-1 accuracy; intervals are a bootstrap over the images.
 
   mmvars robustness work_dirs/run
   mmvars robustness CONFIG CHECKPOINT --protocol segmentation --out robustness/ours
+  mmvars robustness CONFIG --protocol segmentation --write cityscapes-c
   mmvars robustness OTHER.py OTHER.pth --protocol segmentation --against robustness/ours
 """
 
@@ -48,6 +49,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--seed', type=int, metavar='S', help='of the corruptions (default: 0)')
     add('--against', metavar='DIR', help='a finished run: differences, paired over the images')
     add('--ignore-mismatch', action='store_true', help='go on where the config differs, see below')
+    add(
+        '--reliability',
+        action='store_true',
+        help='segmentors: calibration of pixels too, and how well confidence finds the wrong ones',
+    )
+    add('--write', metavar='FOLDER', help='store the corrupted images there; no model is tested')
     add('--out', metavar='DIR', help='for results (default: work_dirs/CONFIG/robustness)')
     add_cfg_options(parser)
     add_launcher(parser)

@@ -39,6 +39,7 @@ from mmvars.robustness.report import Result, check_comparable, read_result, writ
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.runner import Evaluation, run_settings
 from mmvars.robustness.scores import Scores, draw_weights
+from mmvars.robustness.store import store_images
 
 __all__ = ['main']
 
@@ -53,17 +54,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepares images in another way than the training did.
     """
     args = parse_args(argv)
+    protocol = _protocol(args)
+    if args.write:
+        return _write(args, protocol)
     args.config, checkpoint = run_files(args.config, args.checkpoint)
     if checkpoint is None:
         raise InputError(f'{args.config} is a config: give its CHECKPOINT too')
     args.checkpoint = str(checkpoint)
-    protocol = _protocol(args)
     against = read_result(args.against) if args.against else None
     cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     out = args.out or Path('work_dirs', Path(args.config).stem, 'robustness')
     args.work_dir, args.brief = str(Path(out, 'log')), True
     set_work_dir(cfg, args)
     set_for_test(cfg, args)
+    segmentation = 'decode_head' in cfg.model
+    if protocol.imagenet_c and segmentation:
+        raise InputError(
+            f'--protocol {args.protocol} is for classifiers, and {args.config} is a segmentor: '
+            'take segmentation'
+        )
+    if args.reliability:
+        _add_reliability(cfg, segmentation)
     read = deepcopy(cfg)  # the Runner adapts its own
     with closing_process_group(), user_errors():
         check_data_roots(cfg)
@@ -94,6 +105,40 @@ def main(argv: Sequence[str] | None = None) -> int:
             print('\n' + write_report(result, out, against, pictures))
             print(f'Written: {out}/robustness.txt, .json, .csv, .md, .html')
     return 0
+
+
+def _write(args: argparse.Namespace, protocol: Protocol) -> int:
+    """Store corrupted images, for which no model is needed."""
+    if args.checkpoint or args.against or args.reliability or protocol.imagenet_c:
+        raise InputError(
+            '--write stores the images of CONFIG as they are loaded, and tests nothing: leave out '
+            'CHECKPOINT, --against, --reliability and --protocol hendrycks'
+        )
+    cfg, _ = load_config(args.config, parse_cfg_options(args.cfg_options))
+    if cfg.get('test_dataloader') is None:
+        raise InputError(f'config {args.config!r} has no test_dataloader')
+    count = len(protocol.settings) - 1
+    done: list[str] = []
+
+    def say(name: str, images: int) -> None:
+        done.append(name)
+        print(f'[{len(done)}/{count}] {name}: {images} images', flush=True)
+
+    with user_errors():
+        check_data_roots(cfg, ('test_dataloader',))
+        store_images(cfg, protocol, args.write, say)
+    return 0
+
+
+def _add_reliability(cfg: Config, segmentation: bool) -> None:
+    """Let ``mmvars.ReliabilityMetric`` judge beside the evaluator of a config."""
+    if not segmentation:
+        raise InputError(
+            '--reliability is of pixels, but this config is of a classifier; leave it out'
+        )
+    evaluator = cfg.test_evaluator
+    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    cfg.test_evaluator = [*metrics, dict(type='mmvars.ReliabilityMetric')]
 
 
 def _protocol(args: argparse.Namespace) -> Protocol:

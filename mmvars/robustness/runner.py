@@ -30,7 +30,14 @@ from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import ImageScores
 from mmvars.visualization.model import Sample, is_segmentor
 
-__all__ = ['Evaluation', 'Shown', 'imagenet_c_pipeline', 'run_settings']
+__all__ = [
+    'Evaluation',
+    'Shown',
+    'evenly_spaced',
+    'imagenet_c_pipeline',
+    'leaves',
+    'run_settings',
+]
 
 _SECONDS_BETWEEN_LINES = 30
 
@@ -82,10 +89,8 @@ class Evaluation:
         self.protocol = protocol
         self.loop = runner.test_loop
         self.dataset = self.loop.dataloader.dataset
-        self.pipelines = [(leaf, leaf.pipeline) for leaf in _leaves(self.dataset)]
-        total = len(self.dataset)
-        count = min(protocol.images or total, total)
-        self.indices = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        self.pipelines = [(leaf, leaf.pipeline) for leaf in leaves(self.dataset)]
+        self.indices = evenly_spaced(len(self.dataset), protocol.images)
         paths = [self.dataset.get_data_info(index).get('img_path') for index in self.indices]
         if None in paths:
             raise InputError(
@@ -124,7 +129,7 @@ class Evaluation:
         Not where the data are, nor what reads them how fast: another machine may go on.
         """
         loader = dict(cfg.test_dataloader)
-        root = getattr(_leaves(self.dataset)[0], 'data_root', None)
+        root = getattr(leaves(self.dataset)[0], 'data_root', None)
         return dict(
             model=_without(cfg.model, 'init_cfg', 'pretrained'),
             data_preprocessor=_without(cfg.get('data_preprocessor')),
@@ -262,10 +267,15 @@ def _num_classes(model: nn.Module) -> int | None:
     return getattr(head, 'num_classes', None) or getattr(inner, 'num_classes', None)
 
 
-def _leaves(dataset: Any) -> list[Any]:
+def evenly_spaced(total: int, count: int | None) -> list[int]:
+    """Indices of ``count`` of ``total`` images, of the first and the last too; of all for None."""
+    return np.linspace(0, total - 1, min(count or total, total)).round().astype(int).tolist()
+
+
+def leaves(dataset: Any) -> list[Any]:
     """The data sets with a pipeline below the wrappers of one."""
     inner = [getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())]
-    found = [leaf for each in inner if each is not None for leaf in _leaves(each)]
+    found = [leaf for each in inner if each is not None for leaf in leaves(each)]
     if not found and not hasattr(dataset, 'pipeline'):
         raise InputError(
             f'the data set {type(dataset).__name__} of test_dataloader has no pipeline of '

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from robustness_models import run
 
 from mmvars.errors import InputError
-from mmvars.robustness import cli
+from mmvars.robustness import cli, corrupt
 from mmvars.robustness.runner import Evaluation
 
 FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md', 'robustness.html')
@@ -140,3 +142,31 @@ def test_two_runs_are_compared_over_the_same_images(segmentor, whole, tmp_path) 
     assert 'paired over the images' in text
     with pytest.raises(InputError, match=r'images \(7 and 5.*seed \(1 and 0\)'):
         run(segmentor, tmp_path, *size[2:], '--against', str(whole), '--seed', '1')
+
+
+def test_reliability_of_pixels_is_in_the_table(segmentor, tmp_path) -> None:
+    run(segmentor, tmp_path, '--images', '2', '--severities', '5', '--reliability')
+    assert 'reliability/ECE' in (tmp_path / 'robustness.txt').read_text()
+
+
+def test_a_corrupted_set_is_stored_without_a_model(segmentor, segmentation_data, tmp_path) -> None:
+    options = ['--corruptions', 'contrast', '--severities', '2', '--images', '3']
+    assert cli.main([segmentor[0], '--write', str(tmp_path / 'c'), *options]) == 0
+    files = sorted((tmp_path / 'c' / 'contrast' / '2' / 'img').iterdir())
+    assert [path.name for path in files] == ['0.png', '3.png', '6.png']
+    for path in files:
+        image = np.asarray(Image.open(segmentation_data / 'img' / path.name))
+        expected = corrupt(image, 'contrast', 2, f'img/{path.name}')
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+    with pytest.raises(InputError, match='leave out CHECKPOINT'):
+        cli.main([*segmentor, '--write', str(tmp_path / 'c'), *options])
+
+
+def test_what_is_not_of_this_task_is_refused(segmentor, classifier, tmp_path) -> None:
+    for model, option, message in (
+        (segmentor, ['--protocol', 'hendrycks'], 'is for classifiers'),
+        (classifier, ['--reliability'], 'is of pixels'),
+        (segmentor[:1], [], 'give its CHECKPOINT'),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(model, tmp_path, *option)

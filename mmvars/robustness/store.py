@@ -1,0 +1,48 @@
+"""The corrupted images of a protocol as files: Cityscapes-C, ADE20K-C, or that of own data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+from mmvars.datasets.corrupt import Corrupt, insert_corrupt
+from mmvars.robustness.protocols import Protocol
+from mmvars.robustness.runner import evenly_spaced, leaves
+from mmvars.robustness.write import write_corrupted
+
+__all__ = ['store_images']
+
+
+def store_images(
+    cfg: Config, protocol: Protocol, out: str | Path, on_setting: Callable[[str, int], None]
+) -> None:
+    """Write ``OUT/CORRUPTION/SEVERITY/PATH.png`` for the test images of a config.
+
+    ``PATH`` is that below ``data_root``: with labels linked beside it, a folder of a severity is
+    the ``data_root`` of a corrupted set. What is there is not made again.
+
+    Args:
+        cfg: Its ``test_dataloader`` says which images, and how they are loaded.
+        protocol: Its corruptions, severities, images and seed.
+        out: The folder.
+        on_setting: Called with the name of each setting that is written, and the number of images.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    parts = []
+    for leaf in leaves(dataset):
+        indices = evenly_spaced(len(leaf), protocol.images)
+        paths = [leaf.get_data_info(index)['img_path'] for index in indices]
+        root = getattr(leaf, 'data_root', None) or os.path.commonpath(map(os.path.dirname, paths))
+        parts.append((paths, root, leaf.pipeline.transforms))
+    for setting in protocol.settings[1:]:
+        folder = Path(out, str(setting.corruption), str(setting.severity))
+        corrupt = Corrupt(str(setting.corruption), setting.severity, protocol.seed)
+        files = []
+        for paths, root, transforms in parts:
+            steps = insert_corrupt(transforms, corrupt)
+            load = steps[steps.index(corrupt) - 1]
+            files += write_corrupted(paths, root, str(folder), corrupt, load)
+        on_setting(setting.name, len(files))
