@@ -2,10 +2,11 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -78,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     read = deepcopy(cfg)  # the Runner adapts its own
     with closing_process_group(), user_errors():
         check_data_roots(cfg)
-        trained, names, source = recorded(args.checkpoint)
-        problems = compare(preparation(cfg), preparation(trained or {}), source)
+        trained, names, source = recorded(args.checkpoint, args.config)
+        problems = compare(preparation(cfg), preparation(trained), source)
         if problems and not args.ignore_mismatch:
             raise _mismatch(problems)
         runner = build_runner(cfg, args, notes)
@@ -207,7 +208,7 @@ def _about(
     protocol: Protocol,
     evaluation: Evaluation,
     cfg: Config,
-    trained: object,
+    trained: Mapping[str, Any],
     source: str,
     problems: Sequence[str],
 ) -> dict[str, str]:
@@ -215,8 +216,8 @@ def _about(
     prepared = preparation(cfg)
     if problems:
         check = 'DIFFERS from training (--ignore-mismatch): ' + '; '.join(problems)
-    elif trained:
-        check = f'as in training, by {source}'
+    elif compared := [name for name in prepared if name in preparation(trained)]:
+        check = f'as in training, by {source} ({", ".join(compared)})'
     else:
         check = 'not compared: neither the checkpoint nor files beside it say how it was trained'
     total = len(evaluation.dataset)

@@ -6,6 +6,7 @@ test. A config in a checkpoint is Python text; it is parsed here, never executed
 
 import ast
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,26 +36,32 @@ _LEAST_SPREAD = 0.02
 """Of normalized values: those of 0 to 1 have 0.25; divided by 255 once more, 0.001."""
 
 
-def recorded(checkpoint: str) -> tuple[Mapping[str, Any] | None, Sequence[str] | None, str]:
+def recorded(checkpoint: str, tested: str) -> tuple[Mapping[str, Any], Sequence[str] | None, str]:
     """What is known of the training that made a checkpoint.
 
+    Args:
+        checkpoint: Its path.
+        tested: Path of the config that is tested, which says nothing of the training where it lies
+            beside the checkpoint.
+
     Returns:
-        Its config, the names of its classes (``None``: not known), and where both stand.
+        The config of the training ({}: not known), the names of its classes (``None``: not known),
+        and where both stand.
     """
     meta = read_meta(checkpoint, read_checkpoint(checkpoint))
     names = meta.get('dataset_meta')
     classes = names.get('classes') if isinstance(names, Mapping) else meta.get('CLASSES')
     text = meta.get('cfg') or meta.get('config')
-    if isinstance(text, str) and (cfg := parse_config(text)):
+    if isinstance(text, str) and 'model' in (cfg := parse_config(text)):
         return cfg, classes, 'the config in the checkpoint'
-    folder = Path(checkpoint).parent
-    files = sorted(folder.glob('*.py')) if '://' not in checkpoint else []
-    if len(files) != 1 and '://' not in checkpoint:
-        files = sorted(folder.glob('*/vis_data/config.py'))[-1:]
+    folder, files = Path(checkpoint).parent, []
+    if '://' not in checkpoint:
+        files = sorted(folder.glob('*/vis_data/config.py'))[-1:] + sorted(folder.glob('*.py'))
     for file in files:
-        if cfg := parse_config(file.read_text(encoding='utf-8', errors='replace')):
+        cfg = parse_config(file.read_text(encoding='utf-8', errors='replace'))
+        if 'model' in cfg and not (os.path.exists(tested) and file.samefile(tested)):
             return cfg, classes, str(file)
-    return None, classes, 'the checkpoint'
+    return {}, classes, 'the checkpoint'
 
 
 def parse_config(text: str) -> dict[str, Any]:

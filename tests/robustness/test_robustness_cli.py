@@ -37,7 +37,10 @@ def test_a_segmentor_gets_the_table_of_its_own_metric(whole) -> None:
     assert len(set(values.values())) > 3
     corrupted = sum(values[name] for name in values if name != 'clean') / 4
     assert content['numbers']['corrupted']['value'] == pytest.approx(corrupted)
-    assert content['about']['preprocessing'] == 'as in training, by the config in the checkpoint'
+    assert content['about']['preprocessing'] == (
+        'as in training, by the config in the checkpoint (mean, std, channel order, steps of the '
+        'test pipeline, reduce_zero_label)'
+    )
 
 
 def test_the_page_shows_where_most_is_lost(whole) -> None:

@@ -98,14 +98,20 @@ def test_a_recorded_config_is_read_and_never_run(tmp_path) -> None:
 
 
 def test_the_config_beside_a_checkpoint_is_found(tmp_path) -> None:
-    torch.save(dict(state_dict=dict(a=torch.zeros(1))), tmp_path / 'a.pth')
-    assert recorded(str(tmp_path / 'a.pth'))[0] is None
+    file = str(tmp_path / 'a.pth')
+    torch.save(dict(state_dict=dict(a=torch.zeros(1))), file)
+    (tmp_path / 'setup.py').write_text('a = 1')
+    (tmp_path / 'tested.py').write_text('model = dict(b=1)')
+    tested = str(tmp_path / 'tested.py')
+    assert recorded(file, tested) == ({}, None, 'the checkpoint')
+    assert recorded(file, 'shipped-name')[::2] == (dict(model=dict(b=1)), tested)
     (tmp_path / '2026' / 'vis_data').mkdir(parents=True)
-    (tmp_path / '2026' / 'vis_data' / 'config.py').write_text('a = dict(b=1)')
-    assert recorded(str(tmp_path / 'a.pth'))[0] == dict(a=dict(b=1))
-    (tmp_path / 'config.py').write_text('a = dict(b=2)')
-    cfg, _, source = recorded(str(tmp_path / 'a.pth'))
-    assert cfg == dict(a=dict(b=2)) and source == str(tmp_path / 'config.py')
+    (tmp_path / '2026' / 'vis_data' / 'config.py').write_text('model = dict(b=2)')
+    assert recorded(file, tested)[0] == dict(model=dict(b=2))
+    torch.save(dict(meta=dict(cfg='model = dict(b=3)', CLASSES=('x',))), file)
+    cfg, classes, source = recorded(file, tested)
+    assert cfg['model'] == dict(b=3) and list(classes) == ['x']
+    assert source == 'the config in the checkpoint'
 
 
 def test_classes_in_another_order_are_found() -> None:
