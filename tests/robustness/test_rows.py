@@ -1,5 +1,6 @@
 """A folder of rows that processes fill together, some of which are killed."""
 
+import contextlib
 import os
 import signal
 
@@ -48,6 +49,8 @@ def test_what_another_process_makes_is_left_to_it_until_it_is_killed(tmp_path, m
         monkeypatch.setattr(module.time, 'sleep', wait)
         assert rows.claim_next(ALL) == CLEAN and len(slept) == 1
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
         os.close(ready)
         os.close(say)
 
