@@ -1,7 +1,9 @@
 """`mmvars robustness` on models of the two frameworks, from the command line to the table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +11,11 @@ import torch
 from PIL import Image
 from robustness_models import run
 
+from mmvars.datasets import LoadImageFromFile
+from mmvars.engine.samples import CheckedPipeline
 from mmvars.errors import InputError
 from mmvars.robustness import cli, corrupt
+from mmvars.robustness.protocols import CLEAN, PROTOCOLS, Setting
 from mmvars.robustness.runner import Evaluation
 
 FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md', 'robustness.html')
@@ -173,3 +178,16 @@ def test_what_is_not_of_this_task_is_refused(segmentor, classifier, tmp_path) ->
     ):
         with pytest.raises(InputError, match=message):
             run(model, tmp_path, *option)
+
+
+def test_clean_is_clean_and_a_setting_is_what_it_says(segmentation_data) -> None:
+    evaluation = SimpleNamespace(protocol=replace(PROTOCOLS['quick'], seed=3))
+    path = str(segmentation_data / 'img' / '0.png')
+    original = CheckedPipeline([LoadImageFromFile()])
+    image = np.asarray(Image.open(path))
+    for setting, expected in (
+        (CLEAN, image),
+        (Setting('fog', 5), corrupt(image, 'fog', 5, 'img/0.png', seed=3)),
+    ):
+        pipeline = Evaluation.pipeline(evaluation, original, setting)
+        np.testing.assert_array_equal(pipeline(dict(img_path=path))['img'][..., ::-1], expected)
