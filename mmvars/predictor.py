@@ -113,8 +113,10 @@ class Predictor:
     ``(C,)``; with ``text``, any other string. A prompt from a picture is the mean of the output
     tokens of the first pass there: it lives where the network compares tokens with its prior
     (Section 2.5). Of points labeled 0 the mean is subtracted; without such points it is
-    ``prior.center``, where the network has one. A class is its prototype. An example is encoded at
-    each call: for many images take ``vector = predictor.prior_vector(example)`` once.
+    ``prior.center``, where the network has one. That of a region is then multiplied with
+    ``prior.whitening``, where the network was made from a file of ``mmvars prototypes``. A class is
+    its prototype. An example is encoded at each call: for many images take
+    ``vector = predictor.prior_vector(example)`` once.
 
     ``test_cfg`` of the config counts, windows too; but logits are stored in full, whatever
     ``keep_logits``, ``logits_device`` and ``logits_dtype`` say.

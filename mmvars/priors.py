@@ -182,7 +182,9 @@ class PriorVectors:
         """Mean output token of the first pass at the pixels of a region, ``(C,)``.
 
         The mean at negative points is subtracted, else the center of the prior, from which the
-        network takes all differences; then comes the whitening of the prior, where it has one.
+        network takes all differences. Regions are whitened, where the prior has a whitening: that
+        tells them from all else, as prototypes are told. One token is too few for it: a point would
+        be told from its own kind, too.
         """
         positive, negative = region.pixels(state.frame.size)
         stride = self.network.trunk.strides[-1]
@@ -192,7 +194,9 @@ class PriorVectors:
             mean = mean - state.mean_token(negative, stride)
         elif prior.center is not None:
             mean = mean - prior.center
-        return mean if prior.whitening is None else mean @ prior.whitening
+        if prior.whitening is None or isinstance(region, Points):
+            return mean
+        return mean @ prior.whitening
 
     def _class_vector(self, name: str | int) -> Tensor:
         """The prototype of a class; else, with a text encoder, the prior of a text."""

@@ -12,8 +12,8 @@ steerable = dict(
     prior_loss_weight=1.0,
 )
 # For a model that is trained already, model = _base_.steering_stage and load_from = its checkpoint:
-# only feedback, priors and the new head train. On a trunk of timm it stays what it was, to the bit,
-# where it is asked for nothing.
+# only feedback, priors and the new head train. Where it is asked for nothing it is then, on a trunk
+# of timm, to the bit what it was without feedback (alpha 0).
 steering_stage = dict(
     backbone=dict(prior=dict(type='learned_classes'), transfer='top-down'),
     frozen_heads=True,

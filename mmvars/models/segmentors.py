@@ -63,7 +63,8 @@ class EncoderDecoder(_EncoderDecoder):
             takes no prior: it is trained on the same answers, and is not told the questions.
         frozen_heads: Whether neck, decode head and auxiliary heads keep weights and statistics: for
             a trained model that learns to follow priors. With ``transfer='top-down'`` and a
-            trunk of timm it stays what it was, to the bit, where it is asked for nothing.
+            trunk of timm it is then, to the bit, what it was without feedback (alpha 0), where it
+            is asked for nothing.
         prior_loss_weight: Weight of ``loss_prior``, see
             :func:`~mmvars.models.prompting.prior_loss`.
 

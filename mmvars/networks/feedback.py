@@ -67,8 +67,8 @@ class Prior(nn.Module):
             make their cosines alike. The priors are then differences from it, too. The thesis,
             which trains the network together with its prior, does without.
         whitening: Buffer ``(C, C)``, the identity at first, or ``None`` where ``center`` is. The
-            difference of a place in a picture from the center, times this, is a prior that tells
-            the place from others; filled by ``mmvars prototypes``, whose vectors are such priors.
+            difference of a region in a picture from the center, times this, is a prior that tells
+            the region from others; filled by ``mmvars prototypes``, whose vectors are such priors.
     """
 
     center: Tensor | None

@@ -14,7 +14,8 @@ network has one. A patch is of the class that most of its pixels have. In classi
 one token an image, the mean of its patches. Read are the training images of the config, whole, one
 by one, as its test pipeline prepares them.
 
-FILE holds prototypes, center, and all else of the network but the trunk, such as decoders. It is
+FILE holds prototypes, center, the whitening that made them, and all else of the network but the
+  trunk, such as decoders. It is
   the start of a network whose priors are classes, in the config or with --cfg-options:
     model.backbone.prior.type=class_prototype   (fixed, or learned_classes)
     model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE

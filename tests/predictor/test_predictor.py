@@ -178,7 +178,7 @@ def test_a_point_is_the_token_of_its_patch_and_a_box_the_mean(make: Callable, sc
     assert torch.allclose(whole, tokens.mean((1, 2)), atol=1e-6)
 
 
-def test_priors_are_whitened_differences_from_the_center(
+def test_priors_are_differences_from_the_center_and_regions_are_whitened(
     make: Callable, picture: np.ndarray
 ) -> None:
     predictor = make(segmentor(timm=True))
@@ -188,10 +188,12 @@ def test_priors_are_whitened_differences_from_the_center(
     output, center = predictor._state.passes[0].output, prior.center
     assert center.any()
     tokens = output.grid.to_map(output.tokens)[0]
-    expected = (tokens[:, 0, 0] - center) @ prior.whitening
+    expected = tokens[:, 0, 0] - center
     assert torch.allclose(predictor.prior_vector((0, 0)), expected, atol=1e-5)
+    box = predictor.prior_vector(mmvars.Box(0, 0, 4, 4))  # inside the first patch
+    assert torch.allclose(box, expected @ prior.whitening, atol=1e-4)
     both = predictor.prior_vector(mmvars.Points([(0, 0), (129, 74)], labels=[1, 0]))
-    expected = (tokens[:, 0, 0] - tokens[:, 3, -1]) @ prior.whitening
+    expected = tokens[:, 0, 0] - tokens[:, 3, -1]
     assert torch.allclose(both, expected, atol=1e-5)
 
 
