@@ -233,6 +233,8 @@ class Results:
     Attributes:
         folders: Word of ``--prior`` -> folder; ``none`` where there is none.
         rows: What the table of a classifier has: name and prior.
+        before: What ``predict.json`` holds; empty where it is missing or damaged.
+        since: Files modified before, in nanoseconds, are results of other settings.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -245,17 +247,26 @@ class Results:
                 self.folders[word] = root / f'{number}-{slug}'[:100]
         self.table = root / 'labels.csv'
         self.settings = root / 'predict.json'
+        self.before = self._read_settings()
+        self.since: int = self.before.get('since', 0)
         self.rows: set[tuple[str, str]] = set()
         if args.resume and self.table.exists():
             with open(self.table, newline='', encoding='utf-8') as file:
                 self.rows = {(row[0], row[1]) for row in csv.reader(file) if len(row) == 5}
 
     def check(self, sources: Sequence[Source]) -> None:
-        """Refuse to replace results unless asked to, and images at all.
+        """Refuse to replace results, or to mix settings, unless asked to; and images at all.
 
         Raises:
             InputError: Naming the first.
         """
+        if self.settings.exists() and not self.args.overwrite and self._changed:
+            name = self._changed[0]
+            raise InputError(
+                f'the results in {self.args.out_dir} are of other settings '
+                f'({name} {self.before.get(name)!r} there, {self._used[name]!r} here): give '
+                'another --out-dir, or replace them with --overwrite'
+            )
         paths = [
             self._path(source.name, word, kind).with_suffix('')
             if source.is_video
@@ -273,22 +284,31 @@ class Results:
                     f'{path} exists: replace what is there with --overwrite, keep it and predict '
                     'the rest with --resume, or give another --out-dir'
                 )
-        if self.args.resume and self.settings.exists():
-            before = json.loads(self.settings.read_text(encoding='utf-8'))
-            for name, value in self._used.items():
-                if before.get(name) != value:
-                    raise InputError(
-                        f'--resume: the results in {self.args.out_dir} are of other settings '
-                        f'({name} {before.get(name)!r} there, {value!r} here): give another '
-                        '--out-dir, or replace them with --overwrite'
-                    )
         if self.args.overwrite:
             self.table.unlink(missing_ok=True)
 
     def write_settings(self) -> None:
-        """Say in the folder what its results are made of, for ``--resume``."""
+        """Say in the folder what its results are made of, and from when on."""
         self.settings.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.settings, json.dumps(self._used, indent=1) + '\n', overwrite=True)
+        if self.args.overwrite and self._changed:
+            self.settings.touch()
+            self.since = self.settings.stat().st_mtime_ns  # by the clock of the file system
+        content = json.dumps(self._used | dict(since=self.since), indent=1)
+        write_text(self.settings, content + '\n', overwrite=True)
+
+    def _read_settings(self) -> dict[str, Any]:
+        if not self.settings.exists():
+            return {}
+        try:
+            content = json.loads(self.settings.read_text(encoding='utf-8'))
+        except ValueError:
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @cached_property
+    def _changed(self) -> list[str]:
+        """Settings that are not those of ``predict.json``."""
+        return [name for name, value in self._used.items() if self.before.get(name) != value]
 
     @cached_property
     def _used(self) -> dict[str, Any]:
@@ -304,12 +324,16 @@ class Results:
         )
 
     def has(self, name: str) -> bool:
-        """Whether all results of an image are there."""
+        """Whether all results of an image are there, of these settings."""
         return all(
-            (self._path(name, word, 'labels').exists() or (name, word) in self.rows)
-            and all(self._path(name, word, kind).exists() for kind in self._kinds(word))
+            (self._has(name, word, 'labels') or (name, word) in self.rows)
+            and all(self._has(name, word, kind) for kind in self._kinds(word))
             for word in self.folders
         )
+
+    def _has(self, name: str, word: str, kind: str) -> bool:
+        path = self._path(name, word, kind)
+        return path.exists() and path.stat().st_mtime_ns >= self.since
 
     def write(self, name: str, word: str, answer: Prediction, predictor: Predictor) -> None:
         """Write the results of an image with one prior."""

@@ -266,6 +266,39 @@ def test_a_stopped_run_goes_on_and_nothing_is_replaced_unasked(predictor, monkey
     assert first.read_bytes() == first_bytes
 
 
+def test_results_of_other_settings_never_count_as_done(predictor, capsys):
+    first, second = 'photos/a.jpg', 'photos/more/b.png'
+    dog, cat = (['-o', 'out', '--prior', f'class:{name}'] for name in ('dog', 'cat'))
+    heatmaps = {}
+    for arguments in (dog, cat):
+        assert main(['run', first, '-o', 'alone', *arguments[2:], '--overwrite']) == 0
+        heatmaps[arguments[-1]] = Path('alone/heatmap/a.png').read_bytes()
+    assert heatmaps['class:dog'] != heatmaps['class:cat']
+
+    assert main(['run', first, *dog]) == 0
+    capsys.readouterr()
+    for option in ([], ['--resume']):
+        assert run_tool('predict', ['run', second, *cat, *option]) == 2
+        error = capsys.readouterr().err
+        assert "(prior ['class:dog'] there, ['class:cat'] here)" in error and '--overwrite' in error
+    assert main(['run', second, *cat, '--overwrite']) == 0
+    assert Path('out/heatmap/a.png').read_bytes() == heatmaps['class:dog']
+    for number in (1, 0):
+        assert main(['run', first, second, *cat, '--resume']) == 0
+        assert f'\n{number} images and frames' in capsys.readouterr().out
+    assert Path('out/heatmap/a.png').read_bytes() == heatmaps['class:cat']
+
+
+@pytest.mark.parametrize('content', [b'{"model": "run', b'[]', b'\xff'])
+def test_damaged_settings_are_other_settings(predictor, content, capsys):
+    assert main(['run', 'photos/a.jpg', '-o', 'out']) == 0
+    Path('out/predict.json').write_bytes(content)
+    arguments = ['run', 'photos', '-o', 'out']
+    assert run_tool('predict', [*arguments, '--resume']) == 2
+    assert 'are of other settings (model None there' in capsys.readouterr().err
+    assert main([*arguments, '--overwrite']) == 0
+
+
 def test_an_image_that_cannot_be_read_does_not_stop_the_others(predictor, capsys):
     Path('photos/more/a.png').write_bytes(b'no image')
     Path('empty.mp4').write_bytes(b'no video')
