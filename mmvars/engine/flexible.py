@@ -23,6 +23,7 @@ from mmvars.engine.strict import (
     check_fills_backbone,
     check_resumable,
     keeping,
+    leave_out_prior,
     save_whole,
     versions_of,
 )
@@ -62,6 +63,8 @@ class StrictFlexibleRunner(FlexibleRunner):
 
         def load_strictly(state_dict: dict, strict: bool = False, **options: Any) -> None:
             fine_tuning = self._training and not self._resume
+            if fine_tuning:
+                leave_out_prior(self, state_dict, self._load_from)
             before = versions_of(self.model) if fine_tuning and self._is_whole() else None
             try:
                 load(state_dict, strict=strict or not fine_tuning, **options)

@@ -20,9 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmvars.checkpoints.formats import MMVARS, mixer_meta, recorded_mixer
-from mmvars.checkpoints.io import read_meta, tensor_fault
+from mmvars.checkpoints.io import read_checkpoint, read_meta, tensor_fault
 from mmvars.checkpoints.key_mapping import mixers_seen
 from mmvars.checkpoints.mixers import check_constants
+from mmvars.checkpoints.partial import recorded_trunk
 from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.engine.checkpoint_hook import KeepingCheckpointHook, told_by_main_process
 from mmvars.engine.errors import building
@@ -31,6 +32,7 @@ from mmvars.engine.samples import check_batch_size, check_pipelines
 from mmvars.engine.trained_part import check_leaves_out, fill_in_frozen, leave_out_frozen
 from mmvars.engine.training_state import check_training_state, leave_out_unreadable
 from mmvars.errors import InputError, first_of
+from mmvars.models.base import Backbone
 from mmvars.networks import Trunk, rename_old_keys
 from mmvars.write import WriteError, whole_or_nothing, write_text
 
@@ -41,6 +43,7 @@ __all__ = [
     'check_resumable',
     'is_training_state',
     'keeping',
+    'leave_out_prior',
     'save_whole',
     'versions_of',
 ]
@@ -72,7 +75,8 @@ class StrictRunner(Runner):
     """A Runner that refuses checkpoints which do not fit, where mmengine only logs them.
 
     Testing and resuming need every key to match. Fine-tuning (``load_from`` in training) may leave
-    out or replace parts, such as a head with other classes, but must fill some of the backbone.
+    out or replace parts, such as a head with other classes, but must fill some of the backbone. The
+    prior stays that of a file of ``mmvars prototypes`` in the backbone's ``init_cfg``.
 
     No tensor shows how many steps a mixer makes, or how sparse its codes are: checkpoints say it in
     their ``meta``, and one that was made with other constants is refused, but for those that the
@@ -150,6 +154,8 @@ class StrictRunner(Runner):
         fill_in_frozen(checkpoint, model, filename, is_initialized=self._training)
         if self._resume:
             check_resumable(checkpoint, self, filename)
+        if fine_tuning:
+            leave_out_prior(self, checkpoint.get('state_dict', checkpoint), filename)
         before = {name: value.clone() for name, value in model.state_dict().items()}
         versions = versions_of(model) if fine_tuning else {}
         try:
@@ -272,6 +278,38 @@ def versions_of(model: nn.Module) -> dict[str, int]:
     """How often each tensor of the backbone has been written to."""
     state = model.state_dict()
     return {name: state[key]._version for key, name in _network_names(state).items()}
+
+
+def leave_out_prior(runner: Runner | FlexibleRunner, state: dict[str, Any], filename: str) -> None:
+    """Take the prior from what is loaded for fine-tuning, where ``init_cfg`` gave prototypes.
+
+    Prototypes, center and whitening belong together: those of two files are of no use. In a second
+    stage the checkpoint has a center and a whitening too, but not those of the prototypes.
+
+    Args:
+        runner: A training run, the weights of ``init_cfg`` in its model.
+        state: The weights of the file ``filename``; loses its ``prior.*``.
+        filename: For the log.
+    """
+    left_out = [key for key, name in _network_names(state).items() if name.startswith('prior.')]
+    path = next((m.init_file for m in runner.model.modules() if isinstance(m, Backbone)), '')
+    if not left_out or not path or not _is_of_prototypes(path):
+        return
+    for key in left_out:
+        del state[key]
+    runner.logger.warning(
+        f'load_from: the prior is that of {path}, which init_cfg names; left out of {filename} '
+        f'are {", ".join(left_out)}. To have these, train without this init_cfg'
+    )
+
+
+def _is_of_prototypes(path: str) -> bool:
+    """Whether a file holds a part of a network, with prototypes of classes."""
+    content = read_checkpoint(path)
+    names = _network_names(content.get('state_dict', content)).values()
+    return 'prior.prototypes' in names and (
+        recorded_trunk(read_meta(path, content), path) is not None
+    )
 
 
 def check_fills_backbone(

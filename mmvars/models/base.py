@@ -172,6 +172,11 @@ class Backbone(BaseModule):
         return bool(self.pretrained) or self._pretrained is not None
 
     @property
+    def init_file(self) -> str:
+        """The ``Pretrained`` file of ``init_cfg``, or ``''``."""
+        return '' if self._pretrained is None else str(self._pretrained['path'])
+
+    @property
     def num_extra_tokens(self) -> int:
         """Tokens before the patches inside the blocks, for class activation maps.
 

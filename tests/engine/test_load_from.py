@@ -4,10 +4,14 @@ import logging
 
 import pytest
 import torch
+from tiny_timm import TINY
 
+from mmvars.checkpoints import write_partial
 from mmvars.engine.strict import StrictRunner
 from mmvars.errors import InputError
 from mmvars.models import VARS, AbSViT, ViT
+
+assert TINY  # registered with timm
 
 ARCH = dict(embed_dims=48, num_layers=2, num_heads=3)
 
@@ -27,10 +31,10 @@ def load(model, state, tmp_path, monkeypatch) -> str:
     runner._training, runner._resume = True, False
     runner.logger = logging.getLogger('load_from')
     monkeypatch.setattr(runner.logger, 'info', lines.append)
+    monkeypatch.setattr(runner.logger, 'warning', lines.append)
     torch.save(dict(state_dict=state, meta={}), tmp_path / 'x.pth')
     runner.load_checkpoint(str(tmp_path / 'x.pth'))
-    (line,) = [line for line in lines if line.startswith('load_from')]
-    return line
+    return '\n'.join(line for line in lines if line.startswith('load_from'))
 
 
 def test_the_same_network(tmp_path, monkeypatch):
@@ -90,3 +94,31 @@ def test_a_plain_backbone_fills_the_trunk_of_one_with_top_down_attention(
 def test_a_file_that_fills_nothing_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='fills no tensor of the backbone'):
         load(Model(AbSViT(ARCH, img_size=32)), {'x': torch.zeros(1)}, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize('first', ['learned_query', 'learned_classes'])
+def test_the_prior_stays_that_of_the_prototypes_of_init_cfg(first, tmp_path, monkeypatch):
+    """Whose center and whitening are no others', of a first stage with prototypes or without."""
+    arch, classes = 'timm/tiny_dinov2', dict(type='class_prototype', num_classes=3)
+    options = dict(num_classes=3) if first == 'learned_classes' else {}
+    source = AbSViT(arch, prior=dict(type=first, **options))
+    state = {f'backbone.{name}': value + 1 for name, value in source.state_dict().items()}
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'part.pth'))
+    backbone = AbSViT(arch, prior=classes, init_cfg=init_cfg)
+    network = backbone.network
+    names = ('prior.prototypes', 'prior.center', 'prior.whitening')
+    held = {name: torch.randn_like(network.state_dict()[name]) for name in names}
+    write_partial(init_cfg['checkpoint'], network, held)
+    backbone.init_weights()
+    text = load(Model(backbone), state, tmp_path, monkeypatch)
+    after = network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in held.items())
+    assert f'the prior is that of {init_cfg["checkpoint"]}, ' in text
+    assert 'backbone.network.prior.center, backbone.network.prior.whitening' in text
+    name = 'feedback.decoders.0.gate'
+    assert torch.equal(after[name], state[f'backbone.network.{name}'])
+
+    decoders = {name: value for name, value in held.items() if name == 'prior.center'}
+    write_partial(init_cfg['checkpoint'], network, decoders, overwrite=True)  # of `mmvars pretune`
+    assert 'the prior is' not in load(Model(backbone), state, tmp_path, monkeypatch)
+    assert torch.equal(network.prior.center, state['backbone.network.prior.center'])
