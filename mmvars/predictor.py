@@ -335,6 +335,7 @@ class Predictor:
     def _answer(self, state: Any, priors: list[Any], alpha: float | None) -> list[Prediction]:
         if alpha is not None:
             check_number('alpha', alpha, 0)
+            alpha = float(alpha)  # of numpy, too
         with self._lock:
             answers = self._engine.answer(state, priors, alpha, lambda: self._plain(state))
             for prior, answer in zip(priors, answers, strict=True):

@@ -486,7 +486,8 @@ def test_alpha_scales_nothing_without_a_prior(make: Callable, picture: np.ndarra
         predictor.set_image(picture)
         with pytest.raises(InputError, match='has no prior of its own: give one, or give alpha='):
             predictor.predict(alpha=2.0)
-        assert predictor.predict((3, 4), alpha=2.0).alpha == 2
+        for alpha in (2.0, np.float32(2), np.int64(2)):
+            assert predictor.predict((3, 4), alpha).alpha == 2
     predictor = make(segmentor(design='feedback'))  # feeds back without one
     assert predictor.scales_without_prior
     predictor.set_image(picture)
