@@ -27,6 +27,7 @@ from mmvars.parsers.predict import parse_args
 from mmvars.pictures import encoded, heat_colors, with_palette
 from mmvars.predictor import Prediction, Predictor, run_files
 from mmvars.prior_words import Place, parse_prior
+from mmvars.steering import NotFinite
 from mmvars.visualization.figure import blend
 from mmvars.visualization.model import network_of
 from mmvars.write import write_bytes, write_text
@@ -59,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg_options=parse_cfg_options(args.cfg_options) or None,
     )
     prompts, alphas = _prompts(args, [*results.folders], predictor)
-    results.write_settings()
     bar = ProgressBar(sum(source.num_frames(args.every) for source in sources))
     num_failed = num_written = 0
     for source in sources:
@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     previous = prediction if args.carry_state else None
                     num_written += 1
                 bar.update()
+        except NotFinite:
+            raise  # not the image's fault
         except InputError as error:
             num_failed += 1
             print(f'\nnot predicted: {source.path}: {error}', file=sys.stderr)
@@ -233,6 +235,7 @@ class Results:
     Attributes:
         folders: Word of ``--prior`` -> folder; ``none`` where there is none.
         rows: What the table of a classifier has: name and prior.
+        has_begun: Whether a result has been written by this call.
         before: What ``predict.json`` holds; empty where it is missing or damaged.
         since: Files modified before, in nanoseconds, are results of other settings.
     """
@@ -247,6 +250,7 @@ class Results:
                 self.folders[word] = root / f'{number}-{slug}'[:100]
         self.table = root / 'labels.csv'
         self.settings = root / 'predict.json'
+        self.has_begun = False
         self.before = self._read_settings()
         self.since: int = self.before.get('since', 0)
         self.rows: set[tuple[str, str]] = set()
@@ -284,12 +288,13 @@ class Results:
                     f'{path} exists: replace what is there with --overwrite, keep it and predict '
                     'the rest with --resume, or give another --out-dir'
                 )
+
+    def _begin(self) -> None:
+        """Say in the folder what its results are made of, and from when on."""
+        self.has_begun = True
+        self.settings.parent.mkdir(parents=True, exist_ok=True)
         if self.args.overwrite:
             self.table.unlink(missing_ok=True)
-
-    def write_settings(self) -> None:
-        """Say in the folder what its results are made of, and from when on."""
-        self.settings.parent.mkdir(parents=True, exist_ok=True)
         if self.args.overwrite and self._changed:
             self.settings.touch()
             self.since = self.settings.stat().st_mtime_ns  # by the clock of the file system
@@ -337,6 +342,8 @@ class Results:
 
     def write(self, name: str, word: str, answer: Prediction, predictor: Predictor) -> None:
         """Write the results of an image with one prior."""
+        if not self.has_begun:  # what cannot be predicted leaves the folder as it is
+            self._begin()
         is_map = np.ndim(answer.labels) == 2
         for kind in (*['labels'] * is_map, *self._kinds(word)):
             content = _ENCODERS[kind](answer, predictor, word)

@@ -48,13 +48,17 @@ from mmvars.visualization.model import (
     read_config,
 )
 
-__all__ = ['SteeredModel']
+__all__ = ['NotFinite', 'SteeredModel']
 
 UNSTORED = ('keep_logits', 'logits_device', 'logits_dtype')
 """Keys of ``test_cfg`` that say how full-size logits are stored; probabilities need them all."""
 
 BATCH_PIXELS = 2**20
 """Of the images in one forward: four of 512 x 512. What it needs grows with them."""
+
+
+class NotFinite(InputError):
+    """The output tokens are not finite, whatever the image: of the checkpoint, or of alpha."""
 
 
 class SteeredModel:
@@ -265,7 +269,7 @@ class SteeredModel:
 
             attention = on_image(norms, stride)
             if not np.isfinite(attention).all():
-                raise InputError(
+                raise NotFinite(
                     'the output tokens are not finite; the checkpoint is of a training that '
                     'diverged'
                     if alpha is None

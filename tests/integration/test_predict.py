@@ -317,6 +317,7 @@ def test_a_scale_that_cannot_be_used_is_said_once(predictor, capsys):
         (['2', '--prior', 'none'], 'leave --alpha out'),
         (['nan', '--prior', 'class:dog'], '--alpha must be a number of at least 0, got nan'),
         (['-1', '--prior', 'class:dog'], '--alpha must be a number of at least 0, got -1.0'),
+        (['1e30', '--prior', 'class:dog'], 'not finite with alpha 1e+30: take a smaller one'),
     ):
         assert run_tool('predict', [*arguments, *words]) == 2
         error = capsys.readouterr().err
