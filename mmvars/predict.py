@@ -206,6 +206,10 @@ def find_sources(paths: Sequence[str], out_dir: str, are_frames: bool = False) -
     names: dict[str, tuple[str, bool]] = {}  # path -> name, starts
     for path in paths:
         if os.path.isdir(path):
+            if os.path.realpath(path) == os.path.realpath(out_dir):
+                raise InputError(
+                    f'{path!r} is both --out-dir and a folder of images: give another --out-dir'
+                )
             for number, image in enumerate(images_in(path, out_dir)):
                 starts = number == 0 or not are_frames
                 names.setdefault(image, (os.path.relpath(image, path), starts))

@@ -406,6 +406,8 @@ def test_classes_of_a_classifier_are_lines_of_a_table(folder):
         ('photos --prior text:dog', '--prior text:WORDS needs --text'),
         ('photos --text encoder --prior class:dog', '--text needs --prior text:WORDS'),
         ('photos --prototypes x.pth', '--prototypes needs --prior class:NAME'),
+        ('out', "'out' is both --out-dir and a folder of images: give another --out-dir"),
+        ('out/../out/ --resume', 'is both --out-dir'),
         ('out/labels/x.png --overwrite', 'is one of the images: give another --out-dir'),
     ],
 )
