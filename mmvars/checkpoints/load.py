@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mmvars.checkpoints.adapt import add_class_position, fold_layer_scale
@@ -122,6 +123,10 @@ def load_pretrained(
         if not any(name.startswith('prior.') for name in current):
             space = [name for name in sources if name in ('prior.center', 'prior.whitening')]
             sources = drop(sources, report, 'space of a prior, which the module lacks', space)
+    elif 'prior.center' in sources and 'prior.whitening' in current:
+        identity = torch.eye(len(current['prior.center']))
+        absent = Source('(none)', identity, identity.shape, 'the identity, as in older files')
+        sources.setdefault('prior.whitening', absent)
     if isinstance(trunk.head, nn.Identity):
         sources = drop(
             sources,

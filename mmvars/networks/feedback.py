@@ -80,6 +80,13 @@ class Prior(nn.Module):
         self.register_buffer('center', torch.zeros(embed_dim) if has_center else None)
         self.register_buffer('whitening', torch.eye(embed_dim) if has_center else None)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        if self.whitening is not None and f'{prefix}center' in state_dict:  # older files have none
+            state_dict.setdefault(f'{prefix}whitening', torch.eye(self.embed_dim))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def forward(self, requested: Tensor | None, batch_size: int) -> Tensor:
         """The prior of each image.
 

@@ -224,6 +224,18 @@ def test_own_checkpoints_of_such_networks(saved, side):
         assert found['trunk.model.pos_embed'].shape == (1, 37, 192)
 
 
+@pytest.mark.parametrize('by', [torch.nn.Module.load_state_dict, load_pretrained])
+def test_a_file_without_whitening_has_the_identity(saved, by):
+    """Whole files of this version's first runs, for each of the loaders."""
+    network = create_model('timm/vit_tiny_patch16_224', 'absvit', num_classes=0, depth=1)
+    nn.init.normal_(network.prior.whitening)
+    state = {key: value + 1 for key, value in network.state_dict().items()}
+    del state['prior.whitening']
+    by(network, state if by is not load_pretrained else saved(state))
+    assert torch.equal(network.prior.center, state['prior.center'])
+    assert torch.equal(network.prior.whitening, torch.eye(192))
+
+
 def test_a_published_file_as_init_cfg(saved):
     model = timm.create_model('vit_tiny_patch16_224', num_classes=0)
     network = create_model('timm/vit_tiny_patch16_224', 'absvit', num_classes=0)
