@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = pick_device(args.device)
     with user_errors():
         data = _training_data(cfg)
-        model = _load_model(cfg, checkpoint or cfg.get('load_from'), device)
+        checkpoint = checkpoint or cfg.get('load_from')
+        model = _load_model(cfg, checkpoint, device)
     network = network_of(model)
     if getattr(network, 'prior', None) is None:
         raise InputError(
@@ -81,6 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add_image(sums, model, Sample(packed['inputs'], packed['data_samples']), device)
         bar.update()
     print()
+    center = network.prior.center
+    if center is not None and not center.any():  # not pre-tuned
+        if checkpoint is None:
+            print('prior.center, which was zero, becomes the mean token of these images')
+            center.copy_(sums.total / sums.total_count)
+        else:  # what trained compares its tokens so
+            print(f'prior.center of {checkpoint}, made without `mmvars pretune`, stays zero')
     _write(output, network, sums, classes, count, args.overwrite)
     return 0
 
@@ -249,9 +257,6 @@ def _write(
 ) -> None:
     """Write prototypes, and all of the network but trunk and prior, and say what there is."""
     center = network.prior.center
-    if center is not None and not center.any():  # not pre-tuned
-        print('prior.center, which was zero, becomes the mean token of these images')
-        center.copy_(sums.total / sums.total_count)
     tensors = {
         name: value
         for name, value in network.state_dict().items()

@@ -208,6 +208,21 @@ def test_a_center_of_zeros_becomes_the_mean_token(kind, capsys):
     torch.testing.assert_close(read_prototypes('prototypes.pth', network)[1], _prototypes(network))
 
 
+@on_timm
+def test_a_trained_center_of_zeros_stays(kind, capsys):
+    """So that prototypes of a run that was not pre-tuned are for that run."""
+    network = _trained(kind)
+    network.prior.center.zero_()
+    tensors = {f'backbone.network.{name}': value for name, value in network.state_dict().items()}
+    write_checkpoint('checkpoint.pth', tensors, 'state_dict', overwrite=True)
+    assert main(ARGUMENTS) == 0
+    assert (
+        'prior.center of checkpoint.pth, made without `mmvars pretune`, stays zero'
+        in capsys.readouterr().out
+    )
+    torch.testing.assert_close(read_prototypes('prototypes.pth', network)[1], _prototypes(network))
+
+
 @on_own
 def test_a_token_of_a_classifier_is_the_mean_of_its_image(kind, capsys):
     _write_config(CLASSIFIER, kind)
