@@ -36,11 +36,11 @@ definitions:
               images.
   alpha       one class an image, in the labels under its prior at each alpha: gain (named), IoU of
               the class less that without a prior; loss, mIoU of all classes without a prior less
-              that under it. gain random: of the same class under a random prior. gain shuffled: of
-              another class of the image under the prior of the first. Of a classifier: flips of
-              pairs; loss of top-1 on one image of each pair alone under the prior of an absent
-              class. alpha is absolute; default: 0, 0.5, 1, 2, 4 times the model's own. That alone
-              takes no further forward.
+              that under it, both over the images with a class that is asked for. gain random: of
+              the same class under a random prior. gain shuffled: of another class of the image
+              under the prior of the first. Of a classifier: flips of pairs; loss of top-1 on one
+              image of each pair alone under the prior of an absent class. alpha is absolute;
+              default: 0, 0.5, 1, 2, 4 times the model's own. That alone takes no further forward.
   controls    shuffled priors: that of another region of the image. absent class: that of a class
               that is nowhere in it. random prior: a random vector, as long as the priors on
               average. center: the token in the image's middle as a point prompt. no prior.

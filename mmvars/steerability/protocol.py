@@ -186,7 +186,8 @@ def _measure_image(
     _add_regions(section, unit, answers, sizes / truth.size)
     _add_masks(section, unit, answers, named, sizes, truth.size)
     _add_class_scores(section, unit, subject, view, named)
-    _add_labels(section, unit, PLAIN, answers.plain)
+    if named:  # as at each alpha: mIoU of other images is another number
+        _add_labels(section, unit, PLAIN, answers.plain)
     for column, ks in (('named', named[:1]), ('shuffled', named[1:2]), ('random', named[:1])):
         _add_iou(section, unit, PLAIN, column, answers.plain, ks)
     for alpha, ((reading,), (random,)) in answers.sweep.items():
@@ -352,12 +353,14 @@ def _add_scores(section: Section, unit: int, answers: Answers, named: Sequence[i
 def _sweep_alone(
     subject: Subject, section: Section, unit: int, drawn: Collage, alphas: Sequence[float]
 ) -> None:
-    """What a wrong prior costs on the first image of a pair alone."""
+    """What a wrong prior costs on the first image of a pair alone, if there is a wrong one."""
+    if not drawn.absent:
+        return
     photo, k = drawn.photo, drawn.named[0]
     region = drawn.regions[0].reshape(photo.labels.shape)
     tile = np.ix_(region.any(axis=1), region.any(axis=0))
     plain = subject.set_image(Photo(photo.name, photo.image[tile], photo.labels[tile]))
     section.tallies['sweep', PLAIN, 'top-1'].add(unit, plain.labels == k)
-    for alpha in alphas if drawn.absent else ():
+    for alpha in alphas:
         (misled,) = subject.ask(drawn.absent[:1], alpha)
         section.tallies['sweep', f'{alpha:g}', 'top-1'].add(unit, misled.labels == k)

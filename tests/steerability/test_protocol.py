@@ -187,6 +187,22 @@ def test_the_gain_of_the_sweep_has_controls() -> None:
     assert sweep['gain random'].low == sweep['gain random'].high == 0
 
 
+def test_alpha_0_loses_nothing_where_an_image_has_no_class_to_ask_for() -> None:
+    """An image of one class alone, whose IoU is another, counts at every alpha or at none."""
+    photos = Photos(3)
+    photos.photos[0].labels[:] = 2
+
+    class Wrong(Planted):
+        def prediction(self, prior, alpha=None):
+            prediction = super().prediction(prior, alpha)
+            prediction.labels[:8] = (prediction.labels[:8] + 1) % CLASSES
+            return prediction
+
+    sweep = numbers_of(Wrong(oracle), photos).numbers['images']['sweep']
+    for row in ('0', '0.5', '1', '2'):
+        assert sweep[row]['loss miou'].value == 0
+
+
 def test_a_control_that_is_missing_is_said_to_be() -> None:
     note = 'No control by an absent class: no image lacks a class that can be asked for.'
     report = numbers_of(Planted(oracle), Photos(2, stripes=CLASSES))
