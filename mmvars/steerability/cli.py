@@ -16,9 +16,9 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.steerability import parse_args
 from mmvars.predictor import Predictor, run_files
-from mmvars.steerability.asking import PRIOR, Subject
+from mmvars.steerability.asking import Subject
 from mmvars.steerability.photos import Photos
-from mmvars.steerability.protocol import Plan, measure, num_steps
+from mmvars.steerability.protocol import Plan, can_ask, measure, num_steps
 from mmvars.steerability.report import (
     Report,
     alpha_figure,
@@ -28,7 +28,7 @@ from mmvars.steerability.report import (
 )
 from mmvars.visualization.figure import save_figure
 from mmvars.visualization.model import read_config
-from mmvars.write import write_text
+from mmvars.write import check_destination, write_text
 
 __all__ = ['main']
 
@@ -54,35 +54,70 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'got {len(prototypes)}'
         )
     prototypes = prototypes * (len(models) // len(prototypes))
-    reports, names = [], _names(models)
+    loaded = []
     for number, ((config, checkpoint), file) in enumerate(zip(models, prototypes, strict=True), 1):
-        print(f'[{number}/{len(models)}] {config} {checkpoint or ""}', flush=True)
-        reports.append(_measure(config, checkpoint, file, names[number - 1], args))
-    text = '\n'.join([comparison(reports), *(report.render() for report in reports)])
+        print(f'[{number}/{len(models)}] loading {config} {checkpoint or ""}', flush=True)
+        loaded.append(_load(config, checkpoint, file, args))
+    if len({subject.segments for subject, _, _ in loaded}) > 1:
+        raise InputError(
+            'some of these models are segmentors and some classifiers, which are asked different '
+            'questions: compare models of one kind'
+        )
+    _make_folder(args.out)
+    reports: list[Report] = []
+    for name, (subject, photos, plan) in zip(_names(models), loaded, strict=True):
+        print(f'[{len(reports) + 1}/{len(models)}] measuring {name}', flush=True)
+        reports.append(_measure(name, subject, photos, plan))
+        text = _write_numbers(args, models, reports)
     print(f'\n{text}')
-    os.makedirs(args.out, exist_ok=True)
+    _draw(args.out, reports)
+    print(f'written to {args.out}')
+    return 0
+
+
+def _make_folder(out: str) -> None:
+    """Before anything is measured.
+
+    Raises:
+        InputError: If it cannot be made or written.
+    """
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'--out {out} cannot be made a folder ({error.strerror}): give another'
+        ) from None
+    check_destination(os.path.join(out, 'steerability.json'), overwrite=True, suffixes=())
+
+
+def _write_numbers(
+    args: argparse.Namespace, models: Sequence[tuple[str, str | None]], reports: Sequence[Report]
+) -> str:
+    """Write the models measured so far, in place of older results; returns the text."""
+    text = '\n'.join([comparison(reports), *(report.render() for report in reports)])
     write_text(os.path.join(args.out, 'steerability.txt'), text, overwrite=True)
     settings = {key: value for key, value in vars(args).items() if key != 'out'}
-    files = [dict(zip(('config', 'checkpoint'), each, strict=True)) for each in models]
-    entries = [each | report.as_json() for each, report in zip(files, reports, strict=True)]
-    content = dict(settings=settings, models=entries)
-    write_text(
-        os.path.join(args.out, 'steerability.json'),
-        json.dumps(content, indent=1) + '\n',
-        overwrite=True,
-    )
+    entries = [
+        dict(config=config, checkpoint=checkpoint) | report.as_json()
+        for (config, checkpoint), report in zip(models, reports, strict=False)
+    ]
+    content = json.dumps(dict(settings=settings, models=entries), indent=1) + '\n'
+    write_text(os.path.join(args.out, 'steerability.json'), content, overwrite=True)
     for name in os.listdir(args.out):
         if re.fullmatch(r'alpha\.png|example_\d+(_alpha)?\.png', name):
             os.remove(os.path.join(args.out, name))
+    return text
+
+
+def _draw(out: str, reports: Sequence[Report]) -> None:
+    """Write the pictures."""
     if (figure := alpha_figure(reports)) is not None:
-        save_figure(figure, os.path.join(args.out, 'alpha.png'))
+        save_figure(figure, os.path.join(out, 'alpha.png'))
     for index in range(min(len(report.results.examples) for report in reports)):
-        stem = os.path.join(args.out, f'example_{index + 1}')
+        stem = os.path.join(out, f'example_{index + 1}')
         save_figure(example_figure(reports, index), f'{stem}.png')
         if (figure := sweep_figure(reports, index)) is not None:
             save_figure(figure, f'{stem}_alpha.png')
-    print(f'written to {args.out}')
-    return 0
 
 
 def _files(words: Sequence[str | None]) -> tuple[str, str | None]:
@@ -111,10 +146,14 @@ def _names(models: Sequence[tuple[str, str | None]]) -> list[str]:
     return next((names for names in tails if len(set(names)) == len(models)), list(paths))
 
 
-def _measure(
-    config: str, checkpoint: str | None, prototypes: str | None, name: str, args: argparse.Namespace
-) -> Report:
-    """Load one model and measure it."""
+def _load(
+    config: str, checkpoint: str | None, prototypes: str | None, args: argparse.Namespace
+) -> tuple[Subject, Photos, Plan]:
+    """Load a model and its test data.
+
+    Raises:
+        InputError: If it cannot be asked for anything on these images.
+    """
     options = parse_cfg_options(args.cfg_options)
     cfg = read_config(config, dict(options or {}))
     if not _segments(cfg):
@@ -131,16 +170,25 @@ def _measure(
     plan = Plan(
         order[: args.images], args.seed, args.min_share, args.pair_layout, alphas, args.examples
     )
-    bar = ProgressBar(num_steps(len(plan.indices), subject.segments))
-    start = time.time()
-    results = measure(subject, photos, plan, bar.update)
-    print(f'\n{time.time() - start:.0f} s')
-    first = next(iter(results.sections.values()))
-    if not any(row == PRIOR for _, row, _ in first.tallies):
+    if not can_ask(subject, photos, plan):
+        if not subject.segments:
+            raise InputError(
+                f'the images that are drawn ({len(plan.indices)}) hold no two classes of which one '
+                'has a prior, so that there is no pair to ask about: measure more --images'
+            )
         raise InputError(
             f'--min-share {args.min_share:g}: no class that could be asked for has that share of '
             f'the pixels in any of {len(plan.indices)} images: lower it, or measure more --images'
         )
+    return subject, photos, plan
+
+
+def _measure(name: str, subject: Subject, photos: Photos, plan: Plan) -> Report:
+    bar = ProgressBar(num_steps(len(plan.indices), subject.segments))
+    start = time.time()
+    results = measure(subject, photos, plan, bar.update)
+    print(f'\n{time.time() - start:.0f} s')
+    predictor = subject.predictor
     return Report(
         name,
         results,
@@ -149,7 +197,7 @@ def _measure(
         subject.own_alpha,
         photos.class_names or predictor.classes,
         predictor.palette,
-        args.seed,
+        plan.seed,
     )
 
 

@@ -30,7 +30,7 @@ from mmvars.steerability.measures import THRESHOLDS, follows, map_stats, scores_
 from mmvars.steerability.photos import Photo, Photos
 from mmvars.steerability.tiles import Collage, TileDrawer, class_pixels
 
-__all__ = ['Example', 'Plan', 'Results', 'Section', 'measure', 'num_steps']
+__all__ = ['Example', 'Plan', 'Results', 'Section', 'can_ask', 'measure', 'num_steps']
 
 MOST_ASKED = 8
 """Classes of one image that are asked for; where there are more, some are drawn."""
@@ -149,6 +149,19 @@ def measure(
     return results
 
 
+def can_ask(subject: Subject, photos: Photos, plan: Plan) -> bool:
+    """Whether there is any class to ask for; reads images until one has it."""
+    if subject.segments:
+        return any(
+            _large_classes(photos[index].labels, subject.num_classes, plan.min_share)[
+                subject.askable
+            ].any()
+            for index in plan.indices
+        )
+    labels = {photos.label(index) for index in plan.indices}
+    return len(labels) > 1 and not labels.isdisjoint(subject.askable.tolist())
+
+
 def num_steps(num_images: int, segments: bool) -> int:
     """How often :func:`measure` reports progress."""
     return sum(_num_collages(num_images, segments)) + num_images * segments
@@ -174,7 +187,7 @@ def _measure_image(
     if not truth.size:
         return
     counts = class_pixels(truth, subject.num_classes)
-    large = (counts >= max(plan.min_share * photo.labels.size, 1)) & (counts < truth.size)
+    large = _large_classes(photo.labels, subject.num_classes, plan.min_share)
     named = [k for k in rng.permutation(subject.askable).tolist() if large[k]][:MOST_ASKED]
     absent = [k for k in rng.permutation(subject.askable).tolist() if not counts[k]][:2]
     region_of = np.full(subject.num_classes, len(named))
@@ -201,6 +214,12 @@ def _measure_image(
         union = sizes[0] + answer.all_marked - answer.marked[0]
         section.curves['sweep', row].add(unit, answer.marked[0], union, named[0])
     _keep_example(results, plan, photo, named, answers, is_pair=False)
+
+
+def _large_classes(labels: np.ndarray, num_classes: int, min_share: float) -> np.ndarray:
+    """Whether each class has its share of the pixels, and is not all there is: ``(K,)``."""
+    counts = class_pixels(labels, num_classes)
+    return (counts >= max(min_share * labels.size, 1)) & (counts < counts.sum())
 
 
 def _keep_example(

@@ -7,6 +7,7 @@ import pytest
 
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
+from mmvars.steerability import protocol
 from mmvars.steerability.cli import _names, main
 
 
@@ -49,6 +50,55 @@ def test_designs_side_by_side(run, write_model, tmp_path) -> None:
             for number in columns.values():
                 assert number['value'] is None or 0 <= number['low'] <= number['high'] <= 1
     assert (tmp_path / 'out' / 'steerability.txt').read_text() in said
+
+
+class Stopped(Exception):
+    pass
+
+
+def _measures(monkeypatch, times: int) -> list:
+    """Lets so many models be measured."""
+    measured = []
+
+    def measure(*args):
+        if len(measured) == times:
+            raise Stopped
+        measured.append(args)
+        return protocol.measure(*args)
+
+    monkeypatch.setattr('mmvars.steerability.cli.measure', measure)
+    return measured
+
+
+def test_nothing_is_measured_before_all_can_be(run, write_model, tmp_path, monkeypatch) -> None:
+    measured = _measures(monkeypatch, 9)
+    first, out = write_model('segmentation', 'absvit'), tmp_path / 'out'
+    bare, feedback = (
+        write_model('segmentation', design, steerable=False) for design in (None, 'feedback')
+    )
+
+    def refusal(*arguments):
+        status, said, _ = run(*first, '--images', 5, *arguments)
+        assert status == 2
+        return said.splitlines()[-1]  # loggers of earlier tests may complain before it
+
+    assert 'no top-down attention' in refusal('--against', *bare)
+    assert 'without a prior' in refusal('--against', *feedback)
+    assert 'some classifiers' in refusal('--against', *write_model('classification', 'absvit'))
+    assert '--min-share 1: no class' in refusal('--min-share', 1)
+    assert not out.exists()
+    out.touch()
+    assert f'--out {out} cannot be made a folder' in refusal()
+    assert not measured
+
+
+def test_a_model_is_on_disk_before_the_next(run, write_model, tmp_path, monkeypatch) -> None:
+    _measures(monkeypatch, 1)
+    models = write_model('segmentation', 'absvit'), write_model('segmentation', 'feedback')
+    with pytest.raises(Stopped):
+        run(*models[0], '--against', *models[1], '--images', 1, '--examples', 0)
+    (entry,) = json.loads((tmp_path / 'out' / 'steerability.json').read_text())['models']
+    assert entry['config'] == models[0][0] and entry['sections']['images']['count'] == 1
 
 
 @pytest.mark.slow
@@ -114,7 +164,7 @@ def test_other_designs_and_models_without_a_head(run, write_model, design) -> No
         ('classification', 'absvit', ['--images', 0], '--images must be a whole number'),
         ('classification', 'absvit', ['--alpha', -1], '--alpha must be a number of at least 0'),
         ('classification', 'absvit', ['--prototypes', 'x', 'y'], 'one file for all models'),
-        ('segmentation', 'absvit', ['--min-share', 1, '--images', 1], '--min-share 1: no class'),
+        ('classification', 'absvit', ['--images', 1], '(1) hold no two classes'),
         ('classification', 'absvit', ['--prototypes', 'x.pth'], 'x.pth'),
         ('classification', 'absvit', ['--against', 'a', 'b', 'c'], 'CONFIG CHECKPOINT; got 3'),
     ],
