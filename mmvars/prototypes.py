@@ -238,7 +238,14 @@ def _add_image(sums: ClassSums, model: Model, sample: Sample, device: torch.devi
         output = network.forward_first_pass(images).output
     else:
         output = network.trunk(images)
-    tokens, truth = output.grid.patch_tokens(output.tokens)[0], sample.truth
+    grid, padded, truth = output.grid[:2], tuple(images.shape[-2:]), sample.truth
+    # Patches of padding alone are of no image; it is below and right.
+    rows, columns = (
+        (pixels - 1) * patches // all_pixels + 1
+        for pixels, patches, all_pixels in zip(sample.size, grid, padded, strict=True)
+    )
+    tokens = output.grid.patch_tokens(output.tokens)[0].unflatten(0, grid)
+    tokens = tokens[:rows, :columns].flatten(0, 1)
     if truth is None:
         raise InputError(
             f'the test pipeline of the config loads no labels of {sample.data_sample.img_path}: '
@@ -246,8 +253,8 @@ def _add_image(sums: ClassSums, model: Model, sample: Sample, device: torch.devi
         )
     labels, num_classes = torch.from_numpy(truth), len(sums.counts)
     if is_segmentor(model):
-        classes = patch_classes(labels, num_classes, tuple(images.shape[-2:]), output.grid[:2])
-        sums.add(tokens, classes)
+        classes = patch_classes(labels, num_classes, padded, grid).view(grid)
+        sums.add(tokens, classes[:rows, :columns].flatten())
     else:
         sums.add(tokens.mean(dim=0).expand(len(labels), -1), labels)
 

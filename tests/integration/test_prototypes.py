@@ -115,10 +115,10 @@ def _trained(kind):
 
 
 @torch.no_grad()
-def _patches(network, number):
-    """Patch tokens ``(h, w, C)`` of an image, padded to whole patches with the mean color."""
+def _patches(network, number, sides=None):
+    """Patch tokens ``(h, w, C)`` of an image, padded with the mean color; default: to patches."""
     pixels = np.asarray(Image.open(f'data/images/{number}.jpg'), np.float32)
-    sides = [-(-side // PATCH) * PATCH for side in pixels.shape[:2]]
+    sides = sides or [-(-side // PATCH) * PATCH for side in pixels.shape[:2]]
     image = np.zeros((*sides, 3), np.float32)
     image[: len(pixels), : pixels.shape[1]] = (pixels - (120, 110, 100)) / np.float32((60, 50, 40))
     output = network.forward_first_pass(torch.from_numpy(image).permute(2, 0, 1)[None]).output
@@ -192,6 +192,22 @@ def test_a_place_asks_as_the_prototype_of_its_class_does(kind):
         place = tokens[targets[:, label] == 1].mean(dim=0) - prior.center
         asked = F.normalize(place @ prior.whitening, dim=0)
         torch.testing.assert_close(asked, prior.prototypes[label])
+
+
+@on_timm
+def test_padding_is_in_no_sum(kind):
+    """Of all tokens: the center is their mean."""
+    text = Path('config.py').read_text()
+    Path('config.py').write_text(text.replace('size_divisor=8', 'size=(56, 72)'))
+    main([word for word in ARGUMENTS if word != 'checkpoint.pth'])
+    network = _network(kind)
+    load_pretrained(network.trunk, 'trunk.pth')
+    tokens = []
+    for number, (height, width) in enumerate(SIZES):
+        patches = _patches(network, number, (56, 72))
+        tokens.append(patches[: -(-height // PATCH), : -(-width // PATCH)].flatten(0, 1))
+    center = read_checkpoint('prototypes.pth')['state_dict']['backbone.network.prior.center']
+    torch.testing.assert_close(center, torch.cat(tokens).mean(dim=0))
 
 
 @on_timm
