@@ -23,6 +23,7 @@ __all__ = [
     'PRIOR',
     'RANDOM',
     'ROWS',
+    'SHUFFLED',
     'Answers',
     'Maps',
     'Reading',

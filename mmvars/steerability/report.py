@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmvars.steerability.asking import ABSENT, PLAIN, PRIOR, ROWS, Maps
+from mmvars.steerability.asking import ABSENT, PLAIN, PRIOR, ROWS, SHUFFLED, Maps
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
 from mmvars.steerability.protocol import Example, Results, Section
 from mmvars.visualization.figure import (
@@ -141,9 +141,12 @@ class Report:
         """Why something is missing."""
         if not self.numbers[section]:
             return ['No half or quarter has a class of its own that could name it.']
-        if any(row == ABSENT for rows in self.numbers[section].values() for row in rows):
-            return []
-        return ['No control by an absent class: no image lacks a class that can be asked for.']
+        rows = {row for rows in self.numbers[section].values() for row in rows}
+        notes = {
+            SHUFFLED: 'No control by shuffled priors: no image has two regions to ask for.',
+            ABSENT: 'No control by an absent class: no image lacks a class that can be asked for.',
+        }
+        return [note for row, note in notes.items() if row not in rows]
 
     def as_json(self) -> dict[str, Any]:
         """Every number as ``{value, low, high, count}``; ``null`` where there is none."""

@@ -211,6 +211,18 @@ def test_a_control_that_is_missing_is_said_to_be() -> None:
     assert not numbers_of(Planted(oracle), Photos(2)).as_json()['sections']['images']['notes']
 
 
+def test_shuffled_priors_that_are_missing_are_said_to_be() -> None:
+    """All tiles show the same two classes but one, whose tile alone has a name."""
+    photos = Photos(4, stripes=2)
+    for photo, left in zip(photos.photos, (2, 0, 0, 0), strict=True):
+        photo.labels[:, :12], photo.labels[:, 12:] = left, 1
+    report = numbers_of(Planted(oracle, askable=(1, 2, 3)), photos)
+    note = 'No control by shuffled priors: no image has two regions to ask for.'
+    sections = report.as_json()['sections']
+    assert 'shuffled priors' not in sections['squares']['auc']
+    assert sections['squares']['notes'] == [note] and not sections['images']['notes']
+
+
 def test_classes_without_a_prior_are_not_asked_for() -> None:
     report = numbers_of(Planted(oracle, askable=(0, 1, 2)))
     assert report.results.left_out == (3, 4, 5)
