@@ -84,14 +84,18 @@ def _fixed_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _reset_default_scope() -> Iterator[None]:
-    """A default scope of mmengine that a test sets ends with it: tests run in any order."""
-    manager = getattr(sys.modules.get('mmengine.registry'), 'DefaultScope', None)
-    before = dict(manager._instance_dict) if manager else {}
+    """A default scope of mmengine ends with the test, or the fixture of a module, that sets it.
+
+    Tests run in any order.
+    """
+
+    def clear() -> None:
+        if manager := getattr(sys.modules.get('mmengine.registry'), 'DefaultScope', None):
+            manager._instance_dict.clear()
+
+    clear()
     yield
-    manager = getattr(sys.modules.get('mmengine.registry'), 'DefaultScope', None)
-    if manager:
-        manager._instance_dict.clear()
-        manager._instance_dict.update(before)
+    clear()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 from robustness_models import CLASSIFICATION, FCN, RESNET, SEGMENTATION
 
@@ -52,11 +52,11 @@ def make_model(tmp_path_factory) -> Callable[[str, Path], tuple[str, str]]:
         config, checkpoint = folder / 'config.py', folder / 'epoch_1.pth'
         config.write_text(f'DATA = {str(data)!r}\n{text}')
         cfg = Config.fromfile(config)
-        init_default_scope(cfg.default_scope)
         torch.manual_seed(0)
         model = cfg.model.copy()
         model.setdefault('data_preprocessor', cfg.data_preprocessor)
-        state = MODELS.build(model).state_dict()
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):  # it ends here
+            state = MODELS.build(model).state_dict()
         for value in state.values():  # as drawn, a model says one class everywhere
             if value.ndim > 1 and value.is_floating_point():
                 value += 0.2 * torch.randn_like(value)
