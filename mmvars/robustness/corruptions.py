@@ -33,6 +33,9 @@ from mmvars.errors import InputError, check_choice, check_number
 
 __all__ = ['CORRUPTIONS', 'EXTRA', 'STANDARD', 'Corruption', 'check_corruption', 'corrupt']
 
+CORRUPTIONS_VERSION = 1
+"""Raised whenever a pixel of a corrupted image changes: rows of an older version do not count."""
+
 MIN_SIDE = 32  # pixels, as in the reference; shorter than some streaks of motion blur
 
 

@@ -43,9 +43,6 @@ ALEXNET_ERRORS = dict(
 )
 """Top-1 error of AlexNet, the mean over five severities (Hendrycks and Dietterich, 2019)."""
 
-CORRUPTIONS_VERSION = 1
-"""Raised whenever a pixel of a corrupted image changes: rows of an older version do not count."""
-
 
 class Setting(NamedTuple):
     """What is done to the images: a corruption at a severity of 1 to 5, or nothing."""

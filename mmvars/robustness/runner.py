@@ -25,7 +25,8 @@ from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.engine.hooks import FuseHook
 from mmvars.engine.samples import CheckedPipeline
 from mmvars.errors import InputError
-from mmvars.robustness.protocols import CORRUPTIONS_VERSION, Protocol, Setting
+from mmvars.robustness.corruptions import CORRUPTIONS_VERSION
+from mmvars.robustness.protocols import Protocol, Setting
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import ImageScores
 from mmvars.visualization.model import Sample, is_segmentor
