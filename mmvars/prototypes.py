@@ -191,13 +191,17 @@ class ClassSums:
         ridge = RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
         return torch.linalg.solve(moments + ridge, ridge).float()
 
-    def prototypes(self, center: Tensor | None) -> Tensor:
-        """The direction in which each class stands out, see :meth:`whitening`.
+    def prototypes(self, center: Tensor | None, whitening: Tensor) -> Tensor:
+        """The direction in which each class stands out.
+
+        Args:
+            center: ``(C,)``, or ``None`` for zeros.
+            whitening: ``(C, C)``, of :meth:`whitening` with this center.
 
         Returns:
             ``(K, C)`` of length 1; zeros for a class without tokens.
         """
-        return F.normalize(self.means(center) @ self.whitening(center), dim=1)
+        return F.normalize(self.means(center) @ whitening, dim=1)
 
 
 def patch_classes(
@@ -269,10 +273,11 @@ def _write(
         for name, value in network.state_dict().items()
         if not name.startswith(('trunk.', 'prior.'))
     }
-    tensors['prior.prototypes'] = sums.prototypes(center)
+    whitening = sums.whitening(center)
+    tensors['prior.prototypes'] = sums.prototypes(center, whitening)
     if center is not None:
         tensors['prior.center'] = center
-        tensors['prior.whitening'] = sums.whitening(center)
+        tensors['prior.whitening'] = whitening
     meta = dict(classes=json.dumps(classes.names), prototypes_of=f'{count} images')
     write_partial(output, network, tensors, meta, force)
     absent = [name for name, n in zip(classes.names, sums.counts, strict=True) if not n]

@@ -79,7 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     numbers[known] = torch.arange(len(known))
     val = [(tokens - center, numbers[classes]) for tokens, classes in val]
     words = [list(names.values())[index] for index in known]
-    scores = measure(val, words, sums.prototypes(center)[known], encoder, args.ridge)
+    prototypes = sums.prototypes(center, sums.whitening(center))[known]
+    scores = measure(val, words, prototypes, encoder, args.ridge)
     print(render(scores))
     return 0
 
