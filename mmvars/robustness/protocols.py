@@ -45,14 +45,14 @@ ALEXNET_ERRORS = dict(
 
 
 class Setting(NamedTuple):
-    """What is done to the images: a corruption at a severity of 1 to 5, or nothing."""
+    """What is done to images, and how much: a corruption at a severity of 1 to 5, or nothing."""
 
-    corruption: str | None = None
-    severity: int = 0
+    change: str | None = None
+    level: int = 0
 
     @property
     def name(self) -> str:
-        return 'clean' if self.corruption is None else f'{self.corruption}-{self.severity}'
+        return 'clean' if self.change is None else f'{self.change}-{self.level}'
 
 
 CLEAN = Setting()
@@ -133,9 +133,9 @@ PROTOCOLS = {
 
 def corruption_means(scores: Mapping[Setting, Any]) -> dict[str, Any]:
     """Corruption -> mean of its scores over the severities."""
-    names = dict.fromkeys(s.corruption for s in scores if s.corruption is not None)
+    names = dict.fromkeys(s.change for s in scores if s.change is not None)
     return {
-        name: np.mean([scores[s] for s in scores if s.corruption == name], axis=0) for name in names
+        name: np.mean([scores[s] for s in scores if s.change == name], axis=0) for name in names
     }
 
 

@@ -219,7 +219,7 @@ def write_report(
     writer = csv.writer(lines, lineterminator='\n')
     writer.writerow(['corruption', 'severity', result.score, 'low', 'high'])
     for setting, each in estimates.items():
-        writer.writerow([setting.corruption or 'clean', setting.severity, *each.entry.values()])
+        writer.writerow([setting.change or 'clean', setting.level, *each.entry.values()])
     for suffix, body in (
         ('txt', text),
         ('json', json.dumps(content, indent=1) + '\n'),

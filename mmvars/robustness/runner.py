@@ -147,9 +147,9 @@ class Evaluation:
 
     def pipeline(self, original: CheckedPipeline, setting: Setting) -> CheckedPipeline:
         """The pipeline of a data set in a setting."""
-        if setting.corruption is None:
+        if setting.change is None:
             return original
-        corrupt = Corrupt(setting.corruption, setting.severity, self.protocol.seed)
+        corrupt = Corrupt(setting.change, setting.level, self.protocol.seed)
         prepare = imagenet_c_pipeline if self.protocol.imagenet_c else insert_corrupt
         return CheckedPipeline(prepare(original.transforms, corrupt))
 
