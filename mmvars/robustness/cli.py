@@ -154,14 +154,14 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     if args.corruptions:
         for name in args.corruptions:
             check_choice('--corruptions', name, CORRUPTIONS)
-        changes['corruptions'] = tuple(dict.fromkeys(args.corruptions))
+        changes['changes'] = tuple(dict.fromkeys(args.corruptions))
     if args.severities:
-        changes['severities'] = tuple(sorted(set(args.severities)))
+        changes['levels'] = tuple(sorted(set(args.severities)))
     if changes:
         protocol = replace(protocol, name=f'{protocol.name}, changed', **changes)
-    for name in protocol.corruptions:
-        for severity in protocol.severities:
-            check_corruption(name, severity, protocol.seed)
+    for name in protocol.changes:
+        for level in protocol.levels:
+            check_corruption(name, level, protocol.seed)
     return protocol
 
 
@@ -221,7 +221,7 @@ def _about(
     else:
         check = 'not compared: neither the checkpoint nor files beside it say how it was trained'
     total = len(evaluation.dataset)
-    moving = [name for name in protocol.corruptions if CORRUPTIONS[name].moves_geometry]
+    moving = [name for name in protocol.changes if CORRUPTIONS[name].moves_geometry]
     note = f'{", ".join(moving)} moves things by some pixels; the labels stay where they are'
     return {
         'config': args.config,

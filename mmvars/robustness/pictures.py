@@ -30,10 +30,10 @@ def worst_images(result: Result, count: int) -> list[tuple[Setting, int]]:
         Settings, the worst first, each with the position of an image; none that loses nothing.
     """
     clean = _by_image(result.scores(CLEAN))
-    level = max(result.protocol.severities)
+    level = max(result.protocol.levels)
     drops = {
         Setting(name, level): clean - _by_image(result.scores(Setting(name, level)))
-        for name in result.protocol.corruptions
+        for name in result.protocol.changes
     }
     means = corruption_means({setting: drop.mean() for setting, drop in drops.items()})
     worst = [Setting(name, level) for name in sorted(means, key=lambda name: -means[name])]

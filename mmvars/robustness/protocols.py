@@ -67,8 +67,8 @@ class Protocol:
         version: Raised whenever its numbers change.
         purpose: One line, for the help and the report.
         numbers: Which numbers of :func:`summarize` the report has.
-        corruptions: Names.
-        severities: Of each.
+        changes: Names.
+        levels: Of each.
         images: How many, evenly spaced in the test data; ``None``: all.
         imagenet_c: Whether images are prepared as those of ImageNet-C, see
             :func:`mmvars.robustness.runner.imagenet_c_pipeline`, not as the config says.
@@ -79,18 +79,16 @@ class Protocol:
     version: int
     purpose: str
     numbers: tuple[str, ...]
-    corruptions: tuple[str, ...] = STANDARD
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    changes: tuple[str, ...] = STANDARD
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
     images: int | None = None
     imagenet_c: bool = False
     seed: int = 0
 
     @property
     def settings(self) -> list[Setting]:
-        """Clean images first, then each corruption at each severity."""
-        return [CLEAN] + [
-            Setting(name, level) for name in self.corruptions for level in self.severities
-        ]
+        """Clean images first, then each change at each level."""
+        return [CLEAN] + [Setting(name, level) for name in self.changes for level in self.levels]
 
 
 _MEANS = ('clean', 'corrupted', 'relative drop')

@@ -241,7 +241,7 @@ def _table(result: Result, values: Mapping[Setting, np.ndarray]) -> list[list[st
     means = corruption_means(scores)
     with_errors = 'mCE' in result.protocol.numbers and means.keys() <= ALEXNET_ERRORS.keys()
     errors = corruption_errors(means) if with_errors else {}
-    levels = result.protocol.severities
+    levels = result.protocol.levels
     lines = [['', *map(str, levels), 'mean', 'drop', *['CE'] * with_errors]]
     clean = scores[CLEAN]
     lines.append(['clean', *[''] * len(levels), f'{100 * clean:.2f}', '', *[''] * with_errors])
