@@ -9,10 +9,21 @@ first look-up, never before.
 from mmengine import registry as _root
 from mmengine.registry import Registry
 
-__all__ = ['DATASETS', 'HOOKS', 'METRICS', 'MODELS', 'OPTIM_WRAPPER_CONSTRUCTORS', 'TRANSFORMS']
+__all__ = [
+    'DATASETS',
+    'DATA_SAMPLERS',
+    'HOOKS',
+    'METRICS',
+    'MODELS',
+    'OPTIM_WRAPPER_CONSTRUCTORS',
+    'TRANSFORMS',
+]
 
 MODELS = Registry('model', parent=_root.MODELS, scope='mmvars', locations=['mmvars.models'])
 DATASETS = Registry('dataset', parent=_root.DATASETS, scope='mmvars', locations=['mmvars.datasets'])
+DATA_SAMPLERS = Registry(
+    'data sampler', parent=_root.DATA_SAMPLERS, scope='mmvars', locations=['mmvars.datasets']
+)
 TRANSFORMS = Registry(
     'transform', parent=_root.TRANSFORMS, scope='mmvars', locations=['mmvars.datasets']
 )

@@ -50,6 +50,7 @@ except ImportError:  # Windows: no guard against two comparisons in one folder
     fcntl = None
 
 _NAME = re.compile(r'[A-Za-z0-9][\w.+-]*', re.ASCII)  # it becomes a folder
+_SECTIONS = ('variants', 'cfg_options', 'columns', 'published')
 _NOT_AN_OPTION = ('randomness', 'work_dir', 'resume', 'launcher')
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, 'SIGHUP', None)]))
 _NOT_A_METRIC = {'data_time', 'time', 'step', 'iter', 'epoch', 'memory'}
@@ -84,11 +85,14 @@ def main(argv: list[str] | None = None) -> int:
                     f'{title}: {"resumed" if run.resumes else "started"}, log in {run.log}',
                     flush=True,
                 )
-                if signum := run.train(lock):
-                    print(f'{title}: stopped; the same command line goes on from here', flush=True)
-                    return 128 + signum
+            signum = 0 if run.finished else run.train(lock)
+            if args.test_best and run.finished and not signum and not run.tested:
+                signum = run.test(lock)
+            if signum:
+                print(f'{title}: stopped; the same command line goes on from here', flush=True)
+                return 128 + signum
             print(
-                f'{title}: {args.metric} {run.value(args.metric):.4g}, '
+                f'{title}: {args.metric} {run.value(args.metric, args.test_best):.4g}, '
                 f'{run.record["seconds"]:.0f} s',
                 flush=True,
             )
@@ -115,6 +119,15 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(f'--work-dir {str(args.work_dir)!r} is a file: give a folder')
     options = parse_cfg_options(args.cfg_options)
     args.common, args.table = read_variants(args.variants, args.variant, options)
+    args.rows = list(args.table)
+    columns, args.published = read_columns(args.variants, args.table, options)
+    args.columns = list(columns)
+    if columns:
+        args.table = {
+            f'{variant}/{column}': {**args.table[variant], **columns[column]}
+            for variant in args.rows
+            for column in columns
+        }
     return args
 
 
@@ -140,7 +153,8 @@ def read_variants(
         InputError: If there are no variants, or one cannot be read, is there twice, or sets what
             ``cfg_options`` sets too.
     """
-    common, table = _read_file(file) if file is not None else ({}, {})
+    content = _read_file(file)
+    common, table = content.get('cfg_options') or {}, dict(content.get('variants', {}))
     for name, options in map(_parse_variant, written):
         if name in table:
             raise InputError(f'variant {name!r} is given twice: each needs a name of its own')
@@ -151,33 +165,74 @@ def read_variants(
             "'NAME: KEY=VALUE ...' once for each"
         )
     for name, options in table.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise InputError(
-                f'variant {name!r}: a name starts with a letter or digit and holds '
-                'only letters, digits and _.+- (it becomes a folder)'
-            )
-        if not isinstance(options, Mapping):
-            raise InputError(f'variant {name!r} must be a dict of options, got {options!r}')
-        for key in options:
-            if any(
-                f'{key}.'.startswith(f'{other}.') or f'{other}.'.startswith(f'{key}.')
-                for other in cfg_options
-            ):
-                raise InputError(
-                    f'variant {name!r} and --cfg-options both set {key}: leave it to one of them'
-                )
+        _check_entry('variant', name, options, cfg_options, '--cfg-options')
     common = {**common, **cfg_options}
-    for where, options in (('options of all runs', common), *table.items()):
-        for key in options:
-            if key.partition('.')[0] in _NOT_AN_OPTION:
-                raise InputError(
-                    f'{where}: {key} is not for options here: every run gets its own '
-                    'from --seeds and --work-dir'
-                )
+    _check_keys('options of all runs', common)
     return common, {name: dict(options) for name, options in table.items()}
 
 
-def _read_file(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_columns(
+    file: str | None, variants: Mapping[str, Mapping], cfg_options: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """What every variant is trained with in turn, and published numbers to stand beside.
+
+    Args:
+        file: Config file, perhaps with ``columns`` and ``published``; ``None`` for none.
+        variants: Their options.
+        cfg_options: From the command line.
+
+    Returns:
+        Options of each column; published row -> column -> number. Empty if there are none.
+
+    Raises:
+        InputError: If a column cannot be read, or sets what a variant or ``cfg_options`` set; or if
+            published numbers are of other columns.
+    """
+    content = _read_file(file)
+    columns, published = content.get('columns') or {}, content.get('published') or {}
+    for name, options in columns.items():
+        _check_entry('column', name, options, cfg_options, '--cfg-options')
+        for variant, others in variants.items():
+            _check_entry('column', name, options, others, f'variant {variant!r}')
+    for row, numbers in published.items():
+        if not isinstance(numbers, Mapping) or not numbers.keys() <= columns.keys():
+            raise InputError(
+                f'published row {row!r} must be numbers for the columns {", ".join(columns)}, got '
+                f'{numbers!r}'
+            )
+    return columns, published
+
+
+def _check_entry(kind: str, name: Any, options: Any, others: Mapping, whose: str) -> None:
+    """Refuse a name that is no folder's, and options that are none or that others set too."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(
+            f'{kind} {name!r}: a name starts with a letter or digit and holds '
+            'only letters, digits and _.+- (it becomes a folder)'
+        )
+    if not isinstance(options, Mapping):
+        raise InputError(f'{kind} {name!r} must be a dict of options, got {options!r}')
+    _check_keys(name, options)
+    for key in options:
+        if any(
+            f'{key}.'.startswith(f'{other}.') or f'{other}.'.startswith(f'{key}.')
+            for other in others
+        ):
+            raise InputError(f'{kind} {name!r} and {whose} both set {key}: leave it to one of them')
+
+
+def _check_keys(where: str, options: Mapping[str, Any]) -> None:
+    for key in options:
+        if key.partition('.')[0] in _NOT_AN_OPTION:
+            raise InputError(
+                f'{where}: {key} is not for options here: every run gets its own '
+                'from --seeds and --work-dir'
+            )
+
+
+def _read_file(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
     path = config_path(name)
     try:
         content = Config.fromfile(str(path)).to_dict()
@@ -187,11 +242,11 @@ def _read_file(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from error
     if not isinstance(content.get('variants'), Mapping):
         raise InputError(f'--variants {path} must hold variants = {{NAME: {{KEY: VALUE}}}}')
-    if unknown := sorted(content.keys() - {'variants', 'cfg_options'}):
+    if unknown := sorted(content.keys() - set(_SECTIONS)):
         raise InputError(
-            f'--variants {path} holds {", ".join(unknown)}: it takes variants and cfg_options'
+            f'--variants {path} holds {", ".join(unknown)}: it takes {", ".join(_SECTIONS)}'
         )
-    return content.get('cfg_options') or {}, dict(content['variants'])
+    return content
 
 
 def _parse_variant(text: str) -> tuple[str, dict[str, Any]]:
@@ -212,7 +267,7 @@ def _parse_variant(text: str) -> tuple[str, dict[str, Any]]:
 
 
 class Run:
-    """One variant with one seed, in a folder of its own.
+    """One variant, or ``VARIANT/COLUMN``, with one seed, in a folder of its own.
 
     The folder is an ordinary work dir; ``run.json`` in it holds the config and the state.
 
@@ -240,6 +295,7 @@ class Run:
             sessions=0,
             seconds=0.0,
             metrics=None,
+            tested=None,
             config=_plain(cfg.to_dict()),
         )
         if self.folder.exists() and any(self.folder.iterdir()):
@@ -254,17 +310,22 @@ class Run:
     def finished(self) -> bool:
         return self.record['status'] == 'finished'
 
-    def value(self, metric: str) -> float:
-        """One metric of the last validation.
+    @property
+    def tested(self) -> bool:
+        return self.record.get('tested') is not None  # older records have no such entry
+
+    def value(self, metric: str, test: bool) -> float:
+        """One metric of the last validation, or of the test.
 
         Raises:
             InputError: If there is none of that name; lists those that are.
         """
-        metrics = {k: v for k, v in self.record['metrics'].items() if isinstance(v, int | float)}
+        metrics = self.record['tested' if test else 'metrics']
+        metrics = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         if metric not in metrics:
             raise InputError(
-                f'--metric {metric!r} is not among those of the last validation: '
-                f'{", ".join(metrics)}'
+                f'--metric {metric!r} is not among those of the '
+                f'{"test" if test else "last validation"}: {", ".join(metrics)}'
             )
         return metrics[metric]
 
@@ -282,30 +343,60 @@ class Run:
             InputError: If the training fails; it may be tried again.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.config_file.parent.mkdir(exist_ok=True)
+        self.config_file.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.config_file, self.cfg.dump(), overwrite=True)
         resumes = self.resumes
         if not resumes:  # what an earlier try took is not part of this run
             self.record |= dict(sessions=0, seconds=0.0)
         self._save(status='running', sessions=self.record['sessions'] + 1)
-        command = [
-            sys.executable,
-            str(resource_root() / 'tools' / 'train.py'),
-            str(self.config_file),
-            '--work-dir',
-            str(self.folder),
-            *(['--resume'] if resumes else []),
-        ]
+        arguments = [str(self.config_file), '--work-dir', str(self.folder)]
         start = time.monotonic()
-        with open(self.log, 'a', encoding='utf-8') as log:
-            log.write(''.join(f'{note}\n' for note in self.notes))
-            log.flush()
-            status, signum = _run(command, log, lock)
+        status, signum = self._start('train', [*arguments, *(['--resume'] * resumes)], lock)
         self.record['seconds'] += time.monotonic() - start
         if status == 0:
             self._save(status='finished', metrics=self._last_validation())
         else:
             self._save(status='stopped')
+        return self._ended('training', status, signum)
+
+    def test(self, lock: int | None) -> int:
+        """Test the checkpoint that validated best.
+
+        Args:
+            lock: As for :meth:`train`.
+
+        Returns:
+            0, or the signal that stopped it.
+
+        Raises:
+            InputError: If there is no such checkpoint, or the test fails.
+        """
+        checkpoints = sorted(self.folder.glob('best_*.pth'))
+        if len(checkpoints) != 1:
+            raise InputError(
+                f'--test-best needs one checkpoint best_*.pth in {self.folder}, and there are '
+                f'{len(checkpoints)}: set default_hooks.checkpoint.save_best to one metric, and '
+                'choose another --work-dir'
+            )
+        out = self.folder / 'test' / 'metrics.json'
+        arguments = [str(self.config_file), str(checkpoints[0]), '--work-dir', str(out.parent)]
+        status, signum = self._start(
+            'test', [*arguments, '--out', str(out), '--out-item', 'metrics'], lock
+        )
+        if status == 0:
+            self._save(tested=json.loads(out.read_text(encoding='utf-8')))
+        return self._ended('test', status, signum)
+
+    def _start(self, tool: str, arguments: list[str], lock: int | None) -> tuple[int, int]:
+        command = [sys.executable, str(resource_root() / 'tools' / f'{tool}.py'), *arguments]
+        with open(self.log, 'a', encoding='utf-8') as log:
+            log.write(''.join(f'{note}\n' for note in self.notes))
+            log.flush()
+            return _run(command, log, lock)
+
+    def _ended(self, what: str, status: int, signum: int) -> int:
+        """The signal that ended a process, or 0 for a good end."""
+        if status != 0:
             signum = signum or (-status if status < 0 else status - 128)
         if signum in _SIGNALS:
             return signum
@@ -313,7 +404,7 @@ class Run:
             lines = [line.strip() for line in self.log.read_text('utf-8', 'replace').splitlines()]
             last = next((line for line in reversed(lines) if line), 'it wrote nothing')
             raise InputError(
-                f'the training of variant {self.variant!r}, seed {self.seed} failed '
+                f'the {what} of variant {self.variant!r}, seed {self.seed} failed '
                 f'({_ending(status)}): {last}\nIts log is {self.log}; the same '
                 'command line tries it again'
             )
@@ -383,6 +474,14 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
                 'visualizer.vis_backends has no LocalVisBackend, which writes the '
                 'scalars.json that results are read from: add dict(type='
                 "'LocalVisBackend')"
+            )
+        if args.test_best and (
+            cfg.get('test_cfg') is None
+            or not cfg.get('default_hooks', {}).get('checkpoint', {}).get('save_best')
+        ):
+            raise InputError(
+                '--test-best needs a config that tests (test_cfg) and keeps the checkpoint that '
+                'validates best: add --cfg-options default_hooks.checkpoint.save_best=auto'
             )
         cfg.resume = False
         cfg.pop('work_dir', None)
@@ -524,7 +623,8 @@ def summarize(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any]:
     cfg, rows = runs[0].cfg, []
     for name, options in args.table.items():
         done = [run for run in runs if run.variant == name and run.finished]
-        values = [run.value(args.metric) for run in done]
+        done = [run for run in done if run.tested or not args.test_best]
+        values = [run.value(args.metric, args.test_best) for run in done]
         mean, spread = mean_and_spread(values)
         rows.append(
             dict(
@@ -550,8 +650,11 @@ def summarize(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any]:
     length = {k: cfg.train_cfg[k] for k in ('max_iters', 'max_epochs') if k in cfg.train_cfg}
     return dict(
         measured=True,
-        complete=all(run.finished for run in runs),
+        complete=sum(row['n'] for row in rows) == len(runs),
         metric=args.metric,
+        of='test data, by the checkpoint that validates best'
+        if args.test_best
+        else 'validation set after training',
         config=args.config_name,
         cfg_options=_plain(args.common),
         **length,
@@ -560,18 +663,44 @@ def summarize(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any]:
         environment=runs[0].record['environment'],
         resumed=sum(run.record['sessions'] > 1 for run in runs if run.finished),
         variants=rows,
+        columns=args.columns,
+        rows=[_grid_row(name, rows, args) for name in args.rows] if args.columns else [],
+        published=args.published,
     )
+
+
+def _grid_row(name: str, cells: Sequence[Mapping], args: argparse.Namespace) -> dict[str, Any]:
+    """One variant in all columns, and the mean of these, seed by seed where all are there."""
+    by_column = {
+        column: next(cell for cell in cells if cell['name'] == f'{name}/{column}')
+        for column in args.columns
+    }
+    values = [{run['seed']: run['value'] for run in c['runs']} for c in by_column.values()]
+    seeds = [seed for seed in args.seeds if all(seed in each for each in values)]
+    averages = [statistics.fmean(_finite(each[seed]) for each in values) for seed in seeds]
+    mean, spread = mean_and_spread(averages)
+    by_column['average'] = dict(n=len(seeds), mean=mean, standard_deviation=spread)
+    entries = ('n', 'mean', 'standard_deviation')
+    return dict(
+        name=name,
+        **{column: {key: cell[key] for key in entries} for column, cell in by_column.items()},
+    )
+
+
+def _finite(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def render(summary: Mapping[str, Any]) -> str:
     """The table, and below it what it was measured with, as Markdown."""
     rows, metric, seeds = summary['variants'], summary['metric'], summary['seeds']
-    lines = [f'# {metric} on the validation set after training, as measured', '']
+    lines = [f'# {metric} on the {summary["of"]}, as measured', '']
     if not summary['complete']:
         lines += [
             f'**Not complete: {sum(row["n"] for row in rows)} of {len(rows) * len(seeds)} runs.**',
             '',
         ]
+    lines += _grid(summary)
     lines += [
         f'| variant | {metric}: mean ± sd | n | seeds {", ".join(map(str, seeds))} | '
         'seconds per run |',
@@ -581,13 +710,12 @@ def render(summary: Mapping[str, Any]) -> str:
         by_seed = {run['seed']: run['value'] for run in row['runs']}
         each = ', '.join(_number(by_seed[s]) if s in by_seed else '-' for s in seeds)
         seconds = '-' if row['seconds_per_run'] is None else f'{row["seconds_per_run"]:.0f}'
-        mean = _number(row['mean']) if row['n'] else '-'
-        spread = '-' if row['standard_deviation'] is None else _number(row['standard_deviation'])
-        lines.append(f'| {row["name"]} | {mean} ± {spread} | {row["n"]} | {each} | {seconds} |')
+        lines.append(f'| {row["name"]} | {_mean(row)} | {row["n"]} | {each} | {seconds} |')
     lines += [
         '',
-        'sd: sample standard deviation over n seeds, one training each, the last '
-        'validation. Seconds include start-up and validation.',
+        'sd: sample standard deviation over n seeds, one training each, '
+        f'{"a test" if summary["of"].startswith("test") else "the last validation"}. '
+        'Seconds include start-up and validation.',
         '',
         f'- config: {summary["config"]}',
         f'- options of all: {_options(summary["cfg_options"])}',
@@ -602,6 +730,31 @@ def render(summary: Mapping[str, Any]) -> str:
     if summary['resumed']:
         lines.append(f'- runs that were interrupted and resumed: {summary["resumed"]}')
     return '\n'.join(lines) + '\n'
+
+
+def _grid(summary: Mapping[str, Any]) -> list[str]:
+    """The table of variants x columns, and below it what others published."""
+    columns = [*summary['columns'], 'average']
+    if not summary['columns']:
+        return []
+    lines = [
+        f'| {summary["metric"]}: mean ± sd | {" | ".join(columns)} |',
+        '|---' * (len(columns) + 1) + '|',
+    ]
+    lines += [
+        f'| {row["name"]} | {" | ".join(_mean(row[column]) for column in columns)} |'
+        for row in summary['rows']
+    ]
+    for name, numbers in summary['published'].items():
+        shown = [_number(numbers[column]) if column in numbers else '-' for column in columns]
+        lines.append(f'| *published: {name}* | {" | ".join(shown)} |')
+    return [*lines, '']
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    mean = _number(row['mean']) if row['n'] else '-'
+    spread = '-' if row['standard_deviation'] is None else _number(row['standard_deviation'])
+    return f'{mean} ± {spread}'
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -3,5 +3,14 @@
 from mmvars.datasets.checks import CheckLabels, check_data_roots
 from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.datasets.loading import LoadImageFromFile
+from mmvars.datasets.pacs import PACS, DomainSampler
 
-__all__ = ['CheckLabels', 'Corrupt', 'LoadImageFromFile', 'check_data_roots', 'insert_corrupt']
+__all__ = [
+    'PACS',
+    'CheckLabels',
+    'Corrupt',
+    'DomainSampler',
+    'LoadImageFromFile',
+    'check_data_roots',
+    'insert_corrupt',
+]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmvars.errors import InputError
 
-__all__ = ['images_in', 'max_pixels', 'open_image', 'refuse_special_file']
+__all__ = ['SUFFIXES', 'images_in', 'max_pixels', 'open_image', 'refuse_special_file']
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 

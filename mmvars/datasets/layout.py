@@ -38,6 +38,8 @@ def _expected(cfg: Mapping[str, Any], cls: Any) -> list[str]:
     prefix = option('data_prefix')
     if not isinstance(prefix, Mapping):
         prefix = dict(img_path=prefix)
+    if layout := getattr(cls, 'LAYOUT', None):
+        return list(layout)
     lines = [str(option('ann_file'))]
     if 'img_suffix' not in parameters and 'img_suffix' not in cfg:  # of mmpretrain, by folders
         folder = next(iter(prefix.values()), '') or option('split')

@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmvars.engine.shorthands import (
+    DATASET_KEYS,
     SHORT_NAMES,
     SHORTHANDS,
     SIZES,
@@ -104,7 +105,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any] | None) -> list[str]:
     cfg.merge_from_dict(deepcopy(named))
     follow_shorthands(cfg, old, named, checked)
     cfg.merge_from_dict(named)
-    for key in {'data_root', 'num_classes'} & checked - old.keys():
+    for key in {'data_root', 'num_classes', *DATASET_KEYS} & checked - old.keys():
         cfg.pop(key)  # no variable of this config
     for node in dicts(cfg._cfg_dict):
         if node.get('num_workers') == 0 and node.get('persistent_workers'):

@@ -14,6 +14,7 @@ from mmvars.datasets.checks import LOADERS, dataset_entries
 from mmvars.errors import InputError, check_number
 
 __all__ = [
+    'DATASET_KEYS',
     'SHORTHANDS',
     'SHORT_NAMES',
     'SIZES',
@@ -37,7 +38,9 @@ SHORT_NAMES = {
 _DATA_PARTS = ('_dataloader', '_pipeline', '_evaluator')  # ends of the keys of parts
 SIZES = {'crop_size': ('crop_size', 'size'), 'img_scale': ('scale',)}
 """Variable of the config files -> entries that hold it."""
-SHORTHANDS = ('data_root', 'num_classes', *SIZES, *SHORT_NAMES)
+DATASET_KEYS = ('target', 'split_seed')
+"""Shorthands of an argument that several data sets of a config have, such as those of PACS."""
+SHORTHANDS = ('data_root', 'num_classes', *DATASET_KEYS, *SIZES, *SHORT_NAMES)
 """Keys that set all entries which depend on them; ``configs/README.md`` says which."""
 _MIN_INTERVAL = 500  # iterations between validations of a shortened run, or the whole run
 
@@ -60,6 +63,9 @@ def follow_shorthands(
         _set_data_root(cfg, named)
     if 'num_classes' in checked:
         _set_num_classes(cfg, named)
+    for key in DATASET_KEYS:
+        if key in checked:
+            _set_of_datasets(cfg, key, named[key])
     for key in SIZES:
         if key in checked:
             _spread(cfg, key, old[key])
@@ -77,13 +83,7 @@ def _set_data_root(cfg: Config, named: Mapping[str, Any]) -> None:
     new = named['data_root']
     if not isinstance(new, str):
         raise InputError(f'data_root must be one folder, got {new!r}')
-    roots = {
-        f'{key}.data_root': dataset.get('data_root')
-        for loader in LOADERS
-        for key, dataset in dataset_entries(
-            (cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'
-        )
-    }
+    roots = {f'{key}.data_root': dataset.get('data_root') for key, dataset in _datasets(cfg)}
     roots = {key: root for key, root in roots.items() if key not in named}
     folders = {str(root or '').rstrip('/') for root in roots.values()}
     old = folders.pop() if len(folders) == 1 else None
@@ -98,6 +98,21 @@ def _set_data_root(cfg: Config, named: Mapping[str, Any]) -> None:
             if isinstance(value, str | PurePath) and f'{value}/'.startswith(f'{old}/'):
                 below = str(value)[len(old) :].strip('/')
                 node[key] = f'{new.rstrip("/")}/{below}' if below else new
+
+
+def _set_of_datasets(cfg: Config, key: str, value: Any) -> None:
+    """Set an argument of all data sets that have it."""
+    datasets = [dataset for _, dataset in _datasets(cfg) if key in dataset]
+    if not datasets:
+        raise InputError(f'{key}={value} does not apply: no data set of this config has any')
+    for dataset in datasets:
+        dataset[key] = value
+
+
+def _datasets(cfg: Config) -> Iterator[tuple[str, dict]]:
+    for loader in LOADERS:
+        section = cfg.get(loader) or {}
+        yield from dataset_entries(section.get('dataset'), f'{loader}.dataset')
 
 
 def class_entries(cfg: Mapping) -> Iterator[tuple[str, dict]]:

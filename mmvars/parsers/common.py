@@ -71,8 +71,9 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='override settings of the config, such as '
         'train_dataloader.batch_size=4; lists are written "[a,b]" or a,b without '
-        'spaces. Shorthands that set all that depends on them: data_root, num_classes, crop_size, '
-        'img_scale, arch, mixer, max_iters, max_epochs. +KEY=VALUE adds a key unchecked',
+        'spaces. Shorthands that set all that depends on them: data_root, num_classes, target, '
+        'split_seed, crop_size, img_scale, arch, mixer, max_iters, max_epochs. +KEY=VALUE adds a '
+        'key unchecked',
     )
 
 

@@ -12,6 +12,7 @@ _EPILOG = """\
 examples:
   mmvars compare vit-ti16_upernet_1xb8-400iter_mini-cityscapes-128x256 \\
       --variants configs/absvit/top-down-designs.yml --work-dir work_dirs/designs
+  mmvars compare rvt-tiny-p16-vars-sd_1xb96-5k_pacs --variants configs/vars/pacs.yml --test-best
   mmvars compare CONFIG --seeds 0 1 2 3 4 --variant plain \\
       --variant 'mild: model.backbone.alpha=0.5' --variant 'strong: model.backbone.alpha=10'
 
@@ -23,15 +24,16 @@ The table is in DIR/comparison.md and DIR/comparison.json, written anew after ev
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         description='Train variants of one config with several seeds each, and put mean and spread '
-        'of the last validation side by side.',
+        'of the last validation side by side, or of a test.',
         epilog=_EPILOG,
     )
     parser.add_argument('config', help=CONFIG_HELP)
     parser.add_argument(
         '--variants',
         metavar='FILE',
-        help='Python, YAML or JSON config file with '
-        'variants = {NAME: {KEY: VALUE}}, and optionally cfg_options for all',
+        help='Python, YAML or JSON config file with variants = {NAME: {KEY: VALUE}}, and '
+        'optionally cfg_options for all, columns = {NAME: {KEY: VALUE}}, such as data sets, each '
+        'of which every variant is trained with, and published = {ROW: {COLUMN: NUMBER}}',
     )
     parser.add_argument(
         '--variant',
@@ -50,8 +52,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--metric',
-        help='of the last validation, as it stands in the log (default:'
+        help='of the last validation, as it stands in the log, or of the test (default:'
         ' mIoU for segmentation, accuracy/top1 for classification)',
+    )
+    parser.add_argument(
+        '--test-best',
+        action='store_true',
+        help='compare on the test data, by the checkpoint of each run that validates best '
+        '(save_best of the CheckpointHook)',
     )
     parser.add_argument(
         '--work-dir',

@@ -145,6 +145,7 @@ EXEMPT_BASELINES = {
 def test_what_is_decayed(built):
     """As in the releases: all but 1-D parameters, positions and class tokens."""
     checked = [p for p in CANONICAL if 'upernet' not in p.name or 'mini-' in p.name]
+    checked = [p for p in checked if not p.stem.endswith('pacs')]  # nothing is
     assert len(checked) == 62
     for path in checked:
         decay = built[path]['decay']
@@ -185,7 +186,7 @@ def test_classifiers_start_as_released():
         else:
             assert (init.type, init.layer, init.std) == ('TruncNormal', 'Linear', 0.02), path.name
             counts['normal'] += 1
-    assert counts == dict(torch=22, normal=23)
+    assert counts == dict(torch=26, normal=23)
 
 
 def test_step_sizes_are_updated_where_there_are_any(built):
@@ -196,4 +197,4 @@ def test_step_sizes_are_updated_where_there_are_any(built):
         hook = dict(type='mmvars.LipschitzUpdateHook', interval=100, rate=0.1)
         assert hooks == ([hook] if facts['mixer'] == 'vars_s' else []), path.name
         with_hook += bool(hooks)
-    assert with_hook == 3
+    assert with_hook == 4

@@ -27,8 +27,8 @@ SEGMENTATION = re.compile(
 CLASSIFICATION = re.compile(
     r'(?P<model>[a-z]+)(?P<stem>-convstem)?-(?P<size>tiny|small|base)-p16'
     rf'(-(?P<no_rec>no-rec)|-(?P<mixer>{MIXER})|-(?P<design>{DESIGN}))?_'
-    r'(?P<gpus>\d+)xb(?P<batch>\d+)(-coslr)?-(?P<epochs>\d+)e_'
-    r'(?P<data>in1k|mini-imagenet)(-(?P<crop>\d+)px)?'
+    r'(?P<gpus>\d+)xb(?P<batch>\d+)(-coslr)?-(?P<length>\d+)(?P<unit>e|k)_'
+    r'(?P<data>in1k|mini-imagenet|pacs)(-(?P<crop>\d+)px)?'
 )
 ARCH = {'ti16': 'tiny', 'b16': 'base'}
 DATASETS = {
@@ -38,6 +38,7 @@ DATASETS = {
     'voc12aug': 'ConcatDataset',
     'in1k': 'mmpretrain.ImageNet',
     'mini-imagenet': 'mmpretrain.ImageNet',
+    'pacs': 'mmvars.PACS',
 }
 
 
@@ -76,7 +77,7 @@ def _find(pipeline: list, name: str) -> dict:
 
 
 def test_the_sweep_sees_the_configs():
-    assert len(CANONICAL) == 61 + 10  # published rows, minis
+    assert len(CANONICAL) == 65 + 10  # published rows, minis
     assert {p.parent.name for p in CANONICAL} == {
         *('absvit', 'vit', 'resnet', 'deit', 'gfnet', 'rvt', 'vars', 'fan', 'baselines')
     }
@@ -240,7 +241,7 @@ def test_types_carry_their_scope(path):
         if 'type' in d and '.' not in d['type'] and '_scope_' not in d
     }
     # Of mmcv and mmengine; batch augmentations have no parent registry, priors no registry.
-    assert bare <= {'SyncBN', 'TruncNormal', 'Mixup', 'CutMix', 'learned_classes'}
+    assert bare <= {'SyncBN', 'TruncNormal', 'Pretrained', 'Mixup', 'CutMix', 'learned_classes'}
     assert cfg.default_scope in ('mmseg', 'mmpretrain')
 
 
@@ -277,9 +278,11 @@ def test_classification_names_tell_the_truth(path):
     assert cfg.auto_scale_lr.base_batch_size == int(name['gpus']) * int(name['batch'])
     assert cfg.train_dataloader.dataset.type == DATASETS[name['data']]
     assert cfg.crop_size == int(name['crop'] or 224)
-    assert [s.end for s in cfg.param_scheduler if s.type == 'CosineAnnealingLR'] == [
-        int(name['epochs'])
-    ]
+    cosine = [s.end for s in cfg.param_scheduler if s.type == 'CosineAnnealingLR']
+    if name['unit'] == 'e':
+        assert cosine == [int(name['length'])]
+    else:
+        assert (cosine, cfg.train_cfg.max_iters) == ([], 1000 * int(name['length']))
     _check_backbone(path, name, name['size'])
     weight = cfg.model.backbone.get('reconstruction_loss_weight', 0)
     reconstructs = name['model'] == 'absvit' or (name['design'] or '').startswith('absvit')
@@ -359,14 +362,14 @@ def test_twins_differ_in_the_backbone_alone():
 def test_compared_mixers_differ_in_the_mixer_alone():
     """Configs of a trunk are the same but for the mixer and what it needs."""
     compared = 0
-    for path in CONFIGS.glob('vars/*in1k.py'):
+    for path in (p for p in CONFIGS.glob('vars/*.py') if p.stem.endswith(('in1k', 'pacs'))):
         mixer = re.search(r'vars-(sd|s|d)(?=_)', path.name)[0]
         other = path.with_name(path.name.replace(mixer, 'vars-d'))
         ours, theirs = _load(path).to_dict(), _load(other).to_dict()
         for cfg in (ours, theirs):
-            for key in ('mixer', 'mixer_cfg'):
+            for key in ('mixer', 'mixer_cfg', 'init_cfg'):
                 cfg['model']['backbone'].pop(key, None)
             cfg['custom_hooks'] = [h for h in cfg['custom_hooks'] if 'Lipschitz' not in h['type']]
         assert ours == theirs, path.name
         compared += path != other
-    assert compared == 6
+    assert compared == 6 + 2

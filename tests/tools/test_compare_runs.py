@@ -64,7 +64,19 @@ logs = folder / ('2' if resumes else '1') / 'vis_data'
 logs.mkdir(parents=True)
 rows = [dict(lr=.1, loss=2., step=4), dict(score=1., time=.1, step=4),
         dict(lr=.1, loss=1., step=8), dict(score=score, other=3., each=[3.], time=.1, step=8)]
+(folder / 'best_score_iter_4.pth').write_text(str(score))
 (logs / 'scalars.json').write_text(''.join(json.dumps(row) + '\\n' for row in rows))
+"""
+
+# A test whose score is that of the training and 100, of the checkpoint that validated best.
+TEST = """
+import json, pathlib, sys
+config, checkpoint, _, folder, _, out, *_ = sys.argv[1:]
+with open(pathlib.Path(__file__).parent / 'calls', 'a') as calls:
+    calls.write('test\\n')
+score = float(pathlib.Path(checkpoint).read_text()) + 100
+pathlib.Path(folder).mkdir()
+pathlib.Path(out).write_text(json.dumps(dict(score=score)))
 """
 
 VARIANTS = ('--variant', 'low', '--variant', 'high: model.drop_path_rate=0.1')
@@ -78,6 +90,7 @@ class Bench:
         self.work = root / 'work'
         (root / 'tools').mkdir()
         (root / 'tools' / 'train.py').write_text(TRAINING)
+        (root / 'tools' / 'test.py').write_text(TEST)
         (root / 'config.py').write_text(CONFIG)
 
     def run(self, *extra: str, variants=VARIANTS, seeds=('0', '1', '2')) -> int:
@@ -152,6 +165,79 @@ def test_a_complete_table(bench, capsys) -> None:
     assert f'- torch: {table["environment"]["torch"]}' in text
     assert '- options of high: `model.drop_path_rate=0.1`' in text
     assert text in capsys.readouterr().out
+
+
+COLUMNS = """
+variants: {low: {}, high: {model.drop_path_rate: 0.1}}
+columns: {narrow: {train_dataloader.batch_size: 3}, wide: {train_dataloader.batch_size: 4}}
+published: {theirs: {narrow: 77.5}}
+cfg_options: {+default_hooks.checkpoint.save_best: score, +test_cfg: {type: TestLoop}}
+"""
+
+
+def test_every_variant_in_every_column_by_a_test(bench, capsys) -> None:
+    """Such as models x target domains; the score of a wide column is made to be 6 higher."""
+    training = bench.root / 'tools' / 'train.py'
+    training.write_text(TRAINING.replace('score = 10', "score = 10 + 6 * ('wide' in str(folder))"))
+    (bench.root / 'v.yml').write_text(COLUMNS)
+    arguments = dict(variants=('--variants', str(bench.root / 'v.yml')), seeds=('0', '1'))
+    assert bench.run(**arguments) == 0
+    assert bench.calls() == [
+        f'{column}-{seed}' for seed in '01' for column in ('narrow', 'wide') * 2
+    ]
+    table = bench.table()
+    assert table['of'] == 'validation set after training'
+    assert table['rows'][0]['average'] == dict(n=2, mean=14.0, standard_deviation=2**0.5)
+    assert bench.run('--test-best', **arguments) == 0
+    assert bench.calls() == ['test'] * 8  # what is trained stays
+    low, high = bench.table()['rows']
+    assert (low['name'], high['name']) == ('low', 'high')
+    assert [low[column]['mean'] for column in ('narrow', 'wide', 'average')] == [111, 117, 114]
+    assert [high[column]['mean'] for column in ('narrow', 'wide', 'average')] == [121, 127, 124]
+    text = (bench.work / 'comparison.md').read_text()
+    assert text.startswith(
+        '# score on the test data, by the checkpoint that validates best, as measured'
+    )
+    assert '| score: mean ± sd | narrow | wide | average |\n|---|---|---|---|\n' in text
+    assert '| low | 111.00 ± 1.41 | 117.00 ± 1.41 | 114.00 ± 1.41 |' in text
+    assert '| *published: theirs* | 77.50 | - | - |' in text
+    assert '| low/wide | 117.00 ± 1.41 | 2 | 116.00, 118.00 |' in text
+    assert bench.run('--test-best', **arguments) == 0
+    assert bench.calls() == []
+
+
+def test_a_stopped_grid_has_no_average_yet(bench) -> None:
+    (bench.root / 'v.yml').write_text(COLUMNS)
+    bench.order('wide-1', f'stop parent {int(signal.SIGTERM)}')
+    assert bench.run(variants=('--variants', str(bench.root / 'v.yml')), seeds=('1',)) == 143
+    text = (bench.work / 'comparison.md').read_text()
+    assert '| low | 12.00 ± - | - ± - | - ± - |' in text
+
+
+@pytest.mark.parametrize(
+    'old, new, said',
+    [
+        (
+            '{theirs: {narrow',
+            '{theirs: {tall',
+            "'theirs' must be numbers for the columns narrow, w",
+        ),
+        (
+            'model.drop_path_rate',
+            'train_dataloader',
+            "'narrow' and variant 'high' both set train_d",
+        ),
+        ('{narrow: {train', '{a/b: {train', "column 'a/b': a name starts with"),
+        ('save_best: score', 'interval: 1', '--test-best needs a config .*save_best=auto'),
+        ('+test_cfg: {type: TestLoop}', 'log_level: INFO', '--test-best needs a config that tests'),
+    ],
+)
+def test_bad_columns_are_said_before_anything_is_done(old, new, said, bench) -> None:
+    assert old in COLUMNS
+    (bench.root / 'v.yml').write_text(COLUMNS.replace(old, new))
+    with pytest.raises(InputError, match=said):
+        bench.run('--test-best', variants=('--variants', str(bench.root / 'v.yml')))
+    assert not bench.calls()
 
 
 def test_finished_runs_are_kept_and_runs_may_be_added(bench) -> None:
