@@ -21,7 +21,8 @@ that was stopped goes on with the same command, and several processes or machine
 the work. Another model, other data or options start anew beside them.
 
 Before anything is measured the config is compared with that in the checkpoint, or beside it:
-statistics, channel order, steps of the pipeline, classes. A difference stops the run.
+statistics, channel order, steps of the pipeline, classes; then the clean score with that of the
+training log. A difference stops the run.
 
 DIR holds robustness.txt, .json, .csv, .md and .html, a page with the images that lose most. Scores
 are mIoU or top-1 accuracy; intervals are a bootstrap over the images.

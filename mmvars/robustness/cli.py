@@ -2,14 +2,15 @@
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.runner import Runner
 
 from mmvars.datasets import check_data_roots
@@ -28,19 +29,21 @@ from mmvars.predictor import run_files
 from mmvars.robustness.corruptions import CORRUPTIONS, check_corruption
 from mmvars.robustness.guard import (
     check_classes,
+    check_score,
     check_values,
     compare,
+    is_same_data,
     preparation,
-    recorded,
     shown,
 )
 from mmvars.robustness.pictures import worst_pictures
-from mmvars.robustness.protocols import PROTOCOLS, Protocol, Setting
+from mmvars.robustness.protocols import CLEAN, PROTOCOLS, Protocol, Setting
 from mmvars.robustness.report import Result, check_comparable, read_result, write_report
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.runner import Evaluation, run_settings
-from mmvars.robustness.scores import Scores, draw_weights
+from mmvars.robustness.scores import Scores
 from mmvars.robustness.store import store_images
+from mmvars.robustness.training import Training, read_training
 
 __all__ = ['main']
 
@@ -79,14 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     read = deepcopy(cfg)  # the Runner adapts its own
     with closing_process_group(), user_errors():
         check_data_roots(cfg)
-        trained, names, source = recorded(args.checkpoint, args.config)
-        problems = compare(preparation(cfg), preparation(trained), source)
+        training = read_training(args.checkpoint, args.config)
+        problems = compare(preparation(cfg), preparation(training.cfg), training.source)
         if problems and not args.ignore_mismatch:
             raise _mismatch(problems)
         runner = build_runner(cfg, args, notes)
         _silence(runner)
         evaluation = Evaluation(runner, protocol)
-        problems += check_classes(evaluation.num_classes, evaluation.classes, names)
+        problems += check_classes(evaluation.num_classes, evaluation.classes, training.classes)
         looked_at = evaluation.indices[:: -(-len(evaluation.indices) // _LOOKED_AT)]
         problems += check_values(evaluation.model, evaluation.dataset, looked_at)
         if problems and not args.ignore_mismatch:
@@ -96,11 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             Rows.of(out, evaluation.identity(read)),
             tuple(evaluation.classes or map(str, range(evaluation.num_classes))),
             'mIoU' if evaluation.segmentation else 'top-1',
-            _about(args, protocol, evaluation, read, trained, source, problems),
+            _about(args, evaluation, read),
         )
         if against is not None:
             check_comparable(result, against)
-        _run(evaluation, result)
+        say = _start(result)
+        run_settings(evaluation, result.rows, say, [CLEAN])
+        wrong, clean = _check_clean(evaluation, result, read, training)
+        problems += wrong
+        if problems and not args.ignore_mismatch:
+            raise _mismatch(problems)
+        check = dict(preprocessing=_describe_check(preparation(read), training, problems))
+        result = replace(result, about={**result.about, **check, 'clean score': clean})
+        run_settings(evaluation, result.rows, say)
         if is_main_process():
             pictures = worst_pictures(evaluation, result)
             print('\n' + write_report(result, out, against, pictures))
@@ -168,7 +179,7 @@ def _protocol(args: argparse.Namespace) -> Protocol:
 def _mismatch(problems: Sequence[str]) -> InputError:
     listed = '\n  '.join(problems)
     return InputError(
-        f'images do not reach the model as they did in training:\n  {listed}\nCorrect the config '
+        f'this is not the test of the training:\n  {listed}\nCorrect the config '
         '(or --cfg-options); if it is meant so, --ignore-mismatch goes on and says so in the report'
     )
 
@@ -180,17 +191,18 @@ def _silence(runner: Runner) -> None:
             handler.setLevel(logging.WARNING)
 
 
-def _run(evaluation: Evaluation, result: Result) -> None:
-    settings = evaluation.protocol.settings
-    missing = result.rows.missing(settings)
+def _start(result: Result) -> Callable[[Setting, dict, str], None]:
+    """Say what is to be done; returns what says each row that is done."""
+    settings = result.protocol.settings
+    images = len(result.rows.identity['images'])
+    found = len(settings) - len(result.rows.missing(settings))
     if is_main_process():
-        found = len(settings) - len(missing)
         print(
-            f'{len(settings)} settings of {len(evaluation.images)} images'
+            f'{len(settings)} settings of {images} images'
             f'{f", {found} of them made earlier" * bool(found)} ({result.rows.folder})',
             flush=True,
         )
-    whole = draw_weights(len(evaluation.images))[:1]
+    whole = np.ones((1, images))
 
     def say(setting: Setting, row: dict, time: str) -> None:
         score = float(Scores.from_row(row, len(result.classes)).value(whole)[0])
@@ -200,26 +212,37 @@ def _run(evaluation: Evaluation, result: Result) -> None:
             flush=True,
         )
 
-    run_settings(evaluation, result.rows, say)
+    return say
 
 
-def _about(
-    args: argparse.Namespace,
-    protocol: Protocol,
-    evaluation: Evaluation,
-    cfg: Config,
-    trained: Mapping[str, Any],
-    source: str,
-    problems: Sequence[str],
-) -> dict[str, str]:
-    """The head of the report."""
-    prepared = preparation(cfg)
+def _check_clean(
+    evaluation: Evaluation, result: Result, cfg: Config, training: Training
+) -> tuple[list[str], str]:
+    """What is wrong with the clean score, and a line on it, in all processes."""
+    shared: list = [None]
+    if is_main_process():
+        is_all = len(evaluation.indices) == len(evaluation.dataset)
+        covered = is_all if is_same_data(cfg, training.cfg) else None
+        shared = [check_score(result.scores(CLEAN), covered, training)]
+        print(f'    clean score {shared[0][1]}', flush=True)
+    broadcast_object_list(shared)
+    return shared[0]
+
+
+def _describe_check(
+    prepared: Mapping[str, Any], training: Training, problems: Sequence[str]
+) -> str:
+    """Whether images are prepared as in training, for the report."""
     if problems:
-        check = 'DIFFERS from training (--ignore-mismatch): ' + '; '.join(problems)
-    elif compared := [name for name in prepared if name in preparation(trained)]:
-        check = f'as in training, by {source} ({", ".join(compared)})'
-    else:
-        check = 'not compared: neither the checkpoint nor files beside it say how it was trained'
+        return 'DIFFERS from training (--ignore-mismatch): ' + '; '.join(problems)
+    if compared := [name for name in prepared if name in preparation(training.cfg)]:
+        return f'as in training, by {training.source} ({", ".join(compared)})'
+    return 'not compared: neither the checkpoint nor files beside it say how it was trained'
+
+
+def _about(args: argparse.Namespace, evaluation: Evaluation, cfg: Config) -> dict[str, str]:
+    """The head of the report."""
+    protocol = evaluation.protocol
     total = len(evaluation.dataset)
     moving = [name for name in protocol.changes if CORRUPTIONS[name].moves_geometry]
     note = f'{", ".join(moving)} moves things by some pixels; the labels stay where they are'
@@ -229,7 +252,6 @@ def _about(
         'protocol': f'{protocol.name}, version {protocol.version}: {protocol.purpose}',
         'images': f'{len(evaluation.images)} of {total}, evenly spaced',
         'seed': str(protocol.seed),
-        **{name: shown(value) for name, value in prepared.items()},
-        'preprocessing': check,
+        **{name: shown(value) for name, value in preparation(cfg).items()},
         **({'note': note} if moving and evaluation.segmentation else {}),
     }

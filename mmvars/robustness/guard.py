@@ -1,32 +1,30 @@
 """Whether images reach the model as they did in training: the most frequent mistake of all.
 
 What a checkpoint or the files beside it say of the training is compared with the config of the
-test. A config in a checkpoint is Python text; it is parsed here, never executed.
+test, and the clean score with the one that the training logged.
 """
 
-import ast
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
 
-from mmvars.checkpoints.io import read_checkpoint, read_meta
 from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.shorthands import class_name
 from mmvars.errors import InputError, first_of
+from mmvars.robustness.scores import Scores, draw_weights
+from mmvars.robustness.training import Training, section
 
 __all__ = [
     'check_classes',
+    'check_score',
     'check_values',
     'compare',
-    'parse_config',
+    'is_same_data',
     'preparation',
-    'recorded',
     'shown',
 ]
 
@@ -34,66 +32,19 @@ _LEFT_OUT = ('CheckLabels', 'LoadAnnotations', 'PackInputs', 'PackSegInputs', 'C
 _WITHOUT_EFFECT = ('type', '_scope_', 'backend_args', 'file_client_args', 'to_float32', 'allow')
 _LEAST_SPREAD = 0.02
 """Of normalized values: those of 0 to 1 have 0.25; divided by 255 once more, 0.001."""
-
-
-def recorded(checkpoint: str, tested: str) -> tuple[Mapping[str, Any], Sequence[str] | None, str]:
-    """What is known of the training that made a checkpoint.
-
-    Args:
-        checkpoint: Its path.
-        tested: Path of the config that is tested, which says nothing of the training where it lies
-            beside the checkpoint.
-
-    Returns:
-        The config of the training ({}: not known), the names of its classes (``None``: not known),
-        and where both stand.
-    """
-    meta = read_meta(checkpoint, read_checkpoint(checkpoint))
-    names = meta.get('dataset_meta')
-    classes = names.get('classes') if isinstance(names, Mapping) else meta.get('CLASSES')
-    text = meta.get('cfg') or meta.get('config')
-    if isinstance(text, str) and 'model' in (cfg := parse_config(text)):
-        return cfg, classes, 'the config in the checkpoint'
-    folder, files = Path(checkpoint).parent, []
-    if '://' not in checkpoint:
-        files = sorted(folder.glob('*/vis_data/config.py'))[-1:] + sorted(folder.glob('*.py'))
-    for file in files:
-        cfg = parse_config(file.read_text(encoding='utf-8', errors='replace'))
-        if 'model' in cfg and not (os.path.exists(tested) and file.samefile(tested)):
-            return cfg, classes, str(file)
-    return {}, classes, 'the checkpoint'
-
-
-def parse_config(text: str) -> dict[str, Any]:
-    """The variables of a config as mmengine writes it, literals and ``dict(...)``; {} if none."""
-    try:
-        nodes = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    return {
-        node.targets[0].id: _value(node.value)
-        for node in nodes
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-
-
-def _value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
-        first = [_value(argument) for argument in node.args]
-        pairs = {each.arg: _value(each.value) for each in node.keywords if each.arg}
-        return {**(first[0] if first and isinstance(first[0], dict) else {}), **pairs}
-    if isinstance(node, ast.Dict):
-        return {
-            _value(key): _value(value)
-            for key, value in zip(node.keys, node.values, strict=True)
-            if isinstance(key, ast.Constant)
-        }
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(each) for each in node.elts]
-    try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        return ast.unparse(node)  # a name, as of a class
+_TOLERANCE = 0.005
+"""Of a score on the same images: other devices and precisions decide some pixels otherwise."""
+_ERRORS = 4  # standard errors that a score of some images may be off that of all
+_NOT_FILES = (
+    'pipeline',
+    'metainfo',
+    'reduce_zero_label',
+    'ignore_index',
+    'test_mode',
+    'lazy_init',
+    'backend_args',
+    '_scope_',
+)
 
 
 def preparation(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,18 +53,17 @@ def preparation(cfg: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         Name -> value; without what the config does not say.
     """
-    model = cfg.get('model') or {}
-    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    preprocessor = section(section(cfg, 'model'), 'data_preprocessor')
+    preprocessor = preprocessor or section(cfg, 'data_preprocessor')
     values: dict[str, Any] = {}
-    if isinstance(preprocessor, Mapping):
+    if preprocessor:
         for name in ('mean', 'std'):
             values[name] = _plain(preprocessor.get(name))
         flags = ('bgr_to_rgb', 'to_rgb', 'rgb_to_bgr')
         swapped = any(preprocessor.get(flag) is True for flag in flags)
         values['channel order'] = 'RGB' if swapped else 'BGR'
     for name in ('test_dataloader', 'val_dataloader'):
-        section = cfg.get(name)
-        entries = list(dataset_entries((section or {}).get('dataset'), name))
+        entries = list(dataset_entries(section(cfg, name).get('dataset'), name))
         if entries and isinstance(entries[0][1].get('pipeline'), (list, tuple)):
             dataset = entries[0][1]
             values['steps of the test pipeline'] = _steps(dataset['pipeline'])
@@ -220,3 +170,87 @@ def check_values(model: Any, dataset: Any, indices: Sequence[int]) -> list[str]:
         f'values: {len(spreads)} images reach the model as {low:.3g} to {high:.3g}, with a '
         f'standard deviation of {max(spreads):.2g}: as if divided by 255 twice'
     ]
+
+
+def is_same_data(tested: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Whether the test data of a config are the validation data of another, by what it says.
+
+    The folders above the data may differ, as on two machines.
+    """
+    (one, other) = (
+        [_files(entry) for _, entry in dataset_entries(section(cfg, name).get('dataset'), name)]
+        for cfg, name in ((tested, 'test_dataloader'), (trained, 'val_dataloader'))
+    )
+    return bool(one) and one == other
+
+
+def _files(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry says of the files of a data set."""
+    root = str(dataset.get('data_root') or '').rstrip('/')
+    values = {key: _plain(value) for key, value in dataset.items() if key not in _NOT_FILES}
+    if root:
+        values = {key: _below(value, root) for key, value in values.items()}
+        values['data_root'] = root.rpartition('/')[2]
+    return {**values, 'type': class_name(dataset.get('type'))}
+
+
+def _below(value: Any, root: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _below(each, root) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_below(each, root) for each in value]
+    return value.removeprefix(root).strip('/') if isinstance(value, str) else value
+
+
+def check_score(scores: Scores, is_all: bool | None, training: Training) -> tuple[list[str], str]:
+    """Whether the clean score is the one that the training logged.
+
+    The mIoU of some images says nothing of that of all, for it depends on which classes they have;
+    there the accuracy of pixels is compared.
+
+    Args:
+        scores: Of clean images.
+        is_all: Whether they are all that the validation had, else evenly spaced ones of them;
+            ``None``: others.
+        training: Its log.
+
+    Returns:
+        What is wrong, a line or none; and a line for the report.
+    """
+    if scores.labels is not None:
+        name, values = 'accuracy/top1', scores.value
+    else:
+        name, values = ('mIoU', scores.value) if is_all else ('aAcc', scores.pixel_accuracy)
+    if is_all is None or name not in training.scores:
+        reason = f'{training.log} has no {name} of this checkpoint'
+        if is_all is None:
+            reason = 'validation data of the training are others, or not known'
+        chance = 'no better than one class for all images: are labels, classes, pixels right?'
+        return [], f'not compared: {reason}' + f'; {chance}' * _is_chance(scores)
+    count, logged = len(scores.numerators), training.scores[name] / 100
+    score, *draws = values(draw_weights(count))
+    tolerance = _TOLERANCE
+    if scores.labels is not None:  # one image on the edge
+        tolerance = max(tolerance, 1 / count)
+    if not is_all:
+        error = float(np.std(draws))
+        if scores.labels is not None:  # where all are right, their spread is 0
+            error = max(error, math.sqrt(max(logged * (1 - logged), 0) / count))
+        tolerance += _ERRORS * error
+    line = (
+        f'{name} {100 * score:.2f} of {"all" if is_all else count} images, {100 * logged:.2f} in '
+        f'{training.log} ({100 * tolerance:.2f} points may lie between)'
+    )
+    if abs(score - logged) <= tolerance:
+        return [], f'as logged: {line}'
+    return [f'clean score: {line}'], f'DIFFERS from the log: {line}'
+
+
+def _is_chance(scores: Scores) -> bool:
+    """Whether one class for all images or pixels may do as well."""
+    whole = np.ones((1, len(scores.numerators)))
+    if scores.labels is None:
+        classes = np.count_nonzero(scores.denominators.sum(0))
+        return bool(scores.value(whole)[0] <= 1 / classes)
+    most = np.unique(scores.labels, return_counts=True)[1].max()
+    return bool(scores.value(whole)[0] <= most / len(scores.labels))

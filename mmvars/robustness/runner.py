@@ -189,7 +189,10 @@ class Evaluation:
 
 
 def run_settings(
-    evaluation: Evaluation, rows: Rows, on_row: Callable[[Setting, dict, str], None]
+    evaluation: Evaluation,
+    rows: Rows,
+    on_row: Callable[[Setting, dict, str], None],
+    settings: Sequence[Setting] | None = None,
 ) -> None:
     """Make all rows of a protocol that are not there.
 
@@ -197,10 +200,11 @@ def run_settings(
         evaluation: The model and its data, in all processes of a distributed run.
         rows: Where rows are kept.
         on_row: Called in the main process with each new row, and the time that is left.
+        settings: Those to make now; ``None``: all of the protocol.
     """
-    settings, seconds = evaluation.protocol.settings, []
+    every, seconds = evaluation.protocol.settings, []
     while True:
-        shared = [rows.claim_next(settings) if is_main_process() else None]
+        shared = [rows.claim_next(settings or every) if is_main_process() else None]
         broadcast_object_list(shared)
         (setting,) = shared
         if setting is None:
@@ -210,7 +214,7 @@ def run_settings(
         seconds.append(time.monotonic() - start)
         if is_main_process():
             rows.write(setting, row)
-            left = len(rows.missing(settings)) * sum(seconds) / len(seconds)
+            left = len(rows.missing(every)) * sum(seconds) / len(seconds)
             on_row(setting, row, f'{seconds[-1]:.0f} s' + f', {_duration(left)} left' * (left > 0))
 
 

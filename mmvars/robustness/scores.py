@@ -137,6 +137,12 @@ class Scores:
         quotients = numerators / np.where(drawn, denominators, 1)
         return np.where(drawn, quotients, totals[0][known] / totals[1][known]).mean(axis=1)
 
+    def pixel_accuracy(self, weights: np.ndarray) -> np.ndarray:
+        """The share of pixels of a segmentor that are right, for each draw, as in :meth:`value`."""
+        right = self.numerators.sum(1)  # a wrong pixel is in two unions, a right one in one
+        pixels = (self.denominators.sum(1) + right) / 2
+        return (weights @ right) / (weights @ pixels)
+
     def by_class(self, num_classes: int) -> np.ndarray:
         """IoU or accuracy of each class ``(K,)`` over all images; ``nan`` for one without any."""
         if self.labels is None:

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from robustness_models import run
 
@@ -91,40 +90,6 @@ def test_a_classifier_gets_top1_and_mce_of_imagenet_c(classifier, tmp_path, caps
 
 
 STEP = 'test_dataloader.dataset.pipeline'
-STATISTIC = 'model.data_preprocessor'
-PLANTED = {
-    'BGR': ([f'{STATISTIC}.bgr_to_rgb=False'], 'channel order: BGR .* RGB'),
-    'mean of another model': ([f'{STATISTIC}.mean=127.5,127.5,127.5'], r'mean: \[127.5'),
-    'std of another model': ([f'{STATISTIC}.std=127.5,127.5,127.5'], r'std: \[127.5'),
-    'statistics of 0 to 1': (
-        [f'{STATISTIC}.mean=.485,.456,.406', f'{STATISTIC}.std=.2,.2,.2'],
-        r'mean: \[0.485.*std',
-    ),
-    'another size': ([f'{STEP}.1.scale=28,20'], r'Resize\(scale=\[28, 20\].*\[56, 40\]'),
-    'stretched': ([f'{STEP}.1.keep_ratio=False'], 'keep_ratio=False.*keep_ratio=True'),
-    'normalized twice': ([f'{STEP}.1.type=Normalize'], 'Normalize.*Resize'),
-    'labels one less': (
-        ['test_dataloader.dataset.reduce_zero_label=True'],
-        'reduce_zero_label: True .* False',
-    ),
-}
-
-
-@pytest.mark.parametrize('name', PLANTED)
-def test_planted_mistakes_stop_the_run_before_the_model_is_built(segmentor, tmp_path, name) -> None:
-    options, message = PLANTED[name]
-    with pytest.raises(InputError, match=f'(?s){message}.*--ignore-mismatch'):
-        cli.main([*segmentor, '--out', str(tmp_path), '--cfg-options', *options])
-
-
-def test_what_no_record_of_the_training_shows(segmentor, tmp_path) -> None:
-    """A checkpoint of weights alone, elsewhere."""
-    weights = torch.load(segmentor[1], weights_only=False)['state_dict']
-    torch.save(weights, tmp_path / 'bare.pth')
-    options = [f'{STATISTIC}.mean=31000,30000,26000', f'{STATISTIC}.std=14900,14600,14600']
-    options += ['test_dataloader.dataset.metainfo.classes=a,b,c']
-    with pytest.raises(InputError, match='(?s)classes: 3 .*4 in the head.*divided by 255 twice'):
-        run((segmentor[0], str(tmp_path / 'bare.pth')), tmp_path, '--cfg-options', *options)
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from mmvars.errors import InputError
-from mmvars.robustness.guard import check_classes, compare, parse_config, preparation, recorded
+from mmvars.robustness.guard import check_classes, compare, preparation
 from mmvars.robustness.scores import ImageScores, Scores, draw_weights
+from mmvars.robustness.training import Training, parse_config, read_training
 
 
 def sample(prediction, label) -> dict:
@@ -76,6 +77,7 @@ val_dataloader = dict(dataset=dict(type=mmseg.datasets.ADE, pipeline=[
     dict(type='LoadImageFromFile'), {'type': 'mmseg.Resize', 'scale': (8, 4)},
     dict(type='LoadAnnotations'), dict(type='PackSegInputs')]))
 custom = dict(dict({'a.b': 1}), c=2)
+test_dataloader = val_dataloader
 """
 
 
@@ -83,6 +85,7 @@ def test_a_recorded_config_is_read_and_never_run(tmp_path) -> None:
     cfg = parse_config(TRAINING.replace('PATH', str(tmp_path / 'ran')))
     assert not (tmp_path / 'ran').exists()
     assert cfg['custom'] == {'a.b': 1, 'c': 2}
+    assert cfg['test_dataloader'] == cfg['val_dataloader']
     found = preparation(cfg)
     assert found == {
         'mean': [1, 2.5],
@@ -103,15 +106,16 @@ def test_the_config_beside_a_checkpoint_is_found(tmp_path) -> None:
     (tmp_path / 'setup.py').write_text('a = 1')
     (tmp_path / 'tested.py').write_text('model = dict(b=1)')
     tested = str(tmp_path / 'tested.py')
-    assert recorded(file, tested) == ({}, None, 'the checkpoint')
-    assert recorded(file, 'shipped-name')[::2] == (dict(model=dict(b=1)), tested)
+    assert read_training(file, tested) == Training(log=str(tmp_path))
+    training = read_training(file, 'shipped-name')
+    assert (training.cfg, training.source) == (dict(model=dict(b=1)), tested)
     (tmp_path / '2026' / 'vis_data').mkdir(parents=True)
     (tmp_path / '2026' / 'vis_data' / 'config.py').write_text('model = dict(b=2)')
-    assert recorded(file, tested)[0] == dict(model=dict(b=2))
+    assert read_training(file, tested).cfg == dict(model=dict(b=2))
     torch.save(dict(meta=dict(cfg='model = dict(b=3)', CLASSES=('x',))), file)
-    cfg, classes, source = recorded(file, tested)
-    assert cfg['model'] == dict(b=3) and list(classes) == ['x']
-    assert source == 'the config in the checkpoint'
+    training = read_training(file, tested)
+    assert training.cfg['model'] == dict(b=3) and list(training.classes) == ['x']
+    assert training.source == 'the config in the checkpoint'
 
 
 def test_classes_in_another_order_are_found() -> None:
