@@ -198,17 +198,18 @@ class AbSViT(Backbone):
 
 @register_backbone
 class VARS(Backbone):
-    """Attention by recurrent sparse reconstruction in an RVT, DeiT* or GFNet trunk (Section 1.3).
+    """Attention by recurrent sparse reconstruction in an RVT, DeiT*, GFNet or ViT (Section 1.3).
 
     Runs at any image size. The maps of RVT-Ti have strides 16 (192 channels) and 32 (384 channels);
-    all others have stride 16 throughout.
+    all others have the stride of their patch throughout.
 
     Args:
         arch: ``'rvt_tiny'``, ``'rvt_small'``, ``'rvt_base'``, ``'deit_convstem_tiny'`` (``_small``,
             ``_base``), ``'gfnet_tiny'``, ``'gfnet_convstem_tiny'``, the RVT sizes with ``_plus``,
-            or a dict with ``trunk`` (``'rvt'``, ``'deit_convstem'``, ``'gfnet'``,
-            ``'gfnet_convstem'``), ``embed_dims``, ``num_layers``, ``num_heads`` (for RVT one number
-            a stage) and optionally ``mlp_ratio``.
+            those of :class:`ViT`, or a dict with ``trunk`` (``'rvt'``, ``'deit_convstem'``,
+            ``'gfnet'``, ``'gfnet_convstem'``, ``'vit'``), ``embed_dims``, ``num_layers``,
+            ``num_heads`` (for RVT one number a stage) and optionally ``mlp_ratio``; for ViT also
+            ``patch_size`` and ``global_pool``.
         mixer: Token mixer of all blocks: ``'vars_s'``, ``'vars_d'``, ``'vars_sd'``,
             ``'performer'`` (the modified baselines of Table 1.2), or the trunk's own with ``None``.
         mixer_cfg: ``preset`` (``'release'`` or ``'thesis'``) and options of the mixer, see
@@ -243,7 +244,7 @@ class VARS(Backbone):
     ) -> None:
         network = build_network(
             arch,
-            _VARS_TRUNKS,
+            ('vit', *_VARS_TRUNKS),
             img_size,
             in_channels,
             drop_path_rate,

@@ -14,6 +14,7 @@ BACKBONES = [
     (VARS, dict(arch=dict(trunk='rvt') | RVT_ARCH, mixer='vars_d')),
     (VARS, dict(arch=dict(trunk='deit_convstem') | FLAT_ARCH, mixer='vars_sd')),
     (VARS, dict(arch=dict(trunk='gfnet') | FLAT_ARCH, mixer='vars_s')),
+    (VARS, dict(arch=dict(trunk='vit', patch_size=8) | FLAT_ARCH, mixer='vars_d')),
     (RVT, dict(arch=RVT_ARCH)),
     (RVT, dict(arch=RVT_ARCH, mixer='performer')),
     (GFNet, dict(arch=FLAT_ARCH)),
@@ -79,7 +80,7 @@ def test_what_trains_is_what_a_loss_reaches(cls, arguments, options):
 
 @pytest.mark.parametrize('cls, arguments', BACKBONES)
 def test_pooled_features_are_what_the_classifier_pools(cls, arguments):
-    by_token = 'deit' in str(arguments)
+    by_token = arguments['arch'].get('trunk') in ('deit_convstem', 'vit')
     out_type = 'cls_token' if by_token else 'avg_featmap'
     backbone = cls(**arguments, img_size=64, out_type=out_type).eval()
     images = torch.randn(IMAGES)
@@ -112,7 +113,8 @@ def test_layers_for_the_decay_of_learning_rates():
     'arguments, message',
     [
         (dict(arch='rvt_huge'), 'rvt_tiny'),
-        (dict(arch=RVT_ARCH), r"arch\['trunk'\]"),
+        (dict(arch=RVT_ARCH), 'embed_dims'),
+        (dict(arch=FLAT_ARCH | dict(trunk='fan')), r"arch\['trunk'\]"),
         (dict(arch=dict(trunk='rvt', embed_dims=12)), 'num_layers'),
         (dict(arch=dict(trunk='rvt', depths=1) | RVT_ARCH), 'depths'),
         (dict(mixer='vars'), 'vars_sd'),
