@@ -53,6 +53,7 @@ __all__ = [
     'attention_panels',
     'attention_rows',
     'check_options',
+    'map_panels',
     'maps_footer',
     'resolve_layer',
     'run_model',
@@ -306,38 +307,24 @@ def _last_attention(trunk: Trunk) -> nn.Module:
     return getattr(trunk, 'cls_attn_blocks', trunk.blocks)[-1].attn
 
 
-def attention_panels(
-    outputs: ModelOutputs,
-    classes: ClassTable,
-    options: ViewOptions,
-    config: PanelConfig | None = None,
-    others: tuple[int, ...] = (),
-) -> list[Panel]:
-    """Input, bottom-up attention, token mask, top-down attention, ground truth, prediction.
+def map_panels(
+    outputs: ModelOutputs, options: ViewOptions, config: PanelConfig | None = None
+) -> list[HeatMap]:
+    """Bottom-up attention, token mask, top-down attention.
 
-    There is a ground truth where the sample has annotations; that of a classifier is marked among
-    the likeliest classes. A plain network has neither mask nor top-down panel, feedback without a
-    prior has no mask. With several rounds of feedback there is a panel for each, and the mask
-    stands before the last. The
+    A plain network has neither mask nor top-down panel, feedback without a prior has no mask. With
+    several rounds of feedback there is a panel for each, and the mask stands before the last. The
     attention of the class token or of the average token comes after the attention maps of its pass,
     the difference after all of these. Where two photos lie side by side, the shares of the halves
     stand on the maps.
 
     Args:
-        config: Of the row: the class that its prior stands for is marked among the likeliest
-            classes.
-        others: More classes to show in any case.
+        config: Of the row.
     """
     config, image, last = config or PanelConfig(), outputs.image, len(outputs.norms) - 1
     reweighted = outputs.stages[0] == 'output tokens'
-
-    def halves(shares: dict | None = None) -> SideBySide | None:
-        texts = tuple(f'{share:.1%}' for share in (shares or {}).values())
-        return (
-            None
-            if outputs.seam is None
-            else SideBySide(outputs.seam / image.shape[1], texts, config.half)
-        )
+    panels: list[HeatMap] = []
+    steered = False
 
     def heat_map(
         values: np.ndarray,
@@ -348,6 +335,7 @@ def attention_panels(
         limits: tuple[float, float] | None = None,
         color_map: str = COLOR_MAP,
     ) -> None:
+        texts = tuple(f'{share:.1%}' for share in (shares or {}).values())
         panels.append(
             HeatMap(
                 values,
@@ -358,16 +346,11 @@ def attention_panels(
                 kind=kind,
                 title=title,
                 note=note,
-                halves=halves(shares),
+                halves=_halves(outputs, config, texts),
                 steered=steered,
             )
         )
 
-    def label_map(labels: np.ndarray, **texts: str) -> LabelMap:
-        return LabelMap(labels, image, classes.names, classes.palette, **texts)
-
-    steered = False
-    panels: list[Panel] = [Picture(image, halves=halves())]
     for index, (norms, stage) in enumerate(zip(outputs.norms, outputs.stages, strict=True)):
         steered = index > 0
         of_pass = f', {stage}' if stage and not reweighted else ''
@@ -409,6 +392,35 @@ def attention_panels(
             (-reach, reach),
             'bwr',
         )
+    return panels
+
+
+def attention_panels(
+    outputs: ModelOutputs,
+    classes: ClassTable,
+    options: ViewOptions,
+    config: PanelConfig | None = None,
+    others: tuple[int, ...] = (),
+) -> list[Panel]:
+    """Input, the maps of :func:`map_panels`, ground truth, prediction.
+
+    There is a ground truth where the sample has annotations; that of a classifier is marked among
+    the likeliest classes.
+
+    Args:
+        config: Of the row: the class that its prior stands for is marked among the likeliest
+            classes.
+        others: More classes to show in any case.
+    """
+    config, image = config or PanelConfig(), outputs.image
+
+    def label_map(labels: np.ndarray, **texts: str) -> LabelMap:
+        return LabelMap(labels, image, classes.names, classes.palette, **texts)
+
+    panels: list[Panel] = [
+        Picture(image, halves=_halves(outputs, config)),
+        *map_panels(outputs, options, config),
+    ]
     note = outputs.stages[-1]
     if outputs.prediction.ndim == 2:
         if outputs.truth is not None:
@@ -424,8 +436,16 @@ def attention_panels(
             truth=truth,
             note=note,
         )
-    prediction.steered = last > 0
+    prediction.steered = len(outputs.norms) > 1
     return [*panels, prediction]
+
+
+def _halves(
+    outputs: ModelOutputs, config: PanelConfig, texts: tuple[str, ...] = ()
+) -> SideBySide | None:
+    if outputs.seam is None:
+        return None
+    return SideBySide(outputs.seam / outputs.image.shape[1], texts, config.half)
 
 
 def attention_rows(
