@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = replace(result, about={**result.about, **check, 'clean score': clean})
         run_settings(evaluation, result.rows, say)
         if is_main_process():
-            pictures = worst_pictures(evaluation, result)
+            pictures = worst_pictures(evaluation, result, against)
             print('\n' + write_report(result, out, against, pictures))
             print(f'Written: {out}/robustness.txt, .json, .csv, .md, .html')
     return 0

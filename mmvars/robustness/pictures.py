@@ -1,4 +1,4 @@
-"""The images that a model loses most on: clean, corrupted, and what it says of both."""
+"""The images that a model loses most on: clean, corrupted, what it attends to and says."""
 
 import base64
 import io
@@ -10,6 +10,7 @@ from mmvars.robustness.protocols import CLEAN, Setting, corruption_means
 from mmvars.robustness.report import Result
 from mmvars.robustness.runner import Evaluation, Shown
 from mmvars.robustness.scores import Scores
+from mmvars.visualization.draw import ViewOptions
 from mmvars.visualization.figure import (
     LabelMap,
     Panel,
@@ -21,6 +22,8 @@ from mmvars.visualization.figure import (
 )
 
 __all__ = ['worst_images', 'worst_pictures']
+
+_WIDTH, _DPI = 11.5, 100  # of a row in inches: small print can be read on the page
 
 
 def worst_images(result: Result, count: int) -> list[tuple[Setting, int]]:
@@ -48,8 +51,13 @@ def _by_image(scores: Scores) -> np.ndarray:
     return quotients.sum(1) / np.maximum(counted.sum(1), 1)
 
 
-def worst_pictures(evaluation: Evaluation, result: Result, count: int = 4) -> list[tuple[str, str]]:
-    """Pictures of :func:`worst_images`: a line of text, and a PNG as the source of an ``<img>``."""
+def worst_pictures(
+    evaluation: Evaluation, result: Result, against: Result | None = None, count: int = 4
+) -> list[tuple[str, str]]:
+    """Pictures of :func:`worst_images`: a line of text, and a PNG as the source of an ``<img>``.
+
+    Of the model ``against``, which is not loaded, the text has the scores of the same image.
+    """
     pictures = []
     for setting, image in worst_images(result, count):
         clean, corrupted = (evaluation.show(each, image) for each in (CLEAN, setting))
@@ -57,16 +65,29 @@ def worst_pictures(evaluation: Evaluation, result: Result, count: int = 4) -> li
             Row(_panels(evaluation, result, shown), name)
             for name, shown in (('clean', clean), (setting.name, corrupted))
         ]
+        ViewOptions().share_limits(panel for row in rows for panel in row.panels)
         file = io.BytesIO()
-        draw_figure(rows, clean.image.shape[:2]).savefig(file, format='png')
+        figure = draw_figure(rows, clean.image.shape[:2], max_row=_WIDTH)
+        figure.savefig(file, format='png', dpi=_DPI)
         source = f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
-        pictures.append((f'{setting.name}: {evaluation.images[image]}', source))
+        text = f'{setting.name}, {evaluation.images[image]}: {_scores(result, setting, image)}'
+        if against is not None:
+            text += f'; {against.about["config"]}: {_scores(against, setting, image)}'
+        pictures.append((text, source))
     return pictures
+
+
+def _scores(result: Result, setting: Setting, image: int) -> str:
+    """What one image loses."""
+    clean, corrupted = (_by_image(result.scores(each))[image] for each in (CLEAN, setting))
+    if result.score == 'mIoU':
+        return f'mIoU of this image {100 * clean:.1f} → {100 * corrupted:.1f}'
+    return ' → '.join('right' if right else 'wrong' for right in (clean, corrupted))
 
 
 def _panels(evaluation: Evaluation, result: Result, shown: Shown) -> Sequence[Panel]:
     image = shown.image
-    panels: list[Panel] = [Picture(image)]
+    panels: list[Panel] = [Picture(image), *shown.maps]
     if not evaluation.segmentation:
         return [*panels, TopClasses(shown.output, result.classes, truth=(int(shown.truth),))]
     palette = evaluation.palette or default_palette(len(result.classes))

@@ -29,6 +29,8 @@ from mmvars.robustness.corruptions import CORRUPTIONS_VERSION
 from mmvars.robustness.protocols import Protocol, Setting
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import ImageScores
+from mmvars.visualization.attention import attention_maps
+from mmvars.visualization.figure import HeatMap
 from mmvars.visualization.model import Sample, is_segmentor
 
 __all__ = [
@@ -69,11 +71,13 @@ class Shown:
         image: ``(H, W, 3)`` uint8, RGB, as it is prepared, before the normalization.
         output: Labels ``(h, w)``, or probabilities ``(K,)``.
         truth: Labels ``(h, w)``, -1 where there is none; or the number of the class.
+        maps: Attention at the size of ``image``, where the model has any.
     """
 
     image: np.ndarray
     output: np.ndarray
     truth: np.ndarray
+    maps: list[HeatMap]
 
 
 class Evaluation:
@@ -174,14 +178,16 @@ class Evaluation:
         """One image in a setting, by its position among those that are tested."""
         self._prepare(setting)
         sample = self.dataset[self.indices[position]]
-        image = Sample(sample['inputs'], sample['data_samples']).picture(self.model)
-        result = self.model.eval().test_step(pseudo_collate([sample]))[0]
+        whole = Sample(sample['inputs'], sample['data_samples'])
+        image, maps = whole.picture(self.model), attention_maps(self.model.eval(), whole)
+        result = self.model.test_step(pseudo_collate([sample]))[0]
         if not self.segmentation:
-            return Shown(image, result.pred_score.cpu().numpy(), result.gt_label.cpu().numpy()[0])
+            truth = result.gt_label.cpu().numpy()[0]
+            return Shown(image, result.pred_score.cpu().numpy(), truth, maps)
         truth = result.gt_sem_seg.data.squeeze(0).cpu().long()
         truth[truth == self.scores.ignore_index] = -1
         output = result.pred_sem_seg.data.squeeze(0).cpu().long()
-        return Shown(image, output.numpy(), truth.numpy())
+        return Shown(image, output.numpy(), truth.numpy(), maps)
 
     def _prepare(self, setting: Setting) -> None:
         for leaf, original in self.pipelines:

@@ -261,7 +261,12 @@ class Row:
     label: str = ''
 
 
-def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = '') -> 'Figure':
+def draw_figure(
+    rows: Sequence[Row],
+    image_size: tuple[int, int],
+    footer: str = '',
+    max_row: float = MAX_ROW,
+) -> 'Figure':
     """Lay out rows of panels; every cell has the shape of the image.
 
     Titles stand over the first row, or over every row where the rows have different ones. Nothing
@@ -271,6 +276,7 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
         rows: Rows with the same number of panels each.
         image_size: ``(H, W)`` in pixels, for the shape of the cells.
         footer: A line of small print at the bottom.
+        max_row: Inches that a row of many columns takes, if the least width of a cell allows.
     """
     from matplotlib.figure import Figure
 
@@ -278,7 +284,7 @@ def draw_figure(rows: Sequence[Row], image_size: tuple[int, int], footer: str = 
     # About the same area for every shape of image, if it fits.
     shape = image_size[0] / image_size[1]
     cell_width = max(
-        MIN_WIDTH, min((PANEL_AREA / shape) ** 0.5, MAX_WIDTH, MAX_ROW / num_columns - GAP)
+        MIN_WIDTH, min((PANEL_AREA / shape) ** 0.5, MAX_WIDTH, max_row / num_columns - GAP)
     )
     cell_height = cell_width * shape
     letters = max(int((cell_height + STRIP - GAP) / LABEL_LETTER), 4)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmvars.robustness import cli
 
-__all__ = ['CLASSIFICATION', 'FCN', 'RESNET', 'SEGMENTATION', 'run']
+__all__ = ['ABSVIT', 'CLASSIFICATION', 'FCN', 'RESNET', 'SEGMENTATION', 'run']
 
 STATISTICS = 'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]'
 LOADER = """
@@ -33,6 +33,16 @@ model = dict(
     type='EncoderDecoder', data_preprocessor=data_preprocessor,
     backbone=dict(type='ResNetV1c', depth=18, stem_channels=8, base_channels=8),
     decode_head=dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1,
+                     num_classes=4, loss_decode=dict(type='CrossEntropyLoss')),
+    test_cfg=dict(mode='whole'))
+"""
+
+ABSVIT = """
+model = dict(
+    type='EncoderDecoder', data_preprocessor=data_preprocessor,
+    backbone=dict(type='mmvars.AbSViT', img_size=48, arch=dict(
+        embed_dims=16, num_layers=2, num_heads=2, patch_size=8, global_pool='avg')),
+    decode_head=dict(type='FCNHead', in_channels=16, in_index=0, channels=8, num_convs=1,
                      num_classes=4, loss_decode=dict(type='CrossEntropyLoss')),
     test_cfg=dict(mode='whole'))
 """

@@ -1,6 +1,7 @@
 """The report of hand-made rows: worst images, the page, results without a number."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -50,7 +51,11 @@ def test_tables_by_hand(tmp_path) -> None:
     page = (tmp_path / 'robustness.html').read_text()
     assert '&lt;dog&gt;' in page and '<dog>' not in page and '<b>' not in page
     assert f'<img src="{source}"' in page and 'http' not in page
-    assert '<td style="background:hsl(60 60% 80%)">50.00</td>' in page  # half is left
+    cells = re.findall(r'background:#(\w{6});color:#\w+">([\d.]+)<', page)
+    lightness = {float(score): sum(bytes.fromhex(color)) for color, score in cells}
+    assert sorted(lightness, key=lightness.__getitem__) == [50, 75, 100]  # what is left is light
+    bar = 'linear-gradient(90deg,#2b5c8a 50.0%,#e8a15b 50.0% 100.0%,#eee 100.0%)'
+    assert page.count(bar) == 1  # <dog>, 1 of 2 twice
 
 
 def test_a_result_is_read_again_and_compared(tmp_path) -> None:

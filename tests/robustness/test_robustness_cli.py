@@ -1,6 +1,7 @@
 """`mmvars robustness` on models of the two frameworks, from the command line to the table."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from robustness_models import run
+from robustness_models import ABSVIT, SEGMENTATION, run
 
 from mmvars.datasets import LoadImageFromFile
 from mmvars.engine.samples import CheckedPipeline
@@ -16,6 +17,7 @@ from mmvars.errors import InputError
 from mmvars.robustness import cli, corrupt
 from mmvars.robustness.protocols import CLEAN, PROTOCOLS, Setting
 from mmvars.robustness.runner import Evaluation
+from mmvars.visualization.figure import draw_figure
 
 FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md', 'robustness.html')
 
@@ -50,6 +52,28 @@ def test_a_segmentor_gets_the_table_of_its_own_metric(whole) -> None:
 def test_the_page_shows_where_most_is_lost(whole) -> None:
     page = (whole / 'robustness.html').read_text()
     assert 1 <= page.count('<img src="data:image/png;base64,') <= 2 and 'http' not in page
+
+
+def test_the_page_shows_what_ours_attends_to(
+    make_model, segmentation_data, tmp_path, monkeypatch
+) -> None:
+    drawn: list = []
+    monkeypatch.setattr(
+        'mmvars.robustness.pictures.draw_figure',
+        lambda rows, *args, **kwargs: drawn.append(rows) or draw_figure(rows, *args, **kwargs),
+    )
+    model = make_model(SEGMENTATION + ABSVIT, segmentation_data)
+    run(model, tmp_path, '--images', '2', '--corruptions', 'contrast', '--severities', '5')
+    titles = ['Input', 'Bottom-up attention', 'Token mask', 'Top-down attention']
+    ((clean, corrupted),) = drawn
+    assert [panel.title for panel in clean.panels] == [*titles, 'Ground truth', 'Segmentation']
+    for before, after in zip(clean.panels[1:4], corrupted.panels[1:4], strict=True):
+        assert not np.array_equal(before.values, after.values)
+    assert clean.panels[1].limits == corrupted.panels[3].limits
+    images = {path.name: np.asarray(Image.open(path)) for path in segmentation_data.glob('img/*')}
+    (name,) = (n for n, image in images.items() if np.array_equal(image, clean.panels[0].image))
+    expected = corrupt(images[name], 'contrast', 5, f'img/{name}')
+    np.testing.assert_array_equal(corrupted.panels[0].image, expected)
 
 
 def test_a_stopped_run_goes_on_and_gives_the_same_table(
@@ -110,6 +134,12 @@ def test_two_runs_are_compared_over_the_same_images(segmentor, whole, tmp_path) 
     expected = ours['corrupted']['value'] - theirs['corrupted']['value']
     assert difference['value'] == pytest.approx(expected) and expected != 0
     assert difference['low'] < difference['value'] < difference['high']
+    page = (tmp_path / 'robustness.html').read_text()
+    clean, corrupted, other = re.search(
+        r': mIoU of this image ([\d.]+) → ([\d.]+); .*config.py: mIoU of this image ([\d.]+) →',
+        page,
+    ).groups()
+    assert float(clean) > float(corrupted) and other != clean
     text = (tmp_path / 'robustness.txt').read_text()
     assert 'DIFFERS from training (--ignore-mismatch): steps of' in text
     assert 'paired over the images' in text
