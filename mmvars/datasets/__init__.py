@@ -2,6 +2,7 @@
 
 from mmvars.datasets.checks import CheckLabels, check_data_roots
 from mmvars.datasets.corrupt import Corrupt, insert_corrupt
+from mmvars.datasets.imagenet import ImageNetFolders
 from mmvars.datasets.loading import LoadImageFromFile
 from mmvars.datasets.pacs import PACS, DomainSampler
 
@@ -10,6 +11,7 @@ __all__ = [
     'CheckLabels',
     'Corrupt',
     'DomainSampler',
+    'ImageNetFolders',
     'LoadImageFromFile',
     'check_data_roots',
     'insert_corrupt',

@@ -17,7 +17,14 @@ from mmvars.datasets.layout import describe_layout
 from mmvars.errors import InputError
 from mmvars.registry import TRANSFORMS
 
-__all__ = ['LOADERS', 'CheckLabels', 'check_data_roots', 'dataset_entries']
+__all__ = [
+    'LOADERS',
+    'CheckLabels',
+    'check_data_roots',
+    'dataset_class',
+    'dataset_entries',
+    'dataset_problem',
+]
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -116,9 +123,9 @@ def check_data_roots(cfg: Mapping, loaders: Sequence[str] = LOADERS) -> None:
             if not isinstance(section, Mapping):
                 raise InputError(f'{loader} must be a dict with a dataset, got {section!r}')
             for key, dataset in dataset_entries(section.get('dataset'), f'{loader}.dataset'):
-                if (problem := _problem(dataset)) is not None:
+                if (problem := dataset_problem(dataset)) is not None:
                     problems.setdefault(problem, []).append(key)
-                    layouts[problem] = describe_layout(dataset, _class_of(dataset))
+                    layouts[problem] = describe_layout(dataset, dataset_class(dataset))
     if problems:
         lines = [
             f'{problem} (set by {", ".join(keys)})\n{layouts[problem]}'
@@ -145,7 +152,7 @@ def dataset_entries(dataset: Any, key: str) -> Iterator[tuple[str, dict]]:
             yield from dataset_entries(dataset[name], f'{key}.{name}')
 
 
-def _class_of(cfg: Mapping) -> Any:
+def dataset_class(cfg: Mapping) -> Any:
     """The class of a data set; ``None`` if its name is not known."""
     if not isinstance(cfg['type'], str):
         return cfg['type']
@@ -153,8 +160,8 @@ def _class_of(cfg: Mapping) -> Any:
         return registry.get(cfg['type'])
 
 
-def _problem(cfg: Mapping) -> str | None:
-    """What is missing of one data set, or None."""
+def dataset_problem(cfg: Mapping) -> str | None:
+    """What is missing of one data set, by its config; ``None`` if nothing is."""
     root, ann_file = cfg.get('data_root') or '', cfg.get('ann_file') or ''
     prefix = cfg.get('data_prefix') or {}
     prefixes = list(prefix.values()) if isinstance(prefix, Mapping) else [prefix]
@@ -164,7 +171,7 @@ def _problem(cfg: Mapping) -> str | None:
             return f'data_root, data_prefix and ann_file must be paths, got {path!r}'
     if any('://' in str(path) for path in paths):
         return None
-    cls, name = _class_of(cfg), getattr(cfg['type'], '__name__', cfg['type'])
+    cls, name = dataset_class(cfg), getattr(cfg['type'], '__name__', cfg['type'])
     if (
         isinstance(cls, type)
         and 'download' in inspect.signature(cls).parameters

@@ -7,14 +7,35 @@ from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options, add_launc
 
 __all__ = ['parse_args']
 
-PROTOCOLS = ('quick', 'segmentation', 'mmdet', 'hendrycks')
+PROTOCOLS = (
+    'quick',
+    'segmentation',
+    'mmdet',
+    'hendrycks',
+    'imagenet-a',
+    'imagenet-r',
+    'imagenet-sketch',
+    'imagenet-v2',
+    'acdc',
+    'dark-zurich',
+    'bdd100k',
+)
 
 _EPILOG = """\
 protocols (--images, --corruptions, --severities and --seed change them, which the report says):
   quick         five corruptions at severity 3, 100 images, a first look
   segmentation  the 15 corruptions of ImageNet-C at 5 severities, on the image as it is loaded
   mmdet         the same, as P, mPC and rPC of MMDetection
-  hendrycks     classifiers: ImageNet-C made on the fly, mCE by AlexNet's errors
+  hendrycks     classifiers: ImageNet-C made on the fly, or as stored in --data DIR (it holds
+                CORRUPTION/1..5/WNID/IMAGE); mCE by AlexNet's errors
+
+with --data DIR, photographs of another source in place of the config's, which it prepares:
+  imagenet-a, imagenet-r, imagenet-sketch, imagenet-v2
+                models of ImageNet's 1000 classes; DIR holds WNID/IMAGE (V2: 0 to 999 too). Of -A
+                and -R only their 200 classes can be answered. top-1, and top-5
+  acdc, dark-zurich, bdd100k
+                models of Cityscapes' 19 classes; DIR holds rgb_anon and gt, or images and labels
+Clean images are measured beside them where the test data of the config are there.
 
 A setting is a corruption at a severity. Each is a file in DIR/rows, written when it is done: a run
 that was stopped goes on with the same command, and several processes or machines with one DIR share
@@ -44,6 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('config', help=MODEL_HELP)
     add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
     add('--protocol', choices=PROTOCOLS, default='quick', help='see below (default: quick)')
+    add('--data', metavar='DIR', help='images of the protocols that are not made here, see below')
     add('--corruptions', nargs='+', metavar='NAME', help="these, in place of the protocol's")
     add('--severities', nargs='+', type=int, metavar='N', help="1 to 5, in place of the protocol's")
     add('--images', type=int, metavar='N', help='as many, evenly spaced in the test data')

@@ -42,6 +42,7 @@ from mmvars.robustness.report import Result, check_comparable, read_result, writ
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.runner import Evaluation, run_settings
 from mmvars.robustness.scores import Scores
+from mmvars.robustness.shifts import SHIFTS, ShiftedData
 from mmvars.robustness.store import store_images
 from mmvars.robustness.training import Training, read_training
 
@@ -72,41 +73,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_work_dir(cfg, args)
     set_for_test(cfg, args)
     segmentation = 'decode_head' in cfg.model
-    if protocol.imagenet_c and segmentation:
-        raise InputError(
-            f'--protocol {args.protocol} is for classifiers, and {args.config} is a segmentor: '
-            'take segmentation'
-        )
+    shift = SHIFTS.get(args.protocol)
+    if shift and segmentation == shift.of_classifiers:
+        kind = 'classifiers' if shift.of_classifiers else 'segmentors'
+        raise InputError(f'--protocol {args.protocol} is for {kind}, and {args.config} is none')
     if args.reliability:
         _add_reliability(cfg, segmentation)
     read = deepcopy(cfg)  # the Runner adapts its own
     with closing_process_group(), user_errors():
-        check_data_roots(cfg)
+        shifted, absent = None, ''
+        if args.data:
+            shifted = ShiftedData(args.protocol, args.data, cfg)
+            protocol, absent = _use_shifted(cfg, protocol, shifted)
+        else:
+            check_data_roots(cfg)
         training = read_training(args.checkpoint, args.config)
         problems = compare(preparation(cfg), preparation(training.cfg), training.source)
         if problems and not args.ignore_mismatch:
             raise _mismatch(problems)
         runner = build_runner(cfg, args, notes)
         _silence(runner)
-        evaluation = Evaluation(runner, protocol)
-        problems += check_classes(evaluation.num_classes, evaluation.classes, training.classes)
-        looked_at = evaluation.indices[:: -(-len(evaluation.indices) // _LOOKED_AT)]
-        problems += check_values(evaluation.model, evaluation.dataset, looked_at)
+        evaluation = Evaluation(runner, protocol, shifted)
+        wrong_classes = shifted.check_classes if shifted else check_classes
+        problems += wrong_classes(evaluation.num_classes, evaluation.classes, training.classes)
+        images = evaluation.images(protocol.settings[0])
+        looked_at = images.indices[:: -(-len(images.indices) // _LOOKED_AT)]
+        problems += check_values(evaluation.model, images.dataset, looked_at)
         if problems and not args.ignore_mismatch:
             raise _mismatch(problems)
         result = Result(
             protocol,
-            Rows.of(out, evaluation.identity(read)),
+            Rows.of(out, evaluation.identities(read)),
             tuple(evaluation.classes or map(str, range(evaluation.num_classes))),
             'mIoU' if evaluation.segmentation else 'top-1',
             _about(args, evaluation, read),
         )
         if against is not None:
             check_comparable(result, against)
-        say = _start(result)
-        run_settings(evaluation, result.rows, say, [CLEAN])
-        wrong, clean = _check_clean(evaluation, result, read, training)
-        problems += wrong
+        say = _start(evaluation, result)
+        clean = absent
+        if protocol.clean:
+            run_settings(evaluation, result.rows, say, [CLEAN])
+            wrong, clean = _check_clean(evaluation, result, read, training)
+            problems += wrong
         if problems and not args.ignore_mismatch:
             raise _mismatch(problems)
         check = dict(preprocessing=_describe_check(preparation(read), training, problems))
@@ -157,23 +166,59 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     """The protocol that the arguments name, with their changes."""
     check_choice('--protocol', args.protocol, PROTOCOLS)
     protocol, changes = PROTOCOLS[args.protocol], {}
+    _check_data(args, protocol)
     if args.images is not None:
         check_number('--images', args.images, 1, whole=True)
         changes['images'] = args.images
     if args.seed is not None:
         changes['seed'] = args.seed
     if args.corruptions:
-        for name in args.corruptions:
-            check_choice('--corruptions', name, CORRUPTIONS)
         changes['changes'] = tuple(dict.fromkeys(args.corruptions))
     if args.severities:
         changes['levels'] = tuple(sorted(set(args.severities)))
+    for name in changes.get('changes', ()):
+        if protocol.stored or not args.data:  # else any folder
+            check_choice(
+                '--corruptions', name, protocol.changes if protocol.stored else CORRUPTIONS
+            )
     if changes:
         protocol = replace(protocol, name=f'{protocol.name}, changed', **changes)
-    for name in protocol.changes:
-        for level in protocol.levels:
-            check_corruption(name, level, protocol.seed)
+    if not args.data:
+        for name in protocol.changes:
+            for level in protocol.levels:
+                check_corruption(name, level, protocol.seed)
     return protocol
+
+
+def _check_data(args: argparse.Namespace, protocol: Protocol) -> None:
+    """Refuse --data where it does nothing, and options that do nothing with it."""
+    if args.data and args.protocol not in SHIFTS:
+        raise InputError(
+            f'--data is for the protocols {", ".join(SHIFTS)}; {args.protocol} changes the test '
+            'images of the config: leave it out'
+        )
+    if protocol.stored and not args.data:
+        raise InputError(
+            f'--protocol {args.protocol} needs the folder of its images: add --data DIR'
+        )
+    if protocol.stored and args.severities:
+        raise InputError(f'--severities: --protocol {args.protocol} has none; leave it out')
+    if args.data and (args.seed is not None or args.write):
+        raise InputError(
+            '--seed and --write are for corruptions made here: leave --data out, or them'
+        )
+
+
+def _use_shifted(cfg: Config, protocol: Protocol, shifted: ShiftedData) -> tuple[Protocol, str]:
+    """The protocol, with clean images if those of the config are there; and why they are not."""
+    shifted.check_folders([setting for setting in protocol.settings if setting != CLEAN])
+    try:
+        check_data_roots(cfg)
+    except InputError as error:
+        protocol = replace(protocol, clean=False)
+        cfg.test_dataloader.dataset = shifted.config(protocol.settings[0])
+        return protocol, f'not measured: {str(error).splitlines()[0]}'
+    return protocol, ''
 
 
 def _mismatch(problems: Sequence[str]) -> InputError:
@@ -191,20 +236,20 @@ def _silence(runner: Runner) -> None:
             handler.setLevel(logging.WARNING)
 
 
-def _start(result: Result) -> Callable[[Setting, dict, str], None]:
+def _start(evaluation: Evaluation, result: Result) -> Callable[[Setting, dict, str], None]:
     """Say what is to be done; returns what says each row that is done."""
     settings = result.protocol.settings
-    images = len(result.rows.identity['images'])
     found = len(settings) - len(result.rows.missing(settings))
     if is_main_process():
+        sizes = ', '.join(dict.fromkeys(str(len(names)) for names in evaluation.names.values()))
         print(
-            f'{len(settings)} settings of {images} images'
+            f'{len(settings)} settings of {sizes} images'
             f'{f", {found} of them made earlier" * bool(found)} ({result.rows.folder})',
             flush=True,
         )
-    whole = np.ones((1, images))
 
     def say(setting: Setting, row: dict, time: str) -> None:
+        whole = np.ones((1, len(evaluation.names[setting])))
         score = float(Scores.from_row(row, len(result.classes)).value(whole)[0])
         count = len(settings) - len(result.rows.missing(settings))
         print(
@@ -221,8 +266,10 @@ def _check_clean(
     """What is wrong with the clean score, and a line on it, in all processes."""
     shared: list = [None]
     if is_main_process():
-        is_all = len(evaluation.indices) == len(evaluation.dataset)
-        covered = is_all if is_same_data(cfg, training.cfg) else None
+        images = evaluation.images(CLEAN)
+        is_all = len(images.indices) == len(images.dataset)
+        same = is_same_data(cfg, training.cfg) and evaluation.class_ids is None
+        covered = is_all if same else None
         shared = [check_score(result.scores(CLEAN), covered, training)]
         print(f'    clean score {shared[0][1]}', flush=True)
     broadcast_object_list(shared)
@@ -243,15 +290,30 @@ def _describe_check(
 def _about(args: argparse.Namespace, evaluation: Evaluation, cfg: Config) -> dict[str, str]:
     """The head of the report."""
     protocol = evaluation.protocol
-    total = len(evaluation.dataset)
-    moving = [name for name in protocol.changes if CORRUPTIONS[name].moves_geometry]
+    moving = [c for c in protocol.changes if c in CORRUPTIONS and CORRUPTIONS[c].moves_geometry]
     note = f'{", ".join(moving)} moves things by some pixels; the labels stay where they are'
     return {
         'config': args.config,
         'checkpoint': f'{args.checkpoint} (weights {evaluation.weights})',
         'protocol': f'{protocol.name}, version {protocol.version}: {protocol.purpose}',
-        'images': f'{len(evaluation.images)} of {total}, evenly spaced',
+        **({'data': args.data} if args.data else {}),
+        'images': _images_text(evaluation),
         'seed': str(protocol.seed),
         **{name: shown(value) for name, value in preparation(cfg).items()},
         **({'note': note} if moving and evaluation.segmentation else {}),
     }
+
+
+def _images_text(evaluation: Evaluation) -> str:
+    """How many images there are, once for all settings of the same ones."""
+    counts: dict[str, str] = {}
+    published = evaluation.shifted.shift.published if evaluation.shifted else {}
+    for setting, names in evaluation.names.items():
+        total = evaluation.totals[setting]
+        text = f'{len(names)} of {total}, evenly spaced'
+        if (there := published.get(str(setting.change), total)) != total:
+            text += f' (the published set has {there})'
+        counts.setdefault(text, setting.change or 'clean')
+    if len(counts) == 1:
+        return next(iter(counts))
+    return '; '.join(f'{name}: {text}' for text, name in counts.items())

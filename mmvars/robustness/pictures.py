@@ -32,16 +32,21 @@ def worst_images(result: Result, count: int) -> list[tuple[Setting, int]]:
     Returns:
         Settings, the worst first, each with the position of an image; none that loses nothing.
     """
-    clean = _by_image(result.scores(CLEAN))
     level = max(result.protocol.levels)
-    drops = {
-        Setting(name, level): clean - _by_image(result.scores(Setting(name, level)))
-        for name in result.protocol.changes
-    }
+    drops = {}
+    for setting in (Setting(name, level) for name in result.protocol.changes):
+        best = _by_image(result.scores(CLEAN)) if _has_clean(result, setting) else 1.0
+        drops[setting] = best - _by_image(result.scores(setting))
     means = corruption_means({setting: drop.mean() for setting, drop in drops.items()})
     worst = [Setting(name, level) for name in sorted(means, key=lambda name: -means[name])]
     found = [(setting, int(drops[setting].argmax())) for setting in worst]
     return [(setting, image) for setting, image in found if drops[setting][image] > 0][:count]
+
+
+def _has_clean(result: Result, setting: Setting) -> bool:
+    """Whether the images of a setting were tested clean too."""
+    identity = result.rows.identity
+    return result.protocol.clean and identity(CLEAN)['images'] == identity(setting)['images']
 
 
 def _by_image(scores: Scores) -> np.ndarray:
@@ -60,29 +65,31 @@ def worst_pictures(
     """
     pictures = []
     for setting, image in worst_images(result, count):
-        clean, corrupted = (evaluation.show(each, image) for each in (CLEAN, setting))
+        settings = [CLEAN] * _has_clean(result, setting) + [setting]
+        shown = [evaluation.show(each, image) for each in settings]
         rows = [
-            Row(_panels(evaluation, result, shown), name)
-            for name, shown in (('clean', clean), (setting.name, corrupted))
+            Row(_panels(evaluation, result, each), name.name)
+            for name, each in zip(settings, shown, strict=True)
         ]
         ViewOptions().share_limits(panel for row in rows for panel in row.panels)
         file = io.BytesIO()
-        figure = draw_figure(rows, clean.image.shape[:2], max_row=_WIDTH)
+        figure = draw_figure(rows, shown[0].image.shape[:2], max_row=_WIDTH)
         figure.savefig(file, format='png', dpi=_DPI)
         source = f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
-        text = f'{setting.name}, {evaluation.images[image]}: {_scores(result, setting, image)}'
+        name = evaluation.names[setting][image]
+        text = f'{setting.name}, {name}: {_scores(result, settings, image)}'
         if against is not None:
-            text += f'; {against.about["config"]}: {_scores(against, setting, image)}'
+            text += f'; {against.about["config"]}: {_scores(against, settings, image)}'
         pictures.append((text, source))
     return pictures
 
 
-def _scores(result: Result, setting: Setting, image: int) -> str:
+def _scores(result: Result, settings: Sequence[Setting], image: int) -> str:
     """What one image loses."""
-    clean, corrupted = (_by_image(result.scores(each))[image] for each in (CLEAN, setting))
+    scores = [_by_image(result.scores(setting))[image] for setting in settings]
     if result.score == 'mIoU':
-        return f'mIoU of this image {100 * clean:.1f} → {100 * corrupted:.1f}'
-    return ' → '.join('right' if right else 'wrong' for right in (clean, corrupted))
+        return f'mIoU of this image {" → ".join(f"{100 * score:.1f}" for score in scores)}'
+    return ' → '.join('right' if right else 'wrong' for right in scores)
 
 
 def _panels(evaluation: Evaluation, result: Result, shown: Shown) -> Sequence[Panel]:

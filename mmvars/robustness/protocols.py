@@ -45,14 +45,19 @@ ALEXNET_ERRORS = dict(
 
 
 class Setting(NamedTuple):
-    """What is done to images, and how much: a corruption at a severity of 1 to 5, or nothing."""
+    """What is done to images, and how much: a corruption at a severity of 1 to 5, or nothing.
+
+    Images of another source, as of night, are a change without a level.
+    """
 
     change: str | None = None
     level: int = 0
 
     @property
     def name(self) -> str:
-        return 'clean' if self.change is None else f'{self.change}-{self.level}'
+        if self.change is None:
+            return 'clean'
+        return f'{self.change}-{self.level}' if self.level else self.change
 
 
 CLEAN = Setting()
@@ -68,11 +73,12 @@ class Protocol:
         purpose: One line, for the help and the report.
         numbers: Which numbers of :func:`summarize` the report has.
         changes: Names.
-        levels: Of each.
+        levels: Of each; (0,) where there are none.
         images: How many, evenly spaced in the test data; ``None``: all.
         imagenet_c: Whether images are prepared as those of ImageNet-C, see
             :func:`mmvars.robustness.runner.imagenet_c_pipeline`, not as the config says.
         seed: Of the corruptions.
+        clean: Whether the test images of the config are among the settings.
     """
 
     name: str
@@ -84,14 +90,24 @@ class Protocol:
     images: int | None = None
     imagenet_c: bool = False
     seed: int = 0
+    clean: bool = True
+
+    @property
+    def stored(self) -> bool:
+        """Whether its images are photographs of another source, and cannot be made here."""
+        return self.levels == (0,)
 
     @property
     def settings(self) -> list[Setting]:
         """Clean images first, then each change at each level."""
-        return [CLEAN] + [Setting(name, level) for name in self.changes for level in self.levels]
+        return [CLEAN] * self.clean + [
+            Setting(name, level) for name in self.changes for level in self.levels
+        ]
 
 
 _MEANS = ('clean', 'corrupted', 'relative drop')
+_SHIFTED = ('clean', 'shifted', 'relative drop')
+_SHIFTED_TOP5 = (*_SHIFTED, 'top-5')
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -120,10 +136,66 @@ PROTOCOLS = {
         Protocol(
             'hendrycks',
             1,
-            'ImageNet-C made on the fly (short side 256, center crop 224, corrupted, JPEG of '
-            "quality 85; no resize after it): mCE by AlexNet's errors, and not normalized",
+            'ImageNet-C, stored or made on the fly (short side 256, center crop 224, corrupted, '
+            "JPEG of quality 85), without resize: mCE by AlexNet's errors, and not normalized",
             ('clean', 'corrupted', 'mean error', 'mCE'),
             imagenet_c=True,
+        ),
+        Protocol(
+            'imagenet-a',
+            1,
+            'natural photographs that models got wrong: 200 classes, others cannot be answered',
+            _SHIFTED_TOP5,
+            ('imagenet-a',),
+            (0,),
+        ),
+        Protocol(
+            'imagenet-r',
+            1,
+            'renditions (art, toys, sketches): 200 classes, others cannot be answered',
+            _SHIFTED_TOP5,
+            ('imagenet-r',),
+            (0,),
+        ),
+        Protocol(
+            'imagenet-sketch',
+            1,
+            'sketches of the 1000 classes',
+            _SHIFTED_TOP5,
+            ('imagenet-sketch',),
+            (0,),
+        ),
+        Protocol(
+            'imagenet-v2',
+            1,
+            'new photographs of the 1000 classes, collected as ImageNet was',
+            _SHIFTED_TOP5,
+            ('imagenet-v2',),
+            (0,),
+        ),
+        Protocol(
+            'acdc',
+            1,
+            "streets in fog, at night, in rain and in snow, with Cityscapes' classes: mean of four",
+            _SHIFTED,
+            ('fog', 'night', 'rain', 'snow'),
+            (0,),
+        ),
+        Protocol(
+            'dark-zurich',
+            1,
+            "streets at night, with Cityscapes' classes",
+            _SHIFTED,
+            ('night',),
+            (0,),
+        ),
+        Protocol(
+            'bdd100k',
+            1,
+            "streets of another country, at all hours, with Cityscapes' classes",
+            _SHIFTED,
+            ('bdd100k',),
+            (0,),
         ),
     )
 }
@@ -155,27 +227,23 @@ def summarize(scores: Mapping[Setting, Any]) -> dict[str, Any]:
     """The numbers that sum up a complete table of scores.
 
     Returns:
-        clean, P: The score on clean images.
-        corrupted, mPC: Mean over the corruptions of the means over their severities.
-        rPC: ``mPC / P`` (Michaelis et al., 2019).
-        relative drop: ``1 - rPC``.
+        corrupted, shifted, mPC: Mean over the changes of the means over their levels.
         mean error: ``1 - corrupted``, the mean of the CE that is not normalized.
         mCE: Mean of the errors over AlexNet's; only of the 15 at 5 severities.
+        clean, P: The score on clean images, where they were tested, as what follows.
+        rPC: ``mPC / P`` (Michaelis et al., 2019).
+        relative drop: ``1 - rPC``.
     """
-    clean, means = scores[CLEAN], corruption_means(scores)
-    corrupted = np.mean(list(means.values()), axis=0)
-    ratio = np.divide(
-        corrupted, clean, out=np.full(np.shape(clean), np.nan), where=np.greater(clean, 0)
-    )
-    numbers = {
-        'clean': clean,
-        'P': clean,
-        'corrupted': corrupted,
-        'mPC': corrupted,
-        'rPC': ratio,
-        'relative drop': 1 - ratio,
-        'mean error': 1 - corrupted,
-    }
-    if means.keys() == ALEXNET_ERRORS.keys() and len(scores) == 1 + 5 * len(means):
+    means = corruption_means(scores)
+    changed = np.mean(list(means.values()), axis=0)
+    numbers = dict.fromkeys(('corrupted', 'shifted', 'mPC'), changed)
+    numbers['mean error'] = 1 - changed
+    if means.keys() == ALEXNET_ERRORS.keys() and len(scores.keys() - {CLEAN}) == 5 * len(means):
         numbers['mCE'] = np.mean(list(corruption_errors(means).values()), axis=0)
+    if CLEAN in scores:
+        clean = scores[CLEAN]
+        ratio = np.divide(
+            changed, clean, out=np.full(np.shape(clean), np.nan), where=np.greater(clean, 0)
+        )
+        numbers |= {'clean': clean, 'P': clean, 'rPC': ratio, 'relative drop': 1 - ratio}
     return numbers

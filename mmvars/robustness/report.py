@@ -76,18 +76,35 @@ class Result:
     score: str
     about: Mapping[str, str]
 
-    def scores(self, setting: Setting) -> Scores:
-        return Scores.from_row(self.rows.read(setting), len(self.classes))
+    def scores(self, setting: Setting, top: int = 1) -> Scores:
+        return Scores.from_row(self.rows.read(setting), len(self.classes), top)
 
-    def draws(self) -> tuple[dict[Setting, np.ndarray], dict[Setting, np.ndarray]]:
-        """The score of each setting in each draw ``(1001,)``, and of each class ``(K,)``."""
-        weights = draw_weights(len(self.rows.identity['images']))
-        values, classes = {}, {}
-        for setting in self.protocol.settings:
-            scores = self.scores(setting)
-            values[setting] = scores.value(weights)
-            classes[setting] = scores.by_class(len(self.classes))
-        return values, classes
+    def draws(self, top: int = 1) -> dict[Setting, np.ndarray]:
+        """The score of each setting in each draw ``(1001,)``.
+
+        The same images are drawn in all settings that have them, others independently.
+        """
+        values, names, weights, seed = {}, None, np.empty(0), -1
+        for setting in self.protocol.settings:  # those of the same images follow one another
+            if (images := self.rows.identity(setting)['images']) != names:
+                names, seed = images, seed + 1
+                weights = draw_weights(len(images), seed)
+            values[setting] = self.scores(setting, top).value(weights)
+        return values
+
+    def by_class(self) -> dict[Setting, np.ndarray]:
+        """The score of each class ``(K,)`` in each setting."""
+        return {
+            setting: self.scores(setting).by_class(len(self.classes))
+            for setting in self.protocol.settings
+        }
+
+    def numbers(self, values: Mapping[Setting, np.ndarray]) -> dict[str, np.ndarray]:
+        """The numbers of the protocol, in each draw, of the :meth:`draws`."""
+        numbers = summarize(values)
+        if 'top-5' in self.protocol.numbers:
+            numbers['top-5'] = summarize(self.draws(top=5))['shifted']
+        return {name: numbers[name] for name in self.protocol.numbers if name in numbers}
 
 
 def read_result(folder: str | Path) -> Result:
@@ -106,9 +123,14 @@ def read_result(folder: str | Path) -> Result:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in content['protocol'].items()
     }
+    if 'rows' not in content:
+        raise InputError(
+            f'{path} is of an earlier version of mmvars: run its command again, which makes no row '
+            'anew'
+        )
     return Result(
         Protocol(**fields),
-        Rows(Path(folder, 'rows', content['key'])),
+        Rows(Path(folder, 'rows'), content['rows']),
         tuple(content['classes']),
         content['score'],
         content['about'],
@@ -121,18 +143,22 @@ def check_comparable(ours: Result, theirs: Result) -> None:
     Raises:
         InputError: Saying in what they differ.
     """
-    one, other = ours.rows.identity, theirs.rows.identity
-    differ = [name for name in _SAME if one[name] != other[name]]
-    shown = [
-        f'{name} ({len(one[name])} and {len(other[name])}, or others)'
-        if name == 'images'
-        else f'{name} ({one[name]} and {other[name]})'
-        for name in differ
-    ]
+    shown = []
     if ours.score != theirs.score:
         shown.append(f'score ({ours.score} and {theirs.score})')
     if (settings := ours.protocol.settings) != theirs.protocol.settings:
         shown.append(f'settings ({len(settings)} and {len(theirs.protocol.settings)}, or others)')
+        settings = [setting for setting in settings if setting in theirs.protocol.settings]
+    for setting in settings:
+        one, other = ours.rows.identity(setting), theirs.rows.identity(setting)
+        shown += [
+            f'{name} ({len(one[name])} and {len(other[name])}, or others)'
+            if name == 'images'
+            else f'{name} ({one[name]} and {other[name]})'
+            for name in _SAME
+            if one[name] != other[name]
+        ]
+    shown = list(dict.fromkeys(shown))
     if shown:
         raise InputError(
             f'--against: this run and that one differ in {", ".join(shown)}: run both with one '
@@ -142,17 +168,13 @@ def check_comparable(ours: Result, theirs: Result) -> None:
 
 def compare(ours: Result, theirs: Result) -> dict[str, Estimate]:
     """Differences, ours less theirs, paired over the images: of each number and corruption."""
-    (values, _), (others, _) = ours.draws(), theirs.draws()
-    numbers, other_numbers = summarize(values), summarize(others)
+    values, others = ours.draws(), theirs.draws()
+    numbers, other_numbers = ours.numbers(values), theirs.numbers(others)
     means, other_means = corruption_means(values), corruption_means(others)
     return {
-        **{k: Estimate.of(numbers[k] - other_numbers[k]) for k in _numbers_of(ours, numbers)},
+        **{name: Estimate.of(numbers[name] - other_numbers[name]) for name in numbers},
         **{name: Estimate.of(means[name] - other_means[name]) for name in means},
     }
-
-
-def _numbers_of(result: Result, numbers: Mapping[str, Any]) -> list[str]:
-    return [name for name in result.protocol.numbers if name in numbers]
 
 
 def write_report(
@@ -171,10 +193,9 @@ def write_report(
         against: Another result, for differences.
         pictures: For the page: lines of text, and sources of images.
     """
-    values, by_class = result.draws()
+    values, by_class = result.draws(), result.by_class()
     estimates = {setting: Estimate.of(draws) for setting, draws in values.items()}
-    summary = summarize(values)
-    numbers = {name: Estimate.of(summary[name]) for name in _numbers_of(result, summary)}
+    numbers = {name: Estimate.of(draws) for name, draws in result.numbers(values).items()}
     difference = compare(result, against) if against else None
     table = _table(result, values)
     head = [f'{name}: {text}' for name, text in result.about.items()]
@@ -203,7 +224,7 @@ def write_report(
     for name, rows in parts:
         markdown += ['', f'## {name}', '', *_markdown(rows)]
     content = dict(
-        key=result.rows.folder.name,
+        rows=result.rows.keys,
         protocol=asdict(result.protocol),
         score=result.score,
         classes=result.classes,
@@ -220,12 +241,13 @@ def write_report(
     writer.writerow(['corruption', 'severity', result.score, 'low', 'high'])
     for setting, each in estimates.items():
         writer.writerow([setting.change or 'clean', setting.level, *each.entry.values()])
+    clean = 100 * estimates[CLEAN].value if CLEAN in estimates else np.nan
     for suffix, body in (
         ('txt', text),
         ('json', json.dumps(content, indent=1) + '\n'),
         ('csv', lines.getvalue()),
         ('md', '\n'.join(markdown) + '\n'),
-        ('html', render_page(title, result.about, parts, 100 * estimates[CLEAN].value, pictures)),
+        ('html', render_page(title, result.about, parts, clean, pictures)),
     ):
         write_text(Path(folder, f'{FILE}.{suffix}'), body, overwrite=True)
     return text
@@ -236,48 +258,67 @@ def _finite(value: float) -> float | None:
 
 
 def _table(result: Result, values: Mapping[Setting, np.ndarray]) -> list[list[str]]:
-    """Corruptions by severities, with the mean and, for mCE, the error over AlexNet's."""
+    """Changes by levels, with the mean and, for mCE, the error over AlexNet's."""
     scores = {setting: float(draws[0]) for setting, draws in values.items()}
     means = corruption_means(scores)
     with_errors = 'mCE' in result.protocol.numbers and means.keys() <= ALEXNET_ERRORS.keys()
     errors = corruption_errors(means) if with_errors else {}
-    levels = result.protocol.levels
-    lines = [['', *map(str, levels), 'mean', 'drop', *['CE'] * with_errors]]
-    clean = scores[CLEAN]
-    lines.append(['clean', *[''] * len(levels), f'{100 * clean:.2f}', '', *[''] * with_errors])
+    levels = [level for level in result.protocol.levels if level]
+    lines = [['', *map(str, levels), 'mean' if levels else '%']]
+    clean = scores.get(CLEAN)
+    if clean is not None:
+        lines.append(['clean', *[''] * len(levels), f'{100 * clean:.2f}'])
     for name, mean in means.items():
         row = [f'{100 * scores[Setting(name, level)]:.2f}' for level in levels]
-        row += [f'{100 * mean:.2f}', f'{100 * (clean - mean):.2f}']
-        lines.append([name, *row, *([f'{100 * errors[name]:.1f}'] if with_errors else [])])
+        lines.append([name, *row, f'{100 * mean:.2f}'])
+    if clean is not None:
+        drops = [f'{100 * (clean - mean):.2f}' for mean in means.values()]
+        lines = _with_column(lines, ['drop', '', *drops])
+    if with_errors:
+        cells = [f'{100 * error:.1f}' for error in errors.values()]
+        lines = _with_column(lines, ['CE', *[''] * (clean is not None), *cells])
     return lines
+
+
+def _with_column(lines: Sequence[list[str]], cells: Sequence[str]) -> list[list[str]]:
+    return [[*line, cell] for line, cell in zip(lines, cells, strict=True)]
 
 
 def _class_table(
     result: Result, by_class: Mapping[Setting, np.ndarray]
 ) -> tuple[str, list[list[str]]]:
-    """Each class clean, in the mean over the corruptions, and the difference; the worst first."""
-    clean = by_class[CLEAN]
-    corrupted = np.mean(list(corruption_means(by_class).values()), axis=0)
-    drop = clean - corrupted
-    order = [k for k in np.argsort(-drop, kind='stable') if not np.isnan(drop[k])]
+    """Each class clean, in the mean over the changes, and the difference; the worst first."""
+    means = np.ma.masked_invalid(list(corruption_means(by_class).values()))
+    changed = means.mean(axis=0).filled(np.nan)  # some conditions may lack a class
+    columns = {_word(result): changed}
+    if CLEAN in by_class:
+        columns = {'clean': by_class[CLEAN], **columns, 'drop': by_class[CLEAN] - changed}
+    worst = -columns['drop'] if 'drop' in columns else changed
+    order = [k for k in np.argsort(worst, kind='stable') if not np.isnan(worst[k])]
     unit = 'IoU' if result.score == 'mIoU' else 'accuracy'
-    more = f', the {_MOST_CLASSES} with the largest drop' if len(order) > _MOST_CLASSES else ''
+    more = f', the worst {_MOST_CLASSES}' if len(order) > _MOST_CLASSES else ''
     rows = [
-        [result.classes[k], *(f'{100 * each[k]:.2f}' for each in (clean, corrupted, drop))]
+        [result.classes[k], *(f'{100 * each[k]:.2f}' for each in columns.values())]
         for k in order[:_MOST_CLASSES]
     ]
-    return f'{unit} of each class, %{more}', [['', 'clean', 'corrupted', 'drop'], *rows]
+    return f'{unit} of each class, %{more}', [['', *columns], *rows]
 
 
 def _metric_table(result: Result) -> list[list[str]]:
-    """What the config's own evaluator says: clean, and in the mean over the corruptions."""
+    """What the config's own evaluator says: clean, and in the mean over the changes."""
     metrics = {s: result.rows.read(s)['metrics'] for s in result.protocol.settings}
-    rows = [['', 'clean', 'corrupted']]
-    for name in metrics[CLEAN]:
+    rows = [['', *['clean'] * result.protocol.clean, _word(result)]]
+    for name in next(iter(metrics.values())):
         values = {setting: each.get(name, np.nan) for setting, each in metrics.items()}
-        corrupted = float(np.mean(list(corruption_means(values).values())))
-        rows.append([name, f'{values[CLEAN]:.2f}', f'{corrupted:.2f}'])
+        numbers = [values[CLEAN]] * result.protocol.clean
+        numbers.append(np.mean(list(corruption_means(values).values())))
+        rows.append([name, *(f'{number:.2f}' for number in numbers)])
     return rows
+
+
+def _word(result: Result) -> str:
+    """What the images are that are not clean."""
+    return 'shifted' if 'shifted' in result.protocol.numbers else 'corrupted'
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

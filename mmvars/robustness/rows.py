@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from mmvars.write import write_text
 
 __all__ = ['Rows']
 
+_IDENTITY = 'run.json'
 _WAIT = 1.0  # seconds between two looks at what others do
 
 
 class Rows:
-    """The rows of one model on one set of images: a file for each setting, in one folder.
+    """The rows of one model: a file for each setting, in the folder of all that it depends on.
 
     A row is written whole or not at all, and one that is there is never made again. Who makes a row
     holds a lock of the system on the file beside it, which ends with the process, however that
@@ -26,31 +27,49 @@ class Rows:
     with the same result.
 
     Args:
-        folder: As :meth:`of` has made it.
+        folder: Holds a folder for each key.
+        keys: Name of each setting -> key, as :meth:`of` has made them.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, keys: Mapping[str, str]) -> None:
         self.folder = Path(folder)
+        self.keys = dict(keys)
+        self._identities: dict[str, dict[str, Any]] = {}
         self._lock: int | None = None
 
     @classmethod
-    def of(cls, folder: str | Path, identity: Mapping[str, Any]) -> 'Rows':
-        """The rows in ``folder/rows/KEY``, where ``KEY`` is the hash of all that they depend on."""
-        text = json.dumps(identity, indent=1, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:12]
-        rows = cls(Path(folder, 'rows', key))
-        rows.folder.mkdir(parents=True, exist_ok=True)
-        if not (rows.folder / 'run.json').exists():
-            write_text(rows.folder / 'run.json', text, overwrite=True)
+    def of(
+        cls,
+        folder: str | Path,
+        identities: Iterable[tuple[Mapping[str, Any], Sequence[Setting]]],
+    ) -> 'Rows':
+        """The rows in ``folder/rows/KEY``.
+
+        Args:
+            folder: Of the results.
+            identities: All that rows depend on, whose hash is the ``KEY``, with the settings that
+                it is of.
+        """
+        rows = cls(Path(folder, 'rows'), {})
+        for identity, settings in identities:
+            text = json.dumps(identity, indent=1, sort_keys=True)
+            key = hashlib.sha256(text.encode()).hexdigest()[:12]
+            path = rows.folder / key / _IDENTITY
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                write_text(path, text, overwrite=True)
+            rows.keys |= {setting.name: key for setting in settings}
         return rows
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that the rows depend on."""
-        return _read(self.folder / 'run.json')
+    def identity(self, setting: Setting) -> dict[str, Any]:
+        """All that a row depends on."""
+        key = self.keys[setting.name]
+        if key not in self._identities:
+            self._identities[key] = _read(self.folder / key / _IDENTITY)
+        return self._identities[key]
 
     def path(self, setting: Setting) -> Path:
-        return self.folder / f'{setting.name}.json'
+        return self.folder / self.keys[setting.name] / f'{setting.name}.json'
 
     def read(self, setting: Setting) -> dict[str, Any]:
         """A row.
@@ -87,7 +106,8 @@ class Rows:
         self._release()
 
     def _claim(self, setting: Setting) -> bool:
-        self._lock = os.open(self.folder / f'{setting.name}.lock', os.O_RDWR | os.O_CREAT, 0o666)
+        file = self.path(setting).with_suffix('.lock')
+        self._lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         if _try_lock(self._lock) and not self.path(setting).exists():  # written meanwhile
             return True
         self._release()

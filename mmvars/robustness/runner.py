@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from torch.utils.data import Dataset
 
 from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.engine.hooks import FuseHook
-from mmvars.engine.samples import CheckedPipeline
+from mmvars.engine.samples import CheckedPipeline, check_pipelines
 from mmvars.errors import InputError
 from mmvars.robustness.corruptions import CORRUPTIONS_VERSION
-from mmvars.robustness.protocols import Protocol, Setting
+from mmvars.robustness.protocols import CLEAN, Protocol, Setting
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import ImageScores
+from mmvars.robustness.shifts import ShiftedData
 from mmvars.visualization.attention import attention_maps
 from mmvars.visualization.figure import HeatMap
 from mmvars.visualization.model import Sample, is_segmentor
@@ -80,31 +81,68 @@ class Shown:
     maps: list[HeatMap]
 
 
+class Images:
+    """The images of a data set that are tested, evenly spaced.
+
+    Args:
+        dataset: All of them.
+        count: How many are tested; ``None``: all.
+        class_ids: Of a classifier: there are only those of these classes.
+
+    Attributes:
+        dataset: All of them.
+        pipelines: The data sets below it, with their pipelines.
+        indices: In the data set.
+        names: Folder and file of each.
+        total: How many there are.
+    """
+
+    def __init__(
+        self, dataset: Any, count: int | None, class_ids: Collection[int] | None = None
+    ) -> None:
+        self.dataset = dataset
+        self.pipelines = [(leaf, leaf.pipeline) for leaf in leaves(dataset)]
+        all_of: Sequence[int] = range(len(dataset))
+        if class_ids is not None:
+            all_of = [k for k in all_of if dataset.get_data_info(k).get('gt_label') in class_ids]
+        self.total = len(all_of)
+        self.indices = [all_of[k] for k in evenly_spaced(self.total, count)]
+        paths = [dataset.get_data_info(index).get('img_path') for index in self.indices]
+        if None in paths:
+            raise InputError(
+                f'the data set {type(dataset).__name__} has images without a file (img_path); '
+                'the random numbers of a corruption follow from the name of the file: write the '
+                'images to files, and take mmpretrain.CustomDataset'
+            )
+        self.names = ['/'.join(Path(path).parts[-2:]) for path in paths]
+
+
 class Evaluation:
-    """One model on one set of images, tested in one setting after the other.
+    """One model, tested in one setting after the other.
 
     Args:
         runner: Its test loop has the data, the metrics and the model, whose weights are loaded
             here.
         protocol: What is measured.
+        shifted: The images of the settings but the clean one; ``None``: those of the test loop.
+
+    Attributes:
+        names: Setting -> names of its images.
     """
 
-    def __init__(self, runner: Runner, protocol: Protocol) -> None:
+    def __init__(
+        self, runner: Runner, protocol: Protocol, shifted: ShiftedData | None = None
+    ) -> None:
         self.runner = runner
         self.protocol = protocol
+        self.shifted = shifted
         self.loop = runner.test_loop
-        self.dataset = self.loop.dataloader.dataset
-        self.pipelines = [(leaf, leaf.pipeline) for leaf in leaves(self.dataset)]
-        self.indices = evenly_spaced(len(self.dataset), protocol.images)
-        paths = [self.dataset.get_data_info(index).get('img_path') for index in self.indices]
-        if None in paths:
-            raise InputError(
-                f'the data set {type(self.dataset).__name__} has images without a file (img_path); '
-                'the random numbers of a corruption follow from the name of the file: write the '
-                'images to files, and take mmpretrain.CustomDataset'
-            )
-        self.paths: list[str] = paths
-        self.images = ['/'.join(Path(path).parts[-2:]) for path in paths]
+        self.class_ids = shifted.class_ids if shifted else None
+        self._own = self._listed = Images(
+            self.loop.dataloader.dataset, protocol.images, self.class_ids
+        )
+        self._listed_for: Setting | None = None
+        self.names, self.totals = self._list_images()
         runner.call_hook('before_run')
         runner.load_or_resume()
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -124,45 +162,80 @@ class Evaluation:
             self.num_classes, next((value for value in ignored if value is not None), 255)
         )
         self.loop.evaluator.metrics.append(self.scores)
+        if self.class_ids is not None:
+            self.model.register_forward_hook(self._restrict)
         runner.register_hook(FuseHook())
         self.progress = _ProgressHook()
         runner.register_hook(self.progress)
 
-    def identity(self, cfg: Config) -> dict[str, Any]:
-        """All that the rows depend on, of a config as it was read.
+    def images(self, setting: Setting) -> Images:
+        """The images of a setting."""
+        if self.shifted is None or setting == CLEAN:
+            return self._own
+        if setting != self._listed_for:  # not kept: ImageNet-C is 75 data sets
+            dataset = self.shifted.build(setting)
+            check_pipelines(dataset)
+            self._listed, self._listed_for = Images(dataset, self.protocol.images), setting
+        return self._listed
+
+    def _list_images(self) -> tuple[dict[Setting, list[str]], dict[Setting, int]]:
+        names: dict[Setting, list[str]] = {}
+        totals: dict[Setting, int] = {}
+        last: list[str] = []
+        for setting in self.protocol.settings:
+            images = self.images(setting)
+            totals[setting] = images.total
+            last = names[setting] = last if images.names == last else images.names
+        return names, totals
+
+    def identities(self, cfg: Config) -> list[tuple[dict[str, Any], list[Setting]]]:
+        """All that rows depend on, of a config as it was read, and the settings that it is of.
 
         Not where the data are, nor what reads them how fast: another machine may go on.
         """
         loader = dict(cfg.test_dataloader)
-        root = getattr(leaves(self.dataset)[0], 'data_root', None)
-        return dict(
+        root = getattr(leaves(self._own.dataset)[0], 'data_root', None)
+        common = dict(
             model=_without(cfg.model, 'init_cfg', 'pretrained'),
             data_preprocessor=_without(cfg.get('data_preprocessor')),
-            dataset=_without(loader['dataset'], 'data_root', 'backend_args', root=root),
             batch_size=loader.get('batch_size'),
             test_cfg=_without(cfg.test_cfg),
             test_evaluator=_without(cfg.test_evaluator),
             weights=self.weights,
-            images=self.images,
             corruptions_version=CORRUPTIONS_VERSION,
             seed=self.protocol.seed,
             imagenet_c=self.protocol.imagenet_c,
+            **({'class_ids': self.class_ids} if self.class_ids else {}),
         )
+        identities: list[tuple[dict[str, Any], list[Setting]]] = []
+        for setting, names in self.names.items():
+            if self.shifted is None or setting == CLEAN:
+                dataset = _without(loader['dataset'], 'data_root', 'backend_args', root=root)
+            else:
+                dataset = _without(self.shifted.dataset, 'backend_args')
+            identity = dict(common, dataset=dataset, images=names)
+            if not identities or identity != identities[-1][0]:
+                identities.append((identity, []))
+            identities[-1][1].append(setting)
+        return identities
 
     def pipeline(self, original: CheckedPipeline, setting: Setting) -> CheckedPipeline:
         """The pipeline of a data set in a setting."""
-        if setting.change is None:
+        if setting == CLEAN:
             return original
-        corrupt = Corrupt(setting.change, setting.level, self.protocol.seed)
+        if self.shifted is not None:
+            whole = self.protocol.imagenet_c
+            return CheckedPipeline(stored_pipeline(original.transforms)) if whole else original
+        corrupt = Corrupt(str(setting.change), setting.level, self.protocol.seed)
         prepare = imagenet_c_pipeline if self.protocol.imagenet_c else insert_corrupt
         return CheckedPipeline(prepare(original.transforms, corrupt))
 
     def run(self, setting: Setting) -> dict[str, Any]:
         """Test in a setting, in all processes of the run; the row is that of the main process."""
-        self._prepare(setting)
+        images = self._prepare(setting)
         loader = dict(
             self.runner.cfg.test_dataloader,
-            dataset=View(self.dataset, self.indices),
+            dataset=View(images.dataset, images.indices),
             sampler=dict(type='DefaultSampler', shuffle=False),
             persistent_workers=False,
         )
@@ -176,8 +249,8 @@ class Evaluation:
     @torch.no_grad()
     def show(self, setting: Setting, position: int) -> Shown:
         """One image in a setting, by its position among those that are tested."""
-        self._prepare(setting)
-        sample = self.dataset[self.indices[position]]
+        images = self._prepare(setting)
+        sample = images.dataset[images.indices[position]]
         whole = Sample(sample['inputs'], sample['data_samples'])
         image, maps = whole.picture(self.model), attention_maps(self.model.eval(), whole)
         result = self.model.test_step(pseudo_collate([sample]))[0]
@@ -189,9 +262,17 @@ class Evaluation:
         output = result.pred_sem_seg.data.squeeze(0).cpu().long()
         return Shown(image, output.numpy(), truth.numpy(), maps)
 
-    def _prepare(self, setting: Setting) -> None:
-        for leaf, original in self.pipelines:
+    def _prepare(self, setting: Setting) -> Images:
+        images = self.images(setting)
+        for leaf, original in images.pipelines:
             leaf.pipeline = self.pipeline(original, setting)
+        return images
+
+    def _restrict(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Of a classifier, take the probability of all classes that cannot be right."""
+        if isinstance(outputs, list) and self.class_ids is not None:  # not the logits
+            for sample in outputs:
+                restrict_classes(sample, self.class_ids)
 
 
 def run_settings(
@@ -236,6 +317,29 @@ def imagenet_c_pipeline(pipeline: Sequence, corrupt: BaseTransform) -> list:
     resize = ResizeEdge(256, edge='short', backend='pillow')
     load = loaded[: loaded.index(corrupt)]
     return [*load, resize, CenterCrop(224), corrupt, SaveAsJPEG(), loaded[-1]]
+
+
+def stored_pipeline(pipeline: Sequence) -> list:
+    """A pipeline of mmpretrain that takes stored images of ImageNet-C, whole."""
+    crop = CenterCrop(224)
+    loaded = insert_corrupt(pipeline, crop)
+    return [*loaded[: loaded.index(crop) + 1], loaded[-1]]
+
+
+def restrict_classes(sample: Any, class_ids: Sequence[int]) -> None:
+    """Take the probability of all other classes from a prediction, in place.
+
+    What is left is the softmax of the logits of ``class_ids`` alone; labels keep their numbers.
+    """
+    allowed = torch.zeros_like(sample.pred_score)
+    allowed[list(class_ids)] = 1
+    score = sample.pred_score * allowed
+    if not (total := score.sum()) > 0:
+        raise InputError(
+            f'the model gives none of the {len(class_ids)} classes any probability: its logits '
+            'are too large to tell them apart'
+        )
+    sample.set_pred_score(score / total).set_pred_label(score.argmax(dim=0, keepdim=True))
 
 
 class SaveAsJPEG(BaseTransform):

@@ -78,7 +78,10 @@ class ImageScores(BaseMetric):
         self._check(label, sample)
         score = sample.get('pred_score')
         prediction = sample['pred_label'] if score is None else score.argmax()
-        return dict(labels=int(label), predictions=int(torch.as_tensor(prediction).flatten()))
+        entry = dict(labels=int(label), predictions=int(torch.as_tensor(prediction).flatten()))
+        if score is not None:
+            entry['ranks'] = int((score > score[label]).sum())
+        return entry
 
     def _check(self, label: torch.Tensor, sample: Mapping) -> None:
         wrong = label[(label < 0) | (label >= self.num_classes)]
@@ -99,7 +102,7 @@ class Scores:
     """Quotients of sums over I images, and their mean over the classes.
 
     With intersections and unions of K classes it is the mIoU; with 0 or 1 for each image over 1,
-    it is the top-1 accuracy.
+    it is the accuracy.
 
     Attributes:
         numerators, denominators: ``(I, K)``, ``K`` = 1 for accuracy.
@@ -111,11 +114,18 @@ class Scores:
     labels: np.ndarray | None = None
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], num_classes: int) -> 'Scores':
-        """From the entries that :class:`ImageScores` made."""
+    def from_row(cls, row: Mapping[str, Any], num_classes: int, top: int = 1) -> 'Scores':
+        """From the entries that :class:`ImageScores` made.
+
+        Args:
+            row: The entries.
+            num_classes: K of a segmentor.
+            top: Of a classifier: right is an image whose class is among so many of the best.
+        """
         if 'labels' in row:
             labels = np.array(row['labels'])
-            correct = (labels == row['predictions']).astype(float)[:, None]
+            right = labels == row['predictions'] if top == 1 else np.less(row['ranks'], top)
+            correct = right.astype(float)[:, None]
             return cls(correct, np.ones_like(correct), labels)
         counts = np.zeros((2, len(row['classes']), num_classes))
         for image, classes in enumerate(row['classes']):

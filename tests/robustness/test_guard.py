@@ -27,7 +27,7 @@ def train(model: tuple[str, str], classes: tuple[str, ...], folder: Path) -> tup
     torch.save(checkpoint, model[1])
     content = run(model, folder, *ONE)
     assert 'scalars' not in content['about']['clean score']
-    row = json.loads((folder / 'rows' / content['key'] / 'clean.json').read_text())
+    row = json.loads((folder / 'rows' / content['rows']['clean'] / 'clean.json').read_text())
     write_log(Path(model[1]).parent, dict(row['metrics'], step=1))
     return model
 

@@ -19,7 +19,7 @@ PROTOCOL = Protocol('own', 1, 'by hand', ('clean', 'corrupted', 'rPC'), ('fog', 
 
 def result(folder, predictions=PREDICTIONS, **identity) -> Result:
     identity = dict(images=list('abcd'), seed=0, imagenet_c=False, corruptions_version=1) | identity
-    rows = Rows.of(folder, identity)
+    rows = Rows.of(folder, [(identity, list(predictions))])
     for setting, values in predictions.items():
         right = 100 * np.mean(np.equal(values, LABELS))
         metrics = {'accuracy/top1': right, 'x': 2 if setting == CLEAN else 4}
@@ -62,7 +62,7 @@ def test_a_result_is_read_again_and_compared(tmp_path) -> None:
     ours = result(tmp_path / 'ours')
     write_report(ours, tmp_path / 'ours')
     again = read_result(tmp_path / 'ours')
-    assert again.protocol == ours.protocol and again.rows.identity == ours.rows.identity
+    assert again.protocol == ours.protocol and again.rows.identity(FOG) == ours.rows.identity(FOG)
     blind = {**PREDICTIONS, FOG: [1, 0, 1, 1]}
     theirs = result(tmp_path / 'theirs', blind)
     difference = compare(ours, theirs)

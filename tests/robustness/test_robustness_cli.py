@@ -33,10 +33,9 @@ def whole(segmentor, tmp_path_factory) -> Path:
 def test_a_segmentor_gets_the_table_of_its_own_metric(whole) -> None:
     content = json.loads((whole / 'robustness.json').read_text())
     assert list(content['settings']) == ['clean', 'fog-1', 'fog-5', 'contrast-1', 'contrast-5']
-    rows = whole / 'rows' / content['key']
     values = {}
     for name, each in content['settings'].items():
-        row = json.loads((rows / f'{name}.json').read_text())
+        row = json.loads((whole / 'rows' / content['rows'][name] / f'{name}.json').read_text())
         assert round(100 * each['value'], 2) == pytest.approx(row['metrics']['mIoU'], abs=1e-4)
         assert len(row['classes']) == 5 and each['low'] <= each['value'] <= each['high']
         values[name] = each['value']
@@ -107,7 +106,7 @@ def test_a_classifier_gets_top1_and_mce_of_imagenet_c(classifier, tmp_path, caps
     content = json.loads(Path(tmp_path, 'robustness.json').read_text())
     assert content['score'] == 'top-1' and 'mCE' not in content['numbers']  # of all 15 only
     for name, each in content['settings'].items():
-        row = json.loads(Path(tmp_path, 'rows', content['key'], f'{name}.json').read_text())
+        row = json.loads(Path(tmp_path, 'rows', content['rows'][name], f'{name}.json').read_text())
         assert 100 * each['value'] == pytest.approx(row['metrics']['accuracy/top1'])
         assert row['labels'] == [0, 1, 3, 4]  # of ten images, evenly spaced
     assert 'CE' in capsys.readouterr().out
@@ -176,7 +175,7 @@ def test_what_is_not_of_this_task_is_refused(segmentor, classifier, tmp_path) ->
 
 
 def test_clean_is_clean_and_a_setting_is_what_it_says(segmentation_data) -> None:
-    evaluation = SimpleNamespace(protocol=replace(PROTOCOLS['quick'], seed=3))
+    evaluation = SimpleNamespace(protocol=replace(PROTOCOLS['quick'], seed=3), shifted=None)
     path = str(segmentation_data / 'img' / '0.png')
     original = CheckedPipeline([LoadImageFromFile()])
     image = np.asarray(Image.open(path))

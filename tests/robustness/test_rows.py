@@ -16,22 +16,22 @@ ALL = [CLEAN, FOG, SNOW]
 
 
 def test_rows_are_made_once_in_order(tmp_path) -> None:
-    rows = Rows.of(tmp_path, dict(weights='a'))
+    rows = Rows.of(tmp_path, [(dict(weights='a'), ALL)])
     for setting in ALL:
         assert rows.claim_next(ALL) == setting
         rows.write(setting, dict(labels=[1]))
     assert rows.claim_next(ALL) is None
-    again = Rows.of(tmp_path, dict(weights='a'))
-    assert again.read(FOG) == dict(labels=[1]) and again.identity == dict(weights='a')
-    assert Rows.of(tmp_path, dict(weights='b')).claim_next(ALL) == CLEAN
+    again = Rows.of(tmp_path, [(dict(weights='a'), ALL)])
+    assert again.read(FOG) == dict(labels=[1]) and again.identity(FOG) == dict(weights='a')
+    assert Rows.of(tmp_path, [(dict(weights='b'), ALL)]).claim_next(ALL) == CLEAN
 
 
 def test_what_another_process_makes_is_left_to_it_until_it_is_killed(tmp_path, monkeypatch) -> None:
-    rows = Rows.of(tmp_path, {})
+    rows = Rows.of(tmp_path, [({}, ALL)])
     ready, say = os.pipe()
     child = os.fork()
     if child == 0:  # claims the first, and hangs
-        Rows.of(tmp_path, {}).claim_next(ALL)
+        Rows.of(tmp_path, [({}, ALL)]).claim_next(ALL)
         os.write(say, b'x')
         signal.pause()
     try:
@@ -56,7 +56,7 @@ def test_what_another_process_makes_is_left_to_it_until_it_is_killed(tmp_path, m
 
 
 def test_a_damaged_row_is_named(tmp_path) -> None:
-    rows = Rows.of(tmp_path, {})
+    rows = Rows.of(tmp_path, [({}, ALL)])
     rows.path(FOG).write_text('{"labels": [1')
     with pytest.raises(InputError, match='fog-1.json is damaged: remove it'):
         rows.read(FOG)
