@@ -12,6 +12,8 @@ PROTOCOLS = (
     'segmentation',
     'mmdet',
     'hendrycks',
+    'attacks',
+    'segmentation-attacks',
     'imagenet-a',
     'imagenet-r',
     'imagenet-sketch',
@@ -28,6 +30,10 @@ protocols (--images, --corruptions, --severities and --seed change them, which t
   mmdet         the same, as P, mPC and rPC of MMDetection
   hendrycks     classifiers: ImageNet-C made on the fly, or as stored in --data DIR (it holds
                 CORRUPTION/1..5/WNID/IMAGE); mCE by AlexNet's errors
+  attacks       FGSM and PGD at 1/255, as in the thesis
+  segmentation-attacks
+                PGD, SegPGD, CosPGD and the losses of SEA, 20 steps at 1/255 and 4/255, and
+                the worst case of each image over them; 100 images
 
 with --data DIR, photographs of another source in place of the config's, which it prepares:
   imagenet-a, imagenet-r, imagenet-sketch, imagenet-v2
@@ -37,9 +43,14 @@ with --data DIR, photographs of another source in place of the config's, which i
                 models of Cityscapes' 19 classes; DIR holds rgb_anon and gt, or images and labels
 Clean images are measured beside them where the test data of the config are there.
 
-A setting is a corruption at a severity. Each is a file in DIR/rows, written when it is done: a run
-that was stopped goes on with the same command, and several processes or machines with one DIR share
-the work. Another model, other data or options start anew beside them.
+Attacks change the pixels that the test pipeline hands to the model, in float32, through both passes
+and all windows. Four checks say whether they worked; where one fails, the report says why its
+numbers are not to be believed.
+
+A setting is a corruption at a severity, or an attack at an epsilon. Each is a file in DIR/rows,
+written when it is done: a run that was stopped goes on with the same command, and several
+processes or machines with one DIR share the work. Another model, other data or options start anew
+beside them.
 
 Before anything is measured the config is compared with that in the checkpoint, or beside it:
 statistics, channel order, steps of the pipeline, classes; then the clean score with that of the
@@ -68,8 +79,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--data', metavar='DIR', help='images of the protocols that are not made here, see below')
     add('--corruptions', nargs='+', metavar='NAME', help="these, in place of the protocol's")
     add('--severities', nargs='+', type=int, metavar='N', help="1 to 5, in place of the protocol's")
+    add('--attacks', nargs='+', metavar='NAME', help="these, in place of the protocol's")
+    add('--epsilons', nargs='+', type=float, metavar='E', help='of attacks, in 1/255 of pixels')
     add('--images', type=int, metavar='N', help='as many, evenly spaced in the test data')
-    add('--seed', type=int, metavar='S', help='of the corruptions (default: 0)')
+    add('--seed', type=int, metavar='S', help='of the random numbers (default: 0)')
     add('--against', metavar='DIR', help='a finished run: differences, paired over the images')
     add('--ignore-mismatch', action='store_true', help='go on where the config differs, see below')
     add(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmvars.errors import InputError
@@ -141,12 +141,12 @@ class Attacker:
         self.seed = seed
         self.ignore_index = ignore_index
 
-    def __call__(self, data: dict) -> tuple[dict, list[float]]:
+    def __call__(self, data: dict) -> tuple[dict, list[float | None]]:
         """A batch of a data loader with other pixels, as float32 on the device of the model.
 
         Returns:
             The batch, and for each image the share of its values whose gradient is zero in the
-            first step; ``nan`` where no label counts, or there is no step.
+            first step; ``None`` where no label counts, or there is no step.
 
         Raises:
             InputError: If pixels are not from 0 to 255, or logits carry no gradient.
@@ -166,11 +166,11 @@ class Attacker:
                 (image + self.epsilon * start).clamp(0, 255)
                 for image, start in zip(clean, starts, strict=True)
             ]
-        zero = [float('nan')] * len(clean)
+        zero: list[float | None] = [None] * len(clean)
         for step in range(self.attack.steps):
             gradients = self.gradients(pixels, data, step / self.attack.steps)
             if step == 0:
-                zero = [float('nan' if g is None else (g == 0).float().mean()) for g in gradients]
+                zero = [None if g is None else float((g == 0).float().mean()) for g in gradients]
             pixels = [
                 each
                 if gradient is None
@@ -270,7 +270,7 @@ def attacked(model: Any, attacker: Attacker) -> Iterator[None]:
 
 
 @contextmanager
-def _one_window_at_a_time(model: nn.Module) -> Iterator[None]:
+def _one_window_at_a_time(model: Any) -> Iterator[None]:
     """Hold what the gradient needs of one sliding window at a time, computed once more for it."""
     if model.test_cfg.get('mode') != 'slide':
         yield

@@ -23,9 +23,10 @@ from mmvars.engine.runner import (
     set_for_test,
     set_work_dir,
 )
-from mmvars.errors import InputError, check_choice, check_number
+from mmvars.errors import InputError, check_choice, check_number, first_of
 from mmvars.parsers.robustness import parse_args
 from mmvars.predictor import run_files
+from mmvars.robustness.attacks import ATTACKS, SEGMENTATION_LOSSES
 from mmvars.robustness.corruptions import CORRUPTIONS, check_corruption
 from mmvars.robustness.guard import (
     check_classes,
@@ -77,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shift and segmentation == shift.of_classifiers:
         kind = 'classifiers' if shift.of_classifiers else 'segmentors'
         raise InputError(f'--protocol {args.protocol} is for {kind}, and {args.config} is none')
+    of_pixels = [name for name in protocol.changes if name in SEGMENTATION_LOSSES]
+    if of_pixels and not segmentation:
+        raise InputError(
+            f'{first_of(of_pixels)} weigh the pixels of a segmentor, and {args.config} is a '
+            'classifier: take --protocol attacks, or --attacks fgsm pgd pgd20'
+        )
     if args.reliability:
         _add_reliability(cfg, segmentation)
     read = deepcopy(cfg)  # the Runner adapts its own
@@ -130,10 +137,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(args: argparse.Namespace, protocol: Protocol) -> int:
     """Store corrupted images, for which no model is needed."""
-    if args.checkpoint or args.against or args.reliability or protocol.imagenet_c:
+    if (
+        args.checkpoint
+        or args.against
+        or args.reliability
+        or protocol.imagenet_c
+        or protocol.is_attack
+    ):
         raise InputError(
             '--write stores the images of CONFIG as they are loaded, and tests nothing: leave out '
-            'CHECKPOINT, --against, --reliability and --protocol hendrycks'
+            'CHECKPOINT, --against and --reliability, and take --protocol quick or segmentation'
         )
     cfg, _ = load_config(args.config, parse_cfg_options(args.cfg_options))
     if cfg.get('test_dataloader') is None:
@@ -167,27 +180,47 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     check_choice('--protocol', args.protocol, PROTOCOLS)
     protocol, changes = PROTOCOLS[args.protocol], {}
     _check_data(args, protocol)
+    _check_options(args, protocol)
     if args.images is not None:
         check_number('--images', args.images, 1, whole=True)
         changes['images'] = args.images
     if args.seed is not None:
         changes['seed'] = args.seed
-    if args.corruptions:
-        changes['changes'] = tuple(dict.fromkeys(args.corruptions))
-    if args.severities:
-        changes['levels'] = tuple(sorted(set(args.severities)))
-    for name in changes.get('changes', ()):
+    names, levels, known = args.corruptions, args.severities, CORRUPTIONS
+    if protocol.is_attack:
+        names, levels, known = args.attacks, args.epsilons, ATTACKS
+    elif protocol.stored:
+        known = protocol.changes
+    option = '--attacks' if protocol.is_attack else '--corruptions'
+    for name in names or ():
         if protocol.stored or not args.data:  # else any folder
-            check_choice(
-                '--corruptions', name, protocol.changes if protocol.stored else CORRUPTIONS
-            )
+            check_choice(option, name, known)
+    for level in args.epsilons or ():
+        check_number('--epsilons', level, 0.001, 255)
+    if names:
+        changes['changes'] = tuple(dict.fromkeys(names))
+    if levels:
+        changes['levels'] = tuple(sorted(set(levels)))
     if changes:
         protocol = replace(protocol, name=f'{protocol.name}, changed', **changes)
-    if not args.data:
+    if not args.data and not protocol.is_attack:
         for name in protocol.changes:
             for level in protocol.levels:
-                check_corruption(name, level, protocol.seed)
+                check_corruption(name, int(level), protocol.seed)
     return protocol
+
+
+def _check_options(args: argparse.Namespace, protocol: Protocol) -> None:
+    """Refuse options of corruptions for attacks, and the other way around."""
+    wrong, right = ('corruptions', 'attacks') if protocol.is_attack else ('attacks', 'corruptions')
+    names = ('corruptions', 'severities') if protocol.is_attack else ('attacks', 'epsilons')
+    for name in names:
+        if getattr(args, name):
+            protocols = 'attacks or segmentation-attacks' if right != 'attacks' else 'quick'
+            raise InputError(
+                f'--{name} is for protocols of {wrong}, and --protocol {args.protocol} is one of '
+                f'{right}: leave it out, or take --protocol {protocols}'
+            )
 
 
 def _check_data(args: argparse.Namespace, protocol: Protocol) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from mmvars.robustness.protocols import CLEAN, Setting, corruption_means
 from mmvars.robustness.report import Result
 from mmvars.robustness.runner import Evaluation, Shown
-from mmvars.robustness.scores import Scores
 from mmvars.visualization.draw import ViewOptions
 from mmvars.visualization.figure import (
     LabelMap,
@@ -35,8 +34,8 @@ def worst_images(result: Result, count: int) -> list[tuple[Setting, int]]:
     level = max(result.protocol.levels)
     drops = {}
     for setting in (Setting(name, level) for name in result.protocol.changes):
-        best = _by_image(result.scores(CLEAN)) if _has_clean(result, setting) else 1.0
-        drops[setting] = best - _by_image(result.scores(setting))
+        best = result.scores(CLEAN).by_image if _has_clean(result, setting) else 1.0
+        drops[setting] = best - result.scores(setting).by_image
     means = corruption_means({setting: drop.mean() for setting, drop in drops.items()})
     worst = [Setting(name, level) for name in sorted(means, key=lambda name: -means[name])]
     found = [(setting, int(drops[setting].argmax())) for setting in worst]
@@ -47,13 +46,6 @@ def _has_clean(result: Result, setting: Setting) -> bool:
     """Whether the images of a setting were tested clean too."""
     identity = result.rows.identity
     return result.protocol.clean and identity(CLEAN)['images'] == identity(setting)['images']
-
-
-def _by_image(scores: Scores) -> np.ndarray:
-    """Accuracy, or mean IoU over the classes that an image has, of each image ``(I,)``."""
-    counted = scores.denominators > 0
-    quotients = scores.numerators / np.where(counted, scores.denominators, 1)
-    return quotients.sum(1) / np.maximum(counted.sum(1), 1)
 
 
 def worst_pictures(
@@ -86,7 +78,7 @@ def worst_pictures(
 
 def _scores(result: Result, settings: Sequence[Setting], image: int) -> str:
     """What one image loses."""
-    scores = [_by_image(result.scores(setting))[image] for setting in settings]
+    scores = [result.scores(setting).by_image[image] for setting in settings]
     if result.score == 'mIoU':
         return f'mIoU of this image {" → ".join(f"{100 * score:.1f}" for score in scores)}'
     return ' → '.join('right' if right else 'wrong' for right in scores)

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmvars.errors import InputError
+from mmvars.robustness.attacks import ATTACKS, SEGMENTATION_LOSSES
 from mmvars.robustness.corruptions import STANDARD
 
 __all__ = [
     'ALEXNET_ERRORS',
     'CLEAN',
+    'OVERWHELMING',
     'PROTOCOLS',
     'Protocol',
+    'WORST_CASE',
     'Setting',
     'corruption_errors',
     'corruption_means',
@@ -45,22 +48,27 @@ ALEXNET_ERRORS = dict(
 
 
 class Setting(NamedTuple):
-    """What is done to images, and how much: a corruption at a severity of 1 to 5, or nothing.
+    """What is done to images, and how much, or nothing.
 
-    Images of another source, as of night, are a change without a level.
+    A corruption at a severity of 1 to 5, or an attack at an epsilon in 1/255 of pixels. Images of
+    another source, as of night, are a change without a level.
     """
 
     change: str | None = None
-    level: int = 0
+    level: float = 0
 
     @property
     def name(self) -> str:
         if self.change is None:
             return 'clean'
-        return f'{self.change}-{self.level}' if self.level else self.change
+        return f'{self.change}-{self.level:g}' if self.level else self.change
 
 
 CLEAN = Setting()
+WORST_CASE = 'worst case'
+"""The change of a table that is, for each image, one of the attacks, so that least is left."""
+OVERWHELMING = 64
+"""Epsilon at which nothing can be left, in 1/255."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,12 @@ class Protocol:
         version: Raised whenever its numbers change.
         purpose: One line, for the help and the report.
         numbers: Which numbers of :func:`summarize` the report has.
-        changes: Names.
-        levels: Of each; (0,) where there are none.
+        changes: Names of corruptions, of attacks, or of other images.
+        levels: Of each: severities, or epsilons in 1/255 of pixels; (0,) where there are none.
         images: How many, evenly spaced in the test data; ``None``: all.
         imagenet_c: Whether images are prepared as those of ImageNet-C, see
             :func:`mmvars.robustness.runner.imagenet_c_pipeline`, not as the config says.
-        seed: Of the corruptions.
+        seed: Of the random numbers.
         clean: Whether the test images of the config are among the settings.
     """
 
@@ -86,7 +94,7 @@ class Protocol:
     purpose: str
     numbers: tuple[str, ...]
     changes: tuple[str, ...] = STANDARD
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    levels: tuple[float, ...] = (1, 2, 3, 4, 5)
     images: int | None = None
     imagenet_c: bool = False
     seed: int = 0
@@ -99,10 +107,29 @@ class Protocol:
 
     @property
     def settings(self) -> list[Setting]:
-        """Clean images first, then each change at each level."""
-        return [CLEAN] * self.clean + [
-            Setting(name, level) for name in self.changes for level in self.levels
-        ]
+        """Clean images first, then each change at each level, and what an attack is checked by."""
+        return list(dict.fromkeys([*[CLEAN] * self.clean, *self.grid, *self.checks]))
+
+    @property
+    def grid(self) -> list[Setting]:
+        """Each change at each level."""
+        return [Setting(name, level) for name in self.changes for level in self.levels]
+
+    @property
+    def is_attack(self) -> bool:
+        return self.changes[0] in ATTACKS
+
+    @property
+    def worst(self) -> list[Setting]:
+        """Of attacks: the worst case at each level, which follows from the rows of the grid."""
+        return [Setting(WORST_CASE, level) for level in self.levels] if self.is_attack else []
+
+    @property
+    def checks(self) -> list[Setting]:
+        """Of attacks: noise, few steps, many, and the last attack where nothing can be left."""
+        top = max(self.levels)
+        weak = [Setting(name, top) for name in ('noise', 'pgd', 'pgd20')]
+        return [*weak, Setting(self.changes[-1], OVERWHELMING)] if self.is_attack else []
 
 
 _MEANS = ('clean', 'corrupted', 'relative drop')
@@ -140,6 +167,24 @@ PROTOCOLS = {
             "JPEG of quality 85), without resize: mCE by AlexNet's errors, and not normalized",
             ('clean', 'corrupted', 'mean error', 'mCE'),
             imagenet_c=True,
+        ),
+        Protocol(
+            'attacks',
+            1,
+            'FGSM, and PGD of 5 steps, at 1/255 of pixels, as in Table 1.2 of the thesis',
+            (),
+            ('fgsm', 'pgd'),
+            (1,),
+        ),
+        Protocol(
+            'segmentation-attacks',
+            1,
+            'PGD, SegPGD, CosPGD and the losses of SEA, 20 steps each, at 1/255 and 4/255: worst '
+            'case of each image over them',
+            (),
+            ('fgsm', 'pgd20', *SEGMENTATION_LOSSES),
+            (1, 4),
+            100,
         ),
         Protocol(
             'imagenet-a',

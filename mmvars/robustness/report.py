@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from mmvars.errors import InputError
+from mmvars.robustness.checks import check_attack
 from mmvars.robustness.page import render_page
 from mmvars.robustness.protocols import (
     ALEXNET_ERRORS,
     CLEAN,
+    WORST_CASE,
     Protocol,
     Setting,
     corruption_errors,
@@ -29,7 +31,7 @@ __all__ = ['Estimate', 'Result', 'check_comparable', 'compare', 'read_result', '
 
 FILE = 'robustness'
 _MOST_CLASSES = 30
-_SAME = ('images', 'seed', 'imagenet_c', 'corruptions_version')
+_SAME = ('images', 'seed', 'imagenet_c', 'corruptions_version', 'attacks_version')
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Result:
     about: Mapping[str, str]
 
     def scores(self, setting: Setting, top: int = 1) -> Scores:
+        if setting.change == WORST_CASE:
+            names = self.protocol.changes
+            return Scores.worst([self.scores(Setting(name, setting.level)) for name in names])
         return Scores.from_row(self.rows.read(setting), len(self.classes), top)
 
     def draws(self, top: int = 1) -> dict[Setting, np.ndarray]:
@@ -90,17 +95,23 @@ class Result:
                 names, seed = images, seed + 1
                 weights = draw_weights(len(images), seed)
             values[setting] = self.scores(setting, top).value(weights)
+        for setting in self.protocol.worst:  # of the last images
+            values[setting] = self.scores(setting).value(weights)
         return values
 
     def by_class(self) -> dict[Setting, np.ndarray]:
         """The score of each class ``(K,)`` in each setting."""
         return {
             setting: self.scores(setting).by_class(len(self.classes))
-            for setting in self.protocol.settings
+            for setting in self.protocol.settings + self.protocol.worst
         }
 
     def numbers(self, values: Mapping[Setting, np.ndarray]) -> dict[str, np.ndarray]:
         """The numbers of the protocol, in each draw, of the :meth:`draws`."""
+        if self.protocol.is_attack:
+            shown = [*self.protocol.grid, *self.protocol.worst]
+            found = {f'{s.change}, {s.level:g}/255': values[s] for s in shown}
+            return {'clean': values[CLEAN], **found}
         numbers = summarize(values)
         if 'top-5' in self.protocol.numbers:
             numbers['top-5'] = summarize(self.draws(top=5))['shifted']
@@ -170,11 +181,10 @@ def compare(ours: Result, theirs: Result) -> dict[str, Estimate]:
     """Differences, ours less theirs, paired over the images: of each number and corruption."""
     values, others = ours.draws(), theirs.draws()
     numbers, other_numbers = ours.numbers(values), theirs.numbers(others)
-    means, other_means = corruption_means(values), corruption_means(others)
-    return {
-        **{name: Estimate.of(numbers[name] - other_numbers[name]) for name in numbers},
-        **{name: Estimate.of(means[name] - other_means[name]) for name in means},
-    }
+    if not ours.protocol.is_attack:
+        numbers |= corruption_means(values)
+        other_numbers |= corruption_means(others)
+    return {name: Estimate.of(numbers[name] - other_numbers[name]) for name in numbers}
 
 
 def write_report(
@@ -198,9 +208,15 @@ def write_report(
     numbers = {name: Estimate.of(draws) for name, draws in result.numbers(values).items()}
     difference = compare(result, against) if against else None
     table = _table(result, values)
-    head = [f'{name}: {text}' for name, text in result.about.items()]
+    about, checks = dict(result.about), []
+    if result.protocol.is_attack:
+        checks = check_attack(result.protocol, result.rows, values)
+        failed = '; '.join(f'{name}: {found}' for name, found, holds in checks if not holds)
+        about['believed'] = f'NOT TO BE BELIEVED: {failed}' if failed else 'all four checks hold'
+    head = [f'{name}: {text}' for name, text in about.items()]
+    unit = ', by epsilon in 1/255 of pixels' * result.protocol.is_attack
     parts: list[tuple[str, list[list[str]]]] = [
-        (f'{result.score}, %', table),
+        (f'{result.score}, %{unit}', table),
         (
             f'95 % intervals: bootstrap over the images, {NUM_DRAWS} draws',
             [['', '%'], *([name, str(each)] for name, each in numbers.items())],
@@ -216,6 +232,9 @@ def write_report(
                 [['', 'points'], *([name, str(each)] for name, each in difference.items())],
             )
         )
+    if checks:
+        cells = [[name, found, 'yes' if holds else 'NO'] for name, found, holds in checks]
+        parts.append(('whether the attacks worked', [['', 'found', 'holds'], *cells]))
     title = f'Robustness of {result.about["config"]}'
     text = (
         '\n'.join([title, *head, *(f'\n{name}\n{_aligned(rows)}' for name, rows in parts)]) + '\n'
@@ -228,7 +247,7 @@ def write_report(
         protocol=asdict(result.protocol),
         score=result.score,
         classes=result.classes,
-        about=dict(result.about),
+        about=about,
         numbers={name: each.entry for name, each in numbers.items()},
         settings={setting.name: each.entry for setting, each in estimates.items()},
         by_class={
@@ -238,16 +257,16 @@ def write_report(
     )
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator='\n')
-    writer.writerow(['corruption', 'severity', result.score, 'low', 'high'])
+    writer.writerow(['change', 'level', result.score, 'low', 'high'])
     for setting, each in estimates.items():
-        writer.writerow([setting.change or 'clean', setting.level, *each.entry.values()])
+        writer.writerow([setting.change or 'clean', f'{setting.level:g}', *each.entry.values()])
     clean = 100 * estimates[CLEAN].value if CLEAN in estimates else np.nan
     for suffix, body in (
         ('txt', text),
         ('json', json.dumps(content, indent=1) + '\n'),
         ('csv', lines.getvalue()),
         ('md', '\n'.join(markdown) + '\n'),
-        ('html', render_page(title, result.about, parts, clean, pictures)),
+        ('html', render_page(title, about, parts, clean, pictures)),
     ):
         write_text(Path(folder, f'{FILE}.{suffix}'), body, overwrite=True)
     return text
@@ -259,12 +278,13 @@ def _finite(value: float) -> float | None:
 
 def _table(result: Result, values: Mapping[Setting, np.ndarray]) -> list[list[str]]:
     """Changes by levels, with the mean and, for mCE, the error over AlexNet's."""
-    scores = {setting: float(draws[0]) for setting, draws in values.items()}
+    shown = _shown(result.protocol)
+    scores = {setting: float(values[setting][0]) for setting in shown}
     means = corruption_means(scores)
     with_errors = 'mCE' in result.protocol.numbers and means.keys() <= ALEXNET_ERRORS.keys()
     errors = corruption_errors(means) if with_errors else {}
     levels = [level for level in result.protocol.levels if level]
-    lines = [['', *map(str, levels), 'mean' if levels else '%']]
+    lines = [['', *(f'{level:g}' for level in levels), 'mean' if levels else '%']]
     clean = scores.get(CLEAN)
     if clean is not None:
         lines.append(['clean', *[''] * len(levels), f'{100 * clean:.2f}'])
@@ -280,6 +300,11 @@ def _table(result: Result, values: Mapping[Setting, np.ndarray]) -> list[list[st
     return lines
 
 
+def _shown(protocol: Protocol) -> list[Setting]:
+    """The settings of the table."""
+    return [*[CLEAN] * protocol.clean, *protocol.grid, *protocol.worst]
+
+
 def _with_column(lines: Sequence[list[str]], cells: Sequence[str]) -> list[list[str]]:
     return [[*line, cell] for line, cell in zip(lines, cells, strict=True)]
 
@@ -287,8 +312,13 @@ def _with_column(lines: Sequence[list[str]], cells: Sequence[str]) -> list[list[
 def _class_table(
     result: Result, by_class: Mapping[Setting, np.ndarray]
 ) -> tuple[str, list[list[str]]]:
-    """Each class clean, in the mean over the changes, and the difference; the worst first."""
-    means = np.ma.masked_invalid(list(corruption_means(by_class).values()))
+    """Each class clean, in the mean over the changes, and the difference; the worst first.
+
+    Under attacks, in the worst case at the greatest epsilon.
+    """
+    over = result.protocol.worst[-1:] or result.protocol.grid
+    means = corruption_means({setting: by_class[setting] for setting in over})
+    means = np.ma.masked_invalid(list(means.values()))
     changed = means.mean(axis=0).filled(np.nan)  # some conditions may lack a class
     columns = {_word(result): changed}
     if CLEAN in by_class:
@@ -306,7 +336,8 @@ def _class_table(
 
 def _metric_table(result: Result) -> list[list[str]]:
     """What the config's own evaluator says: clean, and in the mean over the changes."""
-    metrics = {s: result.rows.read(s)['metrics'] for s in result.protocol.settings}
+    settings = [*[CLEAN] * result.protocol.clean, *result.protocol.grid]
+    metrics = {setting: result.rows.read(setting)['metrics'] for setting in settings}
     rows = [['', *['clean'] * result.protocol.clean, _word(result)]]
     for name in next(iter(metrics.values())):
         values = {setting: each.get(name, np.nan) for setting, each in metrics.items()}
@@ -318,6 +349,8 @@ def _metric_table(result: Result) -> list[list[str]]:
 
 def _word(result: Result) -> str:
     """What the images are that are not clean."""
+    if result.protocol.is_attack:
+        return 'attacked'
     return 'shifted' if 'shifted' in result.protocol.numbers else 'corrupted'
 
 

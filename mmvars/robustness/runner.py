@@ -3,7 +3,8 @@
 import hashlib
 import io
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.engine.hooks import FuseHook
 from mmvars.engine.samples import CheckedPipeline, check_pipelines
 from mmvars.errors import InputError
+from mmvars.robustness.attacks import ATTACKS, ATTACKS_VERSION, Attacker, attacked
 from mmvars.robustness.corruptions import CORRUPTIONS_VERSION
 from mmvars.robustness.protocols import CLEAN, Protocol, Setting
 from mmvars.robustness.rows import Rows
@@ -202,6 +204,7 @@ class Evaluation:
             test_cfg=_without(cfg.test_cfg),
             test_evaluator=_without(cfg.test_evaluator),
             weights=self.weights,
+            attacks_version=ATTACKS_VERSION,
             corruptions_version=CORRUPTIONS_VERSION,
             seed=self.protocol.seed,
             imagenet_c=self.protocol.imagenet_c,
@@ -221,12 +224,12 @@ class Evaluation:
 
     def pipeline(self, original: CheckedPipeline, setting: Setting) -> CheckedPipeline:
         """The pipeline of a data set in a setting."""
-        if setting == CLEAN:
+        if setting == CLEAN or setting.change in ATTACKS:
             return original
         if self.shifted is not None:
             whole = self.protocol.imagenet_c
             return CheckedPipeline(stored_pipeline(original.transforms)) if whole else original
-        corrupt = Corrupt(str(setting.change), setting.level, self.protocol.seed)
+        corrupt = Corrupt(str(setting.change), int(setting.level), self.protocol.seed)
         prepare = imagenet_c_pipeline if self.protocol.imagenet_c else insert_corrupt
         return CheckedPipeline(prepare(original.transforms, corrupt))
 
@@ -241,7 +244,8 @@ class Evaluation:
         )
         self.loop.dataloader = Runner.build_dataloader(loader)
         self.progress.setting = setting
-        metrics = self.loop.run()
+        with self._under(setting):
+            metrics = self.loop.run()
         return dict(
             metrics={key: float(value) for key, value in metrics.items()}, **self.scores.row
         )
@@ -250,10 +254,14 @@ class Evaluation:
     def show(self, setting: Setting, position: int) -> Shown:
         """One image in a setting, by its position among those that are tested."""
         images = self._prepare(setting)
-        sample = images.dataset[images.indices[position]]
-        whole = Sample(sample['inputs'], sample['data_samples'])
-        image, maps = whole.picture(self.model), attention_maps(self.model.eval(), whole)
-        result = self.model.test_step(pseudo_collate([sample]))[0]
+        data = pseudo_collate([images.dataset[images.indices[position]]])
+        self.model.eval()
+        with self._under(setting) as attacker:
+            if attacker is not None:
+                data, _ = attacker(data)
+        whole = Sample(data['inputs'][0], data['data_samples'][0])
+        image, maps = whole.picture(self.model), attention_maps(self.model, whole)
+        result = self.model.test_step(data)[0]
         if not self.segmentation:
             truth = result.gt_label.cpu().numpy()[0]
             return Shown(image, result.pred_score.cpu().numpy(), truth, maps)
@@ -267,6 +275,22 @@ class Evaluation:
         for leaf, original in images.pipelines:
             leaf.pipeline = self.pipeline(original, setting)
         return images
+
+    @contextmanager
+    def _under(self, setting: Setting) -> Iterator[Attacker | None]:
+        """While it lasts, the model is under attack, if the setting is one."""
+        if setting.change not in ATTACKS:
+            yield None
+            return
+        attacker = Attacker(
+            self.model,
+            str(setting.change),
+            setting.level,
+            self.protocol.seed,
+            self.scores.ignore_index,
+        )
+        with attacked(self.model, attacker):
+            yield attacker
 
     def _restrict(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
         """Of a classifier, take the probability of all classes that cannot be right."""

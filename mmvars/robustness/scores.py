@@ -36,14 +36,15 @@ class ImageScores(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[Mapping]) -> None:
         for sample in data_samples:
             if 'gt_sem_seg' in sample:
-                self.results.append(self._pixels(sample))
+                result: dict[str, Any] = self._pixels(sample)
             elif 'gt_label' in sample:
-                self.results.append(self._label(sample))
+                result = self._label(sample)
             else:
                 raise InputError(
                     f'the test data have no labels for {_name(sample)}: robustness is measured '
                     'against labels; take the validation data, or load annotations in the pipeline'
                 )
+            self.results.append(dict(result, zero_gradient=sample.get('zero_gradient')))
 
     def compute_metrics(self, results: list) -> dict:
         self.row = {key: [result[key] for result in results] for key in results[0]}
@@ -133,6 +134,34 @@ class Scores:
             counts[1, image, classes] = row['unions'][image]
         return cls(*counts)
 
+    @classmethod
+    def worst(cls, scores: Sequence['Scores']) -> 'Scores':
+        """For each image one of several scores, so that the score over all images is low.
+
+        From the scores that are lowest alone, image after image takes those that lower the whole
+        most, until nothing changes: never above any of them (Croce et al., 2024, for mIoU).
+        """
+        counts = np.stack([[each.numerators, each.denominators] for each in scores])  # (A, 2, I, K)
+        num_images = counts.shape[2]
+        values = [each.value(np.ones((1, num_images)))[0] for each in scores]
+        choice = np.full(num_images, np.argmin(values))
+        totals = counts[choice[0]].sum(1)
+        before = np.inf
+        while min(values) < before:
+            before = min(values)
+            for image in range(num_images):
+                others = totals - counts[choice[image], :, image]
+                sums = others + counts[:, :, image]  # (A, 2, K)
+                known = sums[:, 1] > 0
+                quotients = sums[:, 0] / np.where(known, sums[:, 1], 1)
+                means = quotients.sum(1) / np.maximum(known.sum(1), 1)
+                if means.min() < means[choice[image]]:
+                    choice[image] = means.argmin()
+                totals = others + counts[choice[image], :, image]
+                values = [means[choice[image]]]
+        numerators, denominators = counts[choice, :, np.arange(num_images)].swapaxes(0, 1)
+        return cls(numerators, denominators, scores[0].labels)
+
     def value(self, weights: np.ndarray) -> np.ndarray:
         """The score for each draw ``(R, I)`` of how often an image counts: ``(R,)``.
 
@@ -152,6 +181,13 @@ class Scores:
         right = self.numerators.sum(1)  # a wrong pixel is in two unions, a right one in one
         pixels = (self.denominators.sum(1) + right) / 2
         return (weights @ right) / (weights @ pixels)
+
+    @property
+    def by_image(self) -> np.ndarray:
+        """Accuracy, or mean IoU over the classes that an image has, of each image ``(I,)``."""
+        counted = self.denominators > 0
+        quotients = self.numerators / np.where(counted, self.denominators, 1)
+        return quotients.sum(1) / np.maximum(counted.sum(1), 1)
 
     def by_class(self, num_classes: int) -> np.ndarray:
         """IoU or accuracy of each class ``(K,)`` over all images; ``nan`` for one without any."""

@@ -38,8 +38,8 @@ def store_images(
         root = getattr(leaf, 'data_root', None) or os.path.commonpath(map(os.path.dirname, paths))
         parts.append((paths, root, leaf.pipeline.transforms))
     for setting in protocol.settings[1:]:
-        folder = Path(out, str(setting.change), str(setting.level))
-        corrupt = Corrupt(str(setting.change), setting.level, protocol.seed)
+        folder = Path(out, str(setting.change), f'{setting.level:g}')
+        corrupt = Corrupt(str(setting.change), int(setting.level), protocol.seed)
         files = []
         for paths, root, transforms in parts:
             steps = insert_corrupt(transforms, corrupt)

@@ -18,7 +18,8 @@ PROTOCOL = Protocol('own', 1, 'by hand', ('clean', 'corrupted', 'rPC'), ('fog', 
 
 
 def result(folder, predictions=PREDICTIONS, **identity) -> Result:
-    identity = dict(images=list('abcd'), seed=0, imagenet_c=False, corruptions_version=1) | identity
+    same = dict(seed=0, imagenet_c=False, corruptions_version=1, attacks_version=1)
+    identity = dict(images=list('abcd')) | same | identity
     rows = Rows.of(folder, [(identity, list(predictions))])
     for setting, values in predictions.items():
         right = 100 * np.mean(np.equal(values, LABELS))

@@ -8,6 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 from robustness_models import ABSVIT, SEGMENTATION, run
 
@@ -185,3 +189,64 @@ def test_clean_is_clean_and_a_setting_is_what_it_says(segmentation_data) -> None
     ):
         pipeline = Evaluation.pipeline(evaluation, original, setting)
         np.testing.assert_array_equal(pipeline(dict(img_path=path))['img'][..., ::-1], expected)
+
+
+def trained(model: tuple[str, str], folder: Path, steps: int = 60) -> tuple[str, str]:
+    """The model after some steps on its test images."""
+    cfg, content = Config.fromfile(model[0]), torch.load(model[1])
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        network = MODELS.build(cfg.model)
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    data = pseudo_collate([dataset[index] for index in range(len(dataset))])
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(steps):
+        batch = network.data_preprocessor(dict(data), False)
+        losses = network(**batch, mode='loss')
+        optimizer.zero_grad()
+        losses['decode.loss_ce'].backward()
+        optimizer.step()
+    content['state_dict'] = network.state_dict()
+    torch.save(content, folder / 'trained.pth')
+    return model[0], str(folder / 'trained.pth')
+
+
+def test_a_segmentor_is_attacked_through_its_test_loop(segmentor, tmp_path, capsys) -> None:
+    options = ['--protocol', 'segmentation-attacks', '--images', '2', '--epsilons', '1', '2']
+    model = trained(segmentor, tmp_path)
+    cli.main([*model, '--out', str(tmp_path), *options, '--attacks', 'fgsm', 'cospgd'])
+    content = json.loads((tmp_path / 'robustness.json').read_text())
+    numbers = {name: each['value'] for name, each in content['numbers'].items()}
+    for epsilon in ('1/255', '2/255'):
+        found = [numbers[f'{name}, {epsilon}'] for name in ('worst case', 'fgsm', 'cospgd')]
+        assert found[0] <= min(found[1:]) + 1e-9 and found[1] < numbers['clean']
+    assert numbers['cospgd, 2/255'] < numbers['cospgd, 1/255']
+    text = capsys.readouterr().out
+    assert 'mIoU, %, by epsilon in 1/255 of pixels' in text and 'whether the attacks worked' in text
+    assert 'every image has a gradient' in text and '0 of 2 have none' in text
+    row = json.loads(next(tmp_path.glob('rows/*/cospgd-2.json')).read_text())
+    assert len(row['zero_gradient']) == 2 and max(row['zero_gradient']) < 1
+
+
+def test_a_classifier_is_attacked_as_in_the_thesis(classifier, tmp_path, capsys) -> None:
+    cli.main([*classifier, '--protocol', 'attacks', '--out', str(tmp_path)])
+    rows = {path.stem for path in tmp_path.glob('rows/*/*.json')} - {'run'}
+    assert rows == {'clean', 'fgsm-1', 'pgd-1', 'pgd20-1', 'pgd-64', 'noise-1'}
+    assert 'believed: ' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--protocol', 'segmentation-attacks'], r'segpgd.*weigh the pixels.*--protocol attacks'),
+        (
+            ['--attacks', 'pgd'],
+            r'--attacks is for protocols of attacks.*take --protocol attacks or',
+        ),
+        (['--protocol', 'attacks', '--severities', '3'], '--severities is for protocols of corru'),
+        (['--protocol', 'attacks', '--attacks', 'apgd'], "--attacks.*'apgd'.*pgd"),
+        (['--protocol', 'attacks', '--epsilons', '0'], r'--epsilons must be a number in \[0.001'),
+    ],
+)
+def test_attacks_that_cannot_be_are_refused(classifier, tmp_path, options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        cli.main([*classifier, '--out', str(tmp_path), *options])

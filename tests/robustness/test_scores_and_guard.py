@@ -1,5 +1,7 @@
 """Scores of images against hand-worked ones, and what is read of a training without running it."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -124,3 +126,20 @@ def test_classes_in_another_order_are_found() -> None:
     assert "0 is 'cat', was 'dog'" in problem
     (problem,) = check_classes(1000, ['x'] * 200, None)
     assert '200 in the test data' in problem and '1000 in the head' in problem
+
+
+def test_the_worst_case_is_never_above_an_attack() -> None:
+    """Of the whole, not of each image: their best choice is found by trying all."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        unions = rng.integers(1, 50, (3, 4, 3)).astype(float)
+        attacks = [Scores(rng.integers(0, u + 1).astype(float), u) for u in unions]
+        once = np.ones((1, 4))
+        worst = Scores.worst(attacks).value(once)[0]
+        assert worst <= min(each.value(once)[0] for each in attacks) + 1e-12
+        pairs = [[(a.numerators[i], a.denominators[i]) for a in attacks] for i in range(4)]
+        mixed = [np.array(each) for each in itertools.product(*pairs)]
+        best = min(Scores(each[:, 0], each[:, 1]).value(once)[0] for each in mixed)
+        assert best - 1e-12 <= worst <= best + 0.02
+    right = [Scores(np.array(r, float)[:, None], np.ones((3, 1))) for r in ([1, 0, 1], [1, 1, 0])]
+    assert Scores.worst(right).numerators[:, 0].tolist() == [1, 0, 0]
