@@ -4,9 +4,12 @@ Options are merged twice: before what follows from them, which is computed from 
 afterwards, so that an entry that is named in full wins.
 """
 
+import ast
 import difflib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -61,17 +64,40 @@ _SEVERAL_TYPES = ('arch', 'data_prefix', 'loss_scale', 'pretrained', 'prior')
 def parse_cfg_options(words: Sequence[str] | None) -> dict[str, Any]:
     """The words of ``--cfg-options`` as a dict: dotted key -> value, read as mmengine does.
 
+    Dicts, and lists of them, are read as JSON or Python writes them.
+
     Raises:
-        InputError: If the brackets of a list do not match.
+        InputError: If the brackets of a list do not match, or braces hold no dict.
     """
     options = {}
     for word in words or ():
         key, _, value = word.partition('=')
         try:
-            options[key] = DictAction._parse_iterable(value)
-        except AssertionError as error:
+            read = _parse_dicts(value)
+            options[key] = DictAction._parse_iterable(value) if read is None else read
+        except (AssertionError, ValueError) as error:
             raise InputError(f'--cfg-options {word}: {error}') from None
+        except RecursionError:  # mmengine's, on brackets with a comma inside a word
+            raise InputError(
+                f'--cfg-options {word}: brackets inside a word are not read; give entries one by '
+                f'one, as in {key}.0=VALUE'
+            ) from None
     return options
+
+
+def _parse_dicts(value: str) -> dict | list | tuple | None:
+    """A dict, or a list that has some; ``None`` for other values."""
+    text = value.strip()
+    if '{' in text and (text[0], text[-1]) in (('{', '}'), ('[', ']'), ('(', ')')):
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return read(text)
+    if text.startswith('{') and text.endswith('}'):
+        raise ValueError(
+            'no dict of JSON or Python; write it in single quotes, which the shell leaves alone, '
+            """as in 'KEY={"type": "LN", "eps": 1e-6}'"""
+        )
+    return None
 
 
 def apply_options(cfg: Config, options: Mapping[str, Any] | None) -> list[str]:

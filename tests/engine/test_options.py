@@ -389,3 +389,28 @@ def test_a_preprocessor_that_the_model_has_itself_is_not_read_at_the_top(citysca
 def test_brackets_that_do_not_match_are_refused():
     with pytest.raises(InputError, match=r'--cfg-options a=\[1,\(2\]: .*brackets'):
         parse_cfg_options(['b=1', 'a=[1,(2]'])
+
+
+def test_dicts_are_read_as_json_or_python(cityscapes):
+    words = [
+        'a={"type": "LN", "eps": [1, 2], "x": true}',
+        "b=[{'c': (1, 2)}]",
+        'c={}',
+        'd=x_{}.pth',
+    ]
+    options = parse_cfg_options(words)
+    assert options == {
+        'a': dict(type='LN', eps=[1, 2], x=True),
+        'b': [dict(c=(1, 2))],
+        'c': {},
+        'd': 'x_{}.pth',
+    }
+    norm = parse_cfg_options(['model.backbone.norm_cfg={"type": "LN", "eps": 1e-3}'])
+    apply_options(cityscapes, norm)
+    assert cityscapes.model.backbone.norm_cfg == dict(type='LN', eps=1e-3)
+    for word, message in (
+        ('a={type:LN,eps:[1,2]}', 'no dict of JSON or Python'),
+        ('a=x(1,2)', r'give entries one by one, as in a\.0=VALUE'),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_cfg_options([word])
