@@ -39,6 +39,7 @@ from mmvars.robustness.guard import (
 )
 from mmvars.robustness.pictures import worst_pictures
 from mmvars.robustness.protocols import CLEAN, PROTOCOLS, Protocol, Setting
+from mmvars.robustness.published import find_published
 from mmvars.robustness.report import Result, check_comparable, read_result, write_report
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.runner import Evaluation, run_settings
@@ -130,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_settings(evaluation, result.rows, say)
         if is_main_process():
             pictures = worst_pictures(evaluation, result, against)
-            print('\n' + write_report(result, out, against, pictures))
+            published = find_published(args.config, read.model, evaluation.num_classes)
+            print('\n' + write_report(result, out, against, pictures, published))
             print(f'Written: {out}/robustness.txt, .json, .csv, .md, .html')
     return 0
 

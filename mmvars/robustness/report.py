@@ -23,6 +23,7 @@ from mmvars.robustness.protocols import (
     corruption_means,
     summarize,
 )
+from mmvars.robustness.published import Published
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import NUM_DRAWS, Scores, draw_weights
 from mmvars.write import write_text
@@ -192,6 +193,7 @@ def write_report(
     folder: str | Path,
     against: Result | None = None,
     pictures: Sequence[tuple[str, str]] = (),
+    published: Published | None = None,
 ) -> str:
     """Write ``robustness.txt``, ``.json``, ``.csv``, ``.md`` and ``.html``; returns the text.
 
@@ -202,6 +204,7 @@ def write_report(
         folder: Where they stand.
         against: Another result, for differences.
         pictures: For the page: lines of text, and sources of images.
+        published: What is published for this model, in a table of its own.
     """
     values, by_class = result.draws(), result.by_class()
     estimates = {setting: Estimate.of(draws) for setting, draws in values.items()}
@@ -235,6 +238,17 @@ def write_report(
     if checks:
         cells = [[name, found, 'yes' if holds else 'NO'] for name, found, holds in checks]
         parts.append(('whether the attacks worked', [['', 'found', 'holds'], *cells]))
+    if published is not None:
+        parts.append(
+            (
+                f'PUBLISHED by {published.source} for {published.name}: other weights and '
+                'training, not measured here',
+                [
+                    ['', 'metric', 'published'],
+                    *([data, metric, str(value)] for data, metric, value in published.results),
+                ],
+            )
+        )
     title = f'Robustness of {result.about["config"]}'
     text = (
         '\n'.join([title, *head, *(f'\n{name}\n{_aligned(rows)}' for name, rows in parts)]) + '\n'
@@ -253,6 +267,7 @@ def write_report(
         by_class={
             setting.name: [_finite(value) for value in by_class[setting]] for setting in values
         },
+        published=published and asdict(published),
         against=difference and {name: diff.entry for name, diff in difference.items()},
     )
     lines = io.StringIO()
