@@ -69,6 +69,11 @@ def test_labels_are_refused_that_cannot_be_scored() -> None:
 def test_draws_are_of_as_many_images() -> None:
     weights = draw_weights(6)
     assert weights.shape == (1001, 6) and (weights.sum(1) == 6).all() and (weights[0] == 1).all()
+    at_once = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), 1000)
+    np.testing.assert_array_equal(weights[1:], at_once)
+    counts = np.array([[3, 0], [2, 1], [0, 0], [1, 1], [0, 4], [5, 5]])
+    expected = (weights.astype(float) @ counts) / (weights.astype(float) @ (counts + 1))
+    np.testing.assert_array_equal(Scores(counts, counts + 1).value(weights), expected.mean(1))
 
 
 TRAINING = """
