@@ -59,10 +59,15 @@ training log. A difference stops the run.
 DIR holds robustness.txt, .json, .csv, .md and .html, a page with the images that lose most. Scores
 are mIoU or top-1 accuracy; intervals are a bootstrap over the images.
 
+--twins A B: CONFIG is a folder, as the work dir of `mmvars compare`, with the run folders A and B,
+or their seeds A/seed_0, ... All are measured by one protocol; DIR/twins.txt has mean and spread
+over the seeds of each, and A less B, paired over the images.
+
   mmvars robustness work_dirs/run
   mmvars robustness CONFIG CHECKPOINT --protocol segmentation --out robustness/ours
   mmvars robustness CONFIG --protocol segmentation --write cityscapes-c
   mmvars robustness OTHER.py OTHER.pth --protocol segmentation --against robustness/ours
+  mmvars robustness work_dirs/comparison --twins absvit vit
 """
 
 
@@ -84,6 +89,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('--images', type=int, metavar='N', help='as many, evenly spaced in the test data')
     add('--seed', type=int, metavar='S', help='of the random numbers (default: 0)')
     add('--against', metavar='DIR', help='a finished run: differences, paired over the images')
+    add(
+        '--twins',
+        nargs=2,
+        metavar=('A', 'B'),
+        help='measure the runs A and B below the folder CONFIG, all seeds of each, and compare',
+    )
     add('--ignore-mismatch', action='store_true', help='go on where the config differs, see below')
     add(
         '--reliability',

@@ -47,6 +47,7 @@ from mmvars.robustness.scores import Scores
 from mmvars.robustness.shifts import SHIFTS, ShiftedData
 from mmvars.robustness.store import store_images
 from mmvars.robustness.training import Training, read_training
+from mmvars.robustness.twins import find_runs, write_twins
 
 __all__ = ['main']
 
@@ -62,13 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_args(argv)
     protocol = _protocol(args)
+    if args.twins:
+        return _twins(args, protocol)
     if args.write:
         return _write(args, protocol)
+    against = read_result(args.against) if args.against else None
+    with closing_process_group():
+        _measure(args, protocol, against)
+    return 0
+
+
+def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | None) -> Result:
+    """Measure one model, and write its report."""
     args.config, checkpoint = run_files(args.config, args.checkpoint)
     if checkpoint is None:
         raise InputError(f'{args.config} is a config: give its CHECKPOINT too')
     args.checkpoint = str(checkpoint)
-    against = read_result(args.against) if args.against else None
     cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     out = args.out or Path('work_dirs', Path(args.config).stem, 'robustness')
     args.work_dir, args.brief = str(Path(out, 'log')), True
@@ -88,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.reliability:
         _add_reliability(cfg, segmentation)
     read = deepcopy(cfg)  # the Runner adapts its own
-    with closing_process_group(), user_errors():
+    with user_errors():
         shifted, absent = None, ''
         if args.data:
             shifted = ShiftedData(args.protocol, args.data, cfg)
@@ -134,6 +144,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             published = find_published(args.config, read.model, evaluation.num_classes)
             print('\n' + write_report(result, out, against, pictures, published))
             print(f'Written: {out}/robustness.txt, .json, .csv, .md, .html')
+    return result
+
+
+def _twins(args: argparse.Namespace, protocol: Protocol) -> int:
+    """Measure all seeds of two designs, and compare them."""
+    if args.checkpoint or args.against or args.write:
+        raise InputError(
+            '--twins measures the runs below a folder: leave out CHECKPOINT, --against and --write'
+        )
+    names = tuple(args.twins)
+    ours, theirs = (find_runs(args.config, name) for name in names)
+    out = Path(args.out or Path(args.config, 'robustness'))
+
+    def measure(folder: Path, against: Result | None) -> Result:
+        place = folder.relative_to(args.config)
+        if is_main_process():
+            print(f'\n{place}', flush=True)
+        one = argparse.Namespace(**{**vars(args), 'config': str(folder), 'out': out / place})
+        return _measure(one, protocol, against)
+
+    with closing_process_group():
+        plain = [measure(folder, None) for folder in theirs]
+        results = [
+            measure(folder, plain[min(seed, len(plain) - 1)]) for seed, folder in enumerate(ours)
+        ]
+        if is_main_process():
+            print('\n' + write_twins(names, results, plain, out))
+            print(f'Written: {out}/twins.txt, .json, .md')
     return 0
 
 

@@ -28,7 +28,17 @@ from mmvars.robustness.rows import Rows
 from mmvars.robustness.scores import NUM_DRAWS, Scores, draw_weights
 from mmvars.write import write_text
 
-__all__ = ['Estimate', 'Result', 'check_comparable', 'compare', 'read_result', 'write_report']
+__all__ = [
+    'Estimate',
+    'Result',
+    'aligned_table',
+    'check_comparable',
+    'compare',
+    'markdown_table',
+    'number_draws',
+    'read_result',
+    'write_report',
+]
 
 FILE = 'robustness'
 _MOST_CLASSES = 30
@@ -180,12 +190,15 @@ def check_comparable(ours: Result, theirs: Result) -> None:
 
 def compare(ours: Result, theirs: Result) -> dict[str, Estimate]:
     """Differences, ours less theirs, paired over the images: of each number and corruption."""
-    values, others = ours.draws(), theirs.draws()
-    numbers, other_numbers = ours.numbers(values), theirs.numbers(others)
-    if not ours.protocol.is_attack:
-        numbers |= corruption_means(values)
-        other_numbers |= corruption_means(others)
-    return {name: Estimate.of(numbers[name] - other_numbers[name]) for name in numbers}
+    one, other = number_draws(ours), number_draws(theirs)
+    return {name: Estimate.of(one[name] - other[name]) for name in one}
+
+
+def number_draws(result: Result) -> dict[str, np.ndarray]:
+    """Each number of the protocol, and the mean of each corruption, in each draw ``(1001,)``."""
+    values = result.draws()
+    means = {} if result.protocol.is_attack else corruption_means(values)
+    return {**result.numbers(values), **means}
 
 
 def write_report(
@@ -251,11 +264,12 @@ def write_report(
         )
     title = f'Robustness of {result.about["config"]}'
     text = (
-        '\n'.join([title, *head, *(f'\n{name}\n{_aligned(rows)}' for name, rows in parts)]) + '\n'
+        '\n'.join([title, *head, *(f'\n{name}\n{aligned_table(rows)}' for name, rows in parts)])
+        + '\n'
     )
     markdown = [f'# {title}', '', *(f'- {line}' for line in head)]
     for name, rows in parts:
-        markdown += ['', f'## {name}', '', *_markdown(rows)]
+        markdown += ['', f'## {name}', '', *markdown_table(rows)]
     content = dict(
         rows=result.rows.keys,
         protocol=asdict(result.protocol),
@@ -369,7 +383,8 @@ def _word(result: Result) -> str:
     return 'shifted' if 'shifted' in result.protocol.numbers else 'corrupted'
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table as text; all columns but the first are flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
         '  '.join(
@@ -380,6 +395,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Its lines in Markdown; the first row is the head."""
     head, *body = (f'| {" | ".join(row)} |' for row in rows)
     return [head, f'|---|{"---:|" * (len(rows[0]) - 1)}', *body]
