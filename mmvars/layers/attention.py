@@ -17,6 +17,7 @@ __all__ = [
     'head_width',
     'is_plain_linear',
     'linear_slice',
+    'mean_row',
     'merge_heads',
     'project_with_top_down',
     'split_heads',
@@ -26,6 +27,9 @@ INJECTIONS = ('value', 'qkv', 'mask')
 """Where a top-down input enters a mixer. ``'value'``: added to the input of the value projection
 (AbSViT). ``'qkv'``: to the input of every projection (AbSViT-QKV, Table 2.5). ``'mask'``: ``(B, N,
 1)``, multiplied with the value (MaskAtt, Table 2.3)."""
+
+
+_CHUNK_SIZE = 2**20  # numbers of an attention matrix that are held at a time, 4 MiB
 
 
 def head_width(embed_dim: int, num_heads: int) -> int:
@@ -126,6 +130,31 @@ def project_with_top_down(
     return *others, projection(x + top_down)[..., -channels:]
 
 
+def mean_row(
+    q: Tensor, k: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Mean over the queries of ``softmax(scale q k' + bias)``, ``(B, h, N)``.
+
+    Some queries at a time, so that the matrix is never held as a whole.
+
+    Args:
+        q: ``(B, h, M, D)``.
+        k: ``(B, h, N, D)``.
+        bias: Broadcasts with ``(B, h, M, N)``.
+        scale: ``None``: ``D^-1/2``.
+    """
+    keys = k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    size = max(1, _CHUNK_SIZE // (keys[..., 0, :].numel() or 1))
+    total = q.new_zeros(keys[..., 0, :].shape)
+    for start in range(0, q.shape[-2], size):
+        part = slice(start, start + size)
+        logits = q[..., part, :] @ keys
+        if bias is not None:
+            logits = logits + (bias[..., part, :] if bias.shape[-2] > 1 else bias)
+        total += logits.softmax(dim=-1).sum(dim=-2)
+    return total / q.shape[-2]
+
+
 class SelfAttention(nn.Module):
     """Softmax attention whose *value* takes a top-down input (Section 2.5, Figure 2.3 b).
 
@@ -205,6 +234,19 @@ class SelfAttention(nn.Module):
         q, k = split_heads(q, self.num_heads), split_heads(k, self.num_heads)
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
 
+    def mean_attention(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> Tensor:
+        """What the average token attends to, the mean over the queries: ``(B, h, N)``.
+
+        All mixers with a value have this method, see
+        :func:`~mmvars.layers.sparse_coding.linearized_attention` for the common definition.
+        """
+        q, k, _ = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        return mean_row(split_heads(q, self.num_heads), split_heads(k, self.num_heads))
+
 
 class MaskedAttention(SelfAttention, GridResizeMixin):
     """RVT's position-aware attention: ``softmax(sigmoid(mask) * q k' / sqrt(D)) v``.
@@ -275,6 +317,11 @@ class MaskedAttention(SelfAttention, GridResizeMixin):
             self.qkv, x, top_down, self.injection, self.double_value_bias
         )
         return self._probabilities(q, k, self.grid if grid is None else grid)
+
+    def mean_attention(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> Tensor:
+        return self.attention_probabilities(x, grid, top_down).mean(dim=2)
 
     def _probabilities(self, q: Tensor, k: Tensor, grid: TokenGrid | Grid) -> Tensor:
         mask = self.resized('attention_mask', grid).sigmoid()

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmvars.errors import InputError
-from mmvars.layers.attention import head_width, merge_heads, project_with_top_down, split_heads
+from mmvars.layers.attention import (
+    head_width,
+    mean_row,
+    merge_heads,
+    project_with_top_down,
+    split_heads,
+)
 from mmvars.layers.block import Block, Mlp
 from mmvars.layers.embed import PatchEmbed, TokenGrid
 
@@ -137,6 +143,13 @@ class FANAttention(nn.Module):
         """``softmax(q k' / sqrt(D))``, ``(B, h, N, N)``; for figures."""
         q, k, _ = self.query_key_value(x, top_down)
         return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+    def mean_attention(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> Tensor:
+        """What the average token attends to, the mean over the queries: ``(B, h, N)``."""
+        q, k, _ = self.query_key_value(x, top_down)
+        return mean_row(q, k)
 
 
 class _ConvBranchMlp(nn.Module):

@@ -142,6 +142,18 @@ class Performer(nn.Module):
             weights = self._features(q) @ self._features(k).transpose(-2, -1)
             return weights / weights.sum(dim=-1, keepdim=True).clamp_min(_EPS)
 
+    def mean_attention(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> Tensor:
+        """What the average token attends to, the mean over the queries: ``(B, h, N)``."""
+        q, k, _ = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        with full_precision(x):
+            q, k = self._features(q), self._features(k)
+            mass = (q @ k.sum(dim=2).unsqueeze(-1)).clamp_min(_EPS)
+            return (k @ (q / mass).mean(dim=2).unsqueeze(-1)).squeeze(-1)
+
     def _features(self, x: Tensor) -> Tensor:
         """Positive features ``(B, h, N, m)`` of queries or keys ``(B, N, C)``."""
         heads = split_heads(upcast_to_float32(x), self.num_heads)

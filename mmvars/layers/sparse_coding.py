@@ -8,7 +8,7 @@ A signal ``x (N, D)``, one column a channel, is reconstructed from few atoms of 
 :func:`ista` finds it. All functions take leading batch dimensions and are differentiable.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     'energy',
     'gelu_threshold',
     'ista',
+    'linearized_attention',
     'lipschitz',
     'lipschitz_bound',
     'soft_threshold',
@@ -92,6 +93,33 @@ def ista(
             gradient = gradient - target
         code = shrink(torch.addcmul(code, step_size, gradient, value=-1), threshold)
         yield code
+
+
+def linearized_attention(mix: Callable[[Tensor], Iterable[Tensor]], value: Tensor) -> Tensor:
+    """What the average token takes of each token: the attention of any mixer.
+
+    ``M_m = mean over channels d of |d (mean_n out_nd) / d v_md|``: v the values, out what the mixer
+    makes of them before its output projection, without what it adds to them by a skip. Queries,
+    keys and dictionaries are held fixed. Of softmax attention and the Performer, whose out is
+    ``A v``, this is the mean over the queries n of ``A_nm``, which their ``mean_attention``
+    computes in closed form; of VARS, whose code is no linear function of v, it is the attention of
+    small changes.
+
+    Args:
+        mix: From values to what is made of them, at each step, of the shape of ``value``, tokens
+            in dimension -2.
+        value: ``(B, h, N, D)``; the channels D of a head are averaged.
+
+    Returns:
+        ``(steps, B, h, N)``.
+    """
+    with torch.enable_grad():
+        value = value.detach().clone().requires_grad_()
+        gradients = [
+            torch.autograd.grad(out.mean(dim=-2).sum(), value, retain_graph=True)[0]
+            for out in mix(value)
+        ]
+    return torch.stack(gradients).abs().mean(dim=-1)
 
 
 def lipschitz(gram: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Read :class:`VARSDynamic` first: random features -> atoms -> sparse code -> reco
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -35,6 +35,7 @@ from mmvars.layers.sparse_coding import (
     SparseTrace,
     gelu_threshold,
     ista,
+    linearized_attention,
     lipschitz,
     lipschitz_bound,
     soft_threshold,
@@ -274,6 +275,29 @@ class VARSDynamic(nn.Module):
             decoded = tuple(merge_heads(atoms.decode(code)) for code in codes)
             return SparseTrace(codes, decoded, merge_heads(signal), atoms.matrix())
 
+    def mean_attention(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """What the average token takes of each token, ``(B, h, N)``."""
+        return self.attention_steps(x, grid, top_down)[-1]
+
+    @torch.no_grad()
+    def attention_steps(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """The same of the code at the start and after each update: ``(num_steps + 1, B, h, N)``.
+
+        See :func:`~mmvars.layers.sparse_coding.linearized_attention`.
+        """
+        query, value = self._query_value(x, top_down)
+        with full_precision(x):
+            query = split_heads(upcast_to_float32(query), self.num_heads)
+            signal = split_heads(upcast_to_float32(value), self.num_heads)
+            return linearized_attention(self._reconstructions(query, grid), signal)
+
+    def _reconstructions(
+        self, query: Tensor, grid: TokenGrid
+    ) -> Callable[[Tensor], Iterator[Tensor]]:
+        """From a signal ``(B, h, N, D)`` to ``P u`` at each step, of the same shape."""
+        atoms = self._atoms(query, grid)
+        return lambda signal: map(atoms.decode, self._codes(atoms, signal, grid))
+
     def sparsity_at(self, grid: TokenGrid) -> float:
         """lambda of Eq. 1.10 for tokens of this layout, before w1."""
         if not self.scale_aware_sparsity:
@@ -466,6 +490,15 @@ class VARSConvolutionalDynamic(VARSDynamic, GridResizeMixin):
             codes = tuple(self._all_codes(features, filters, signal, grid))
             decoded = tuple(merge_heads(_decode(features, filters, code, grid)) for code in codes)
             return SparseTrace(codes, decoded, merge_heads(signal), features)
+
+    def _reconstructions(
+        self, query: Tensor, grid: TokenGrid
+    ) -> Callable[[Tensor], Iterator[Tensor]]:
+        features, filters = self._features(query), self._filters(grid)
+        return lambda signal: (
+            _decode(features, filters, code, grid)
+            for code in self._all_codes(features, filters, signal, grid)
+        )
 
     def resample(self, name: str, tensor: Tensor, from_grid: Grid, to_grid: Grid) -> Tensor:
         return resample_filters(tensor, from_grid, to_grid)

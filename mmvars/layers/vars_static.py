@@ -21,7 +21,7 @@ from mmvars.layers.fourier import (
 )
 from mmvars.layers.global_filter import check_no_prefix, infer_spectrum_grid, resample_filters
 from mmvars.layers.precision import full_precision, upcast_to_float32
-from mmvars.layers.sparse_coding import SparseTrace, ista, soft_threshold
+from mmvars.layers.sparse_coding import SparseTrace, ista, linearized_attention, soft_threshold
 
 __all__ = [
     'VARSStatic',
@@ -247,6 +247,31 @@ class VARSStatic(GridResizeMixin):
             codes = tuple(self._codes(maps, filters, lipschitz))
             decoded = tuple(_to_tokens(_decode(code, conjugate(filters))) for code in codes)
             return SparseTrace(codes, decoded, _to_tokens(maps), None)
+
+    def mean_attention(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """What the average token takes of each token, ``(B, 1, N)``: all channels are one head."""
+        return self.attention_steps(x, grid, top_down)[-1]
+
+    @torch.no_grad()
+    def attention_steps(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
+        """The same of the code at the start and after each update: ``(num_steps + 1, B, 1, N)``.
+
+        See :func:`~mmvars.layers.sparse_coding.linearized_attention`. The output filter of the
+        release belongs to it, as to the forward.
+        """
+        with full_precision(x):
+            value = upcast_to_float32(self._value(x, top_down))
+            filters, lipschitz = self._filters(grid)
+
+            def mix(value: Tensor) -> Iterator[Tensor]:
+                for code in self._codes(grid.to_map(value[:, 0]), filters, lipschitz):
+                    out = _decode(code, conjugate(filters))
+                    if self.preset == 'release':
+                        spectrum = as_complex(self.resized('output_filter', grid))
+                        out = from_spectrum(times(to_spectrum(out), spectrum), grid[:2])
+                    yield _to_tokens(out).unsqueeze(1)
+
+            return linearized_attention(mix, value.unsqueeze(1))
 
     @torch.no_grad()
     def update_lipschitz(self, rate: float) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
-from mmvars.layers.attention import is_plain_linear, linear_slice, split_heads
+from mmvars.layers.attention import is_plain_linear, linear_slice, mean_row, split_heads
 
 __all__ = ['RelativePositions', 'add_top_down', 'relative_positions']
 
@@ -122,6 +122,14 @@ class _TopDownAttention(nn.Module):
         logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
         bias = self.position_bias(position)
         return (logits if bias is None else logits + bias).softmax(dim=-1)
+
+    def mean_attention(
+        self, x: Tensor, position: Any = None, top_down: Tensor | None = None
+    ) -> Tensor:
+        """What the average token attends to, the mean over the queries: ``(B, h, N)``."""
+        q, k, _ = self.queries_keys_values(x, position, top_down)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        return mean_row(q, k, self.position_bias(position))
 
 
 class _VitAttention(_TopDownAttention, Attention):

@@ -133,18 +133,17 @@ def check_options(model: Model, options: ViewOptions) -> None:
             raise InputError(
                 f'class attention cannot be drawn: this {type(trunk).__name__} has no '
                 'class token that could look at anything. The attention of the '
-                'average token can take its place for softmax attention and the '
-                'Performer, the steps for VARS'
+                'average token can take its place'
             )
         if not hasattr(last, 'attention_probabilities'):
             raise InputError(
                 'class attention cannot be drawn: the last block mixes tokens with '
                 f'{type(last).__name__}, which has no attention matrix'
             )
-    if options.average_attention and not has_matrix:
+    if options.average_attention and not hasattr(mixer, 'mean_attention'):
         raise InputError(
-            f'the attention of the average token cannot be drawn: {mixes} has no '
-            f'attention matrix{"; draw its steps instead" if has_code else ""}'
+            f'the attention of the average token cannot be drawn: {mixes} has no values that could '
+            'be attended to'
         )
     if (options.steps or options.atoms is not None) and not has_code:
         reason = (
@@ -226,9 +225,7 @@ def run_model(
     if options.average_attention:
         watched['average'] = (
             block.attn,
-            lambda mixer, args, output: mixer.attention_probabilities(*args[:3]).mean(
-                dim=2, keepdim=True
-            ),
+            lambda mixer, args, output: mixer.mean_attention(*args[:3]).unsqueeze(2),
         )
     if options.steps or options.atoms is not None:
         watched['traces'] = block.attn, lambda mixer, args, output: mixer.trace(*args[:3])

@@ -41,9 +41,10 @@ def token_norm_map(tokens: Tensor, grid: TokenGrid) -> Tensor:
 def attention_map(row: Tensor, grid: TokenGrid) -> Tensor:
     """A row of an attention matrix, averaged over the heads: ``(B, heads, 1, N) -> (B, h, w)``.
 
-    The class token's row is what that token looks at. The mean of all rows is the attention of the
-    average token, by which the thesis compares softmax attention (RVT*) with VARS in Table 1.4.
-    The shares of the patches sum to one less the prefix tokens' share.
+    The class token's row is what that token looks at. The mean of all rows, ``mean_attention`` of
+    any mixer, is the attention of the average token, by which the thesis compares softmax attention
+    (RVT*) with VARS in Table 1.4. Of an attention matrix the shares of the patches sum to one less
+    the prefix tokens' share.
     """
     return grid.to_map(row.float().mean(dim=1).transpose(1, 2)).squeeze(1)
 

@@ -265,6 +265,7 @@ def test_probabilities_are_those_of_the_forward(name):
     signal = torch.randn_like(tokens)
     for t in (None, signal):
         weights = attn.attention_probabilities(tokens, position, t)
+        assert_equal(attn.mean_attention(tokens, position, t), weights.mean(dim=2))
         value = attn.queries_keys_values(tokens, position, t)[2]
         value = value.repeat_interleave(attn.num_heads // value.shape[1], dim=1)
         mixed = (weights @ value).transpose(1, 2).flatten(2)
