@@ -119,8 +119,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--average-attention',
         action='store_true',
         help='also draw what the average token attends to in the block: the mean of all rows of '
-        'the attention matrix, over all heads; of VARS, which has none, what a change of each token '
-        'changes of the output',
+        'the attention matrix, over all heads; of VARS, which has none, how much a change of each '
+        'token changes the output',
     )
     add(
         '--difference',
