@@ -29,6 +29,10 @@ COMMANDS = {
         'mmvars.robustness.cli',
         'measure how robust any segmentor or classifier is, with intervals',
     ),
+    'attention': (
+        'mmvars.saliency.cli',
+        'measure maps of attention against eye fixations and masks of objects',
+    ),
     'predict': ('mmvars.predict', 'predict images and videos, with a prior too'),
     'compare': (
         'tools/compare_runs.py',
@@ -58,6 +62,7 @@ _OPENMMLAB = (
     'prototypes',
     'test',
     'robustness',
+    'attention',
     'predict',
     'compare',
     'export',

@@ -1,0 +1,81 @@
+"""``mmvars attention``."""
+
+import argparse
+from collections.abc import Sequence
+
+from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options
+
+__all__ = ['parse_args']
+
+_EPILOG = """\
+data (--on):
+  osie, mit1003   fixations of people, in --data-root (default: data/osie, data/mit1003)
+  voc             PASCAL VOC 2012 val (default: data/VOCdevkit/VOC2012)
+  FOLDER          images/ with fixations.json {"NAME": [[[x, y], ...], ...]}, a list of points in
+                  pixels for each observer; or with masks/NAME.png, 0 the background, 255 unlabeled
+
+maps of a block, each at the patches, then bilinear at the pixels of the file:
+  token norms     of the tokens after the block (Figures 2.4 to 2.8)
+  mean attention  what the average token looks at: mean over queries and heads of the attention
+                  matrix; of VARS, which has none, mean over channels of |d mean_n out / d v|
+  class attention what the class token looks at, mean over heads
+  reconstruction  VARS: norms of P u
+  bottom-up is the first pass, top-down the last. Beside them: center, a Gaussian, its standard
+  deviation a quarter of each side; random, a uniform number for each patch.
+
+fixations (definitions of pysaliency; mean over the images):
+  NSS       mean of the map at the fixations, the map less its mean over its standard deviation
+  AUC-Judd  fixated against all other pixels;  sAUC: against the fixations of the other images
+  CC, KL, SIM  against the fixations blurred by --sigma
+objects:
+  IoU, FP, FN  Table 1.4: the map from its minimum to its maximum cut at 0.3, against all objects;
+               FP and FN are shares of all pixels; means over the images; "IoU of all": of the
+               pixels of all images together
+  pointing  whether the maximum is on the object;  mass, rank: share of the map, and of as many
+            largest pixels as it has, that is on it
+  Jaccard   DINO's: patches that hold 60 % of the mass, the head that is best for the object
+  An object is all that an image has of one class; means over all objects.
+
+Results of 20 images at a time are files in DIR/rows: a run that was stopped goes on with the same
+command. DIR holds attention.txt, .json, .csv and .md; intervals are a bootstrap over the images.
+
+  mmvars attention work_dirs/run --on osie --data-root osie
+  mmvars attention timm/vit_small_patch14_dinov2.lvd142m WEIGHTS.pth --on osie --blocks all
+"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        description='Measure where the attention of a vision transformer lies: where people look, '
+        'or where objects are. For mmvars, timm and MMPretrain.',
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    add('config', help=f"{MODEL_HELP}; or timm/NAME, a network by timm's name")
+    add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
+    add('--on', required=True, metavar='DATA', help='what to compare with, see below')
+    add('--data-root', metavar='DIR', help='where osie, mit1003 or voc are')
+    add('--images', type=int, metavar='N', help='as many, evenly spaced in the data')
+    add('--size', type=int, default=256, metavar='PX', help='short side of images (default: 256)')
+    add('--crop', type=int, metavar='PX', help='only the middle of them (default: whole)')
+    add(
+        '--blocks',
+        nargs='+',
+        default=['default'],
+        metavar='N',
+        help='from 0, negative from the end, or "all" (default: the last but three)',
+    )
+    add('--steps', action='store_true', help='VARS: the maps of each recurrent step too')
+    add('--sigma', type=float, metavar='PX', help='default: one degree, or 3 %% of the width')
+    add(
+        '--definition',
+        choices=('pysaliency', 'matlab'),
+        default='pysaliency',
+        help='of NSS, AUC-Judd and SIM (default: pysaliency)',
+    )
+    add('--alpha', type=float, metavar='A', help='scale of the top-down input (default: its own)')
+    add('--seed', type=int, default=0, metavar='S', help='of the random maps (default: 0)')
+    add('--out', metavar='DIR', help='for results (default: work_dirs/CONFIG/attention/DATA)')
+    add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
+    add_cfg_options(parser)
+    return parser.parse_args(argv)

@@ -1,0 +1,266 @@
+"""``mmvars attention``: maps of a model against fixations or objects."""
+
+import argparse
+import hashlib
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmvars.checkpoints.partial import sha256_of
+from mmvars.datasets.files import open_image
+from mmvars.engine.cpu import pick_device
+from mmvars.engine.options import parse_cfg_options
+from mmvars.errors import InputError, check_number
+from mmvars.networks.steering import check_top_down
+from mmvars.networks.timm_trunk import PREFIX
+from mmvars.parsers.attention import parse_args
+from mmvars.predictor import run_files
+from mmvars.robustness.rows import Rows
+from mmvars.robustness.runner import evenly_spaced
+from mmvars.saliency.data import IGNORED, FixationData, MaskData, read_data
+from mmvars.saliency.measures import (
+    baselines,
+    fixation_scores,
+    foreground_counts,
+    object_scores,
+    seen_labels,
+    seen_points,
+)
+from mmvars.saliency.report import fixation_table, object_tables, write_report
+from mmvars.saliency.subject import Subject, View, load_subject
+from mmvars.visualization.draw import resolve_layer
+
+__all__ = ['main']
+
+_VERSION = 1  # of the rows: raise it where a number changes
+_CHUNK = 20  # images in a row
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Images that are measured together."""
+
+    name: str
+    indices: tuple[int, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure as the command line says; returns the exit status 0.
+
+    Raises:
+        InputError: On arguments, a config or files that cannot be used.
+    """
+    args = parse_args(argv)
+    _check(args)
+    data = read_data(args.on, args.data_root)
+    config, checkpoint = args.config, args.checkpoint
+    if not config.startswith(PREFIX):
+        config, checkpoint = run_files(config, checkpoint)
+    subject = load_subject(
+        config,
+        None if checkpoint is None else str(checkpoint),
+        pick_device(args.device),
+        dict(parse_cfg_options(args.cfg_options) or {}),
+    )
+    if args.alpha is not None:
+        if subject.network is None:
+            raise InputError('--alpha is for top-down attention, and this model has none')
+        check_top_down(subject.network, False, True, 'leave --alpha out')
+    blocks = _blocks(args.blocks, subject.depth)
+    if args.crop is not None and args.crop % subject.patch:
+        raise InputError(
+            f'--crop {args.crop} is no multiple of the patch of this model, {subject.patch} pixels'
+        )
+    indices = evenly_spaced(len(data.names), args.images)
+    name = f'{Path(config).stem}/attention/{Path(args.on).resolve().name}'
+    out = Path(args.out or Path('work_dirs', name))
+    rows = Rows.of(out, _identity(args, data, subject, blocks, indices))
+    chunks = [
+        _Chunk(f'images_{start:05d}', tuple(indices[start : start + _CHUNK]))
+        for start in range(0, len(indices), _CHUNK)
+    ]
+    _run(args, data, subject, blocks, rows, chunks)
+    images = [image for chunk in chunks for image in rows.read(chunk)['images']]
+    about = _about(args, config, checkpoint, data, subject, blocks, images)
+    if isinstance(data, FixationData):
+        tables = [fixation_table([each['maps'] for each in images], args.seed)]
+    else:
+        tables = object_tables(images, args.seed)
+    settings = {key: value for key, value in vars(args).items() if key != 'out'}
+    print('\n' + write_report(out, about, tables, settings))
+    print(f'\nWritten: {out}/attention.txt, .json, .csv, .md')
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in ('images', 'size', 'crop'):
+        if getattr(args, name) is not None:
+            check_number(f'--{name}', getattr(args, name), 1, 10_000, whole=True)
+    check_number('--seed', args.seed, 0, whole=True)
+    if args.sigma is not None:
+        check_number('--sigma', args.sigma, 0.1)
+    if args.alpha is not None:
+        check_number('--alpha', args.alpha, 0)
+    if args.crop is not None and args.crop > args.size:
+        raise InputError(
+            f'--crop {args.crop} is larger than --size {args.size}, the short side that it is cut '
+            'from'
+        )
+
+
+def _blocks(words: Sequence[str], depth: int) -> list[int]:
+    if words == ['default']:
+        return [resolve_layer(None, depth)]
+    if words == ['all']:
+        return list(range(depth))
+    try:
+        numbers = [int(word) for word in words]
+    except ValueError:
+        raise InputError(f'--blocks takes numbers, or all; got {" ".join(words)}') from None
+    return sorted({resolve_layer(number, depth) for number in numbers})
+
+
+def _identity(
+    args: argparse.Namespace,
+    data: FixationData | MaskData,
+    subject: Subject,
+    blocks: Sequence[int],
+    indices: Sequence[int],
+) -> dict[str, Any]:
+    """All that the rows depend on. Images count by their names: they may be elsewhere."""
+    digest = hashlib.sha256()
+    for index in range(len(data.names)):
+        digest.update(data.names[index].encode())
+        if isinstance(data, FixationData):
+            digest.update(data.points[index].tobytes())
+    names = ('size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed', 'config')
+    return dict(
+        version=_VERSION,
+        weights=sha256_of(subject.weights),
+        cfg_options=args.cfg_options,
+        data=digest.hexdigest(),
+        images=[data.names[index] for index in indices],
+        blocks=list(blocks),
+        **{name: getattr(args, name) for name in names},
+    )
+
+
+def _run(
+    args: argparse.Namespace,
+    data: FixationData | MaskData,
+    subject: Subject,
+    blocks: Sequence[int],
+    rows: Rows,
+    chunks: Sequence[_Chunk],
+) -> None:
+    """Measure all images that are not measured."""
+    total = sum(len(chunk.indices) for chunk in chunks)
+    done = total - sum(len(chunk.indices) for chunk in rows.missing(chunks))
+    print(f'{total} images{f", {done} of them made earlier" * (done > 0)} ({rows.folder})')
+    start, new = time.monotonic(), 0
+    while chunk := rows.claim_next(chunks):
+        images = [_measure(args, data, subject, blocks, index) for index in chunk.indices]
+        rows.write(chunk, dict(images=[each for each in images if each is not None]))
+        new += len(images)
+        seconds = (time.monotonic() - start) / new
+        left = sum(len(chunk.indices) for chunk in rows.missing(chunks))
+        print(
+            f'[{total - left}/{total}] {seconds:.2f} s an image'
+            + f', {seconds * left / 60:.1f} min left' * (left > 0),
+            flush=True,
+        )
+
+
+def _measure(
+    args: argparse.Namespace,
+    data: FixationData | MaskData,
+    subject: Subject,
+    blocks: Sequence[int],
+    index: int,
+) -> dict[str, Any] | None:
+    """What is measured of an image; ``None`` where no fixation or object is in what is seen."""
+    with open_image(data.paths[index], data.paths[index]) as image:
+        view = subject.view(image, args.size, args.crop)
+    own = subject.maps(view.pixels, blocks, args.steps, alpha=args.alpha)
+    grid = tuple(next(iter(own.values())).shape[1:])
+    seed = zlib.crc32(f'{args.seed} {data.names[index]}'.encode())
+    maps: dict[str, Tensor] = baselines(view, grid, seed)
+    maps |= {str(name): each for name, each in own.items()}
+    if isinstance(data, FixationData):
+        points, others = seen_points(data, index, view)
+        if not len(points):
+            return None
+        sigma = data.sigma(index) if args.sigma is None else args.sigma
+        return dict(
+            name=data.names[index],
+            points=len(points),
+            maps=fixation_scores(maps, view, points, others, sigma, args.definition),
+        )
+    return _measure_objects(data, index, view, maps)
+
+
+def _measure_objects(
+    data: MaskData, index: int, view: View, maps: dict[str, Tensor]
+) -> dict[str, Any] | None:
+    labels = seen_labels(data, index, view)
+    if labels.shape != (view.height, view.width):
+        raise InputError(
+            f'{data.masks[index]} has {labels.shape[1]}x{labels.shape[0]} pixels, and its image '
+            f'{view.width}x{view.height}: masks must be of the size of their images'
+        )
+    counted = labels != IGNORED
+    foreground = counted & (labels > 0)
+    if not foreground.any():
+        return None
+    return dict(
+        name=data.names[index],
+        share=float(foreground[counted].mean()),
+        foreground=foreground_counts(maps, view, foreground, counted),
+        objects=[
+            object_scores(maps, view, labels == label, counted)
+            for label in np.unique(labels[foreground]).tolist()
+        ],
+    )
+
+
+def _about(
+    args: argparse.Namespace,
+    config: str,
+    checkpoint: Any,
+    data: FixationData | MaskData,
+    subject: Subject,
+    blocks: Sequence[int],
+    images: Sequence[dict[str, Any]],
+) -> dict[str, str]:
+    """The head of the report."""
+    seen = f'short side {args.size}' + (
+        f', the middle {args.crop}x{args.crop}' if args.crop else ', whole'
+    )
+    about = {
+        'model': config,
+        'checkpoint': str(checkpoint or 'none'),
+        'data': f'{data.title}, {len(images)} of {len(data.names)} images; {seen}, in patches of '
+        f'{subject.patch}; measured at the pixels of the files',
+        'blocks': f'{", ".join(map(str, blocks))} of 0 to {subject.depth - 1}',
+    }
+    if isinstance(data, FixationData):
+        count = sum(image['points'] for image in images)
+        left_out = f'; {data.left_out} outside of their images left out' if data.left_out else ''
+        if args.sigma is None:
+            width = f'{data.degree[0]:g} of {data.degree[1]} columns' if data.degree else '3 %'
+            blur = f'one degree, {width}' if data.degree else f'{width} of the width'
+        else:
+            blur = f'{args.sigma:g} pixels'
+        about['fixations'] = f'{count}{left_out}; blurred for CC, KL and SIM by {blur}'
+        about['definition'] = args.definition
+    else:
+        share = float(np.mean([image['share'] for image in images]))
+        objects = sum(len(image['objects']) for image in images)
+        about['objects'] = f'{objects}; {share:.3f} of the pixels, mean over the images'
+    return about

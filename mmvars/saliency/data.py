@@ -1,0 +1,217 @@
+"""What maps are compared with: fixations of people, or masks of objects, of a folder of images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmvars.datasets.files import images_in, open_image
+from mmvars.errors import InputError, first_of
+from mmvars.saliency.fixations import points_of_map
+
+__all__ = ['FixationData', 'MaskData', 'read_data']
+
+NAMED = {'osie': 'data/osie', 'mit1003': 'data/mit1003', 'voc': 'data/VOCdevkit/VOC2012'}
+"""Name of ``--on`` -> where it is by default."""
+
+_LAYOUTS = """a folder of fixations:        a folder of masks:
+  images/NAME.jpg               images/NAME.jpg
+  fixations.json                masks/NAME.png
+fixations.json: {"NAME": [[[x, y], ...], ...]}, a list of points in pixels for each observer;
+masks: labels, 0 is the background, 255 does not count"""
+_MIT1003 = """data/mit1003
+  ALLSTIMULI/NAME.jpeg
+  ALLFIXATIONMAPS/NAME_fixPts.jpg"""
+_VOC = """data/VOCdevkit/VOC2012
+  ImageSets/Segmentation/val.txt
+  JPEGImages/NAME.jpg
+  SegmentationClass/NAME.png"""
+IGNORED = 255
+
+VOC_CLASSES = (
+    'background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,'
+    'motorbike,person,pottedplant,sheep,sofa,train,tvmonitor'
+).split(',')
+
+
+@dataclass(frozen=True)
+class FixationData:
+    """Images and where people looked.
+
+    Attributes:
+        title: For the report.
+        names, paths: Of the images.
+        points: ``(F, 2)`` of each, within the image.
+        left_out: Fixations outside of their image.
+        degree: Pixels of one degree of visual angle in an image of that many columns, and these;
+            ``None`` where it is not known.
+    """
+
+    title: str
+    names: Sequence[str]
+    paths: Sequence[str]
+    points: Sequence[np.ndarray]
+    sizes: Sequence[tuple[int, int]]
+    left_out: int = 0
+    degree: tuple[float, int] | None = None
+
+    def sigma(self, index: int) -> float:
+        """Of the blurred fixations of an image, in pixels: one degree, else 3 % of the width."""
+        pixels, columns = self.degree or (0.03, 1)
+        return pixels * self.sizes[index][1] / columns
+
+
+@dataclass(frozen=True)
+class MaskData:
+    """Images and the masks of what is in them.
+
+    Attributes:
+        title: For the report.
+        names, paths: Of the images.
+        masks: Files of labels.
+        classes: Names of the labels from 0 on, the background first; ``None`` where unknown.
+    """
+
+    title: str
+    names: Sequence[str]
+    paths: Sequence[str]
+    masks: Sequence[str]
+    classes: Sequence[str] | None = None
+
+    def labels(self, index: int) -> np.ndarray:
+        """``(H, W)`` of an image; 0 is the background, 255 does not count."""
+        with open_image(self.masks[index], self.masks[index]) as image:
+            labels = np.asarray(image)
+        if labels.ndim != 2:
+            raise InputError(
+                f'{self.masks[index]} is a color image, and a mask has a label in each pixel: save '
+                'it as a gray or palette PNG'
+            )
+        return labels.astype(int)
+
+
+def read_data(on: str, root: str | None = None) -> FixationData | MaskData:
+    """The data that ``--on`` names.
+
+    Args:
+        on: A key of :data:`NAMED`, or a folder.
+        root: Where a named one is, if not there.
+
+    Raises:
+        InputError: If it is not there, or laid out otherwise.
+    """
+    if on in NAMED:
+        folder = Path(root or NAMED[on])
+    elif root is not None:
+        raise InputError(
+            f'--data-root says where {", ".join(NAMED)} are, and --on {on} is a folder: leave it '
+            'out'
+        )
+    else:
+        folder = Path(on)
+    if not folder.is_dir():
+        remedy = (
+            f'It is that of --on {on}: give --data-root DIR'
+            if on in NAMED
+            else f'--on takes {", ".join(NAMED)}, or a folder'
+        )
+        raise InputError(f'the folder {folder} does not exist. {remedy}')
+    if on == 'voc':
+        return _read_voc(folder)
+    if (folder / 'fixations.json').is_file():
+        # 24 pixels a degree on the 800 columns that people saw (Xu et al., 2014).
+        degree = {'osie': (24.0, 800), 'mit1003': (35.0, 1024)}.get(on)
+        return _read_fixations(folder, on, degree)
+    if on == 'mit1003':
+        return _read_mit1003(folder)
+    if (folder / 'masks').is_dir():
+        return _read_masks(folder)
+    raise InputError(f'{folder} has neither fixations.json nor masks. It must be\n{_LAYOUTS}')
+
+
+def _read_fixations(folder: Path, title: str, degree: tuple[float, int] | None) -> FixationData:
+    path = folder / 'fixations.json'
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        points = {
+            name: np.array([point for observer in observers for point in observer], dtype=float)
+            for name, observers in content.items()
+        }
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f'{path} is not as it must be ({error}):\n{_LAYOUTS}') from None
+    files = {Path(file).name: file for file in images_in(str(folder / 'images'))}
+    stems = {Path(name).stem: file for name, file in files.items()}
+    found = {name: files.get(name) or stems.get(name) for name in points}
+    if missing := [name for name, file in found.items() if file is None]:
+        raise InputError(f'{folder}/images lacks {first_of(missing)}, which {path} names')
+    return _inside(title, {name: (str(found[name]), points[name]) for name in points}, degree)
+
+
+def _read_mit1003(folder: Path) -> FixationData:
+    maps = sorted((folder / 'ALLFIXATIONMAPS').glob('*_fixPts.jpg'))
+    images = {path.stem: path for path in (folder / 'ALLSTIMULI').glob('*.jpeg')}
+    if not maps or not images:
+        raise InputError(
+            f'{folder} holds {len(images)} images and {len(maps)} maps of fixations of MIT1003. It '
+            f'must be\n{_MIT1003}\n(both archives from '
+            'people.csail.mit.edu/tjudd/WherePeopleLook), or images/ with fixations.json'
+        )
+    items = {}
+    for path in maps:
+        name = path.name.removesuffix('_fixPts.jpg')
+        if name not in images:
+            raise InputError(
+                f'{folder}/ALLSTIMULI lacks {name}.jpeg, whose fixations are in {path}'
+            )
+        with open_image(str(path), str(path)) as image:
+            pixels = np.asarray(image.convert('L'))
+        # A JPEG: what it adds around a point is weak.
+        items[name] = str(images[name]), points_of_map(np.where(pixels > 127, 1.0, 0.0))
+    return _inside('mit1003', items, (35.0, 1024))
+
+
+def _inside(
+    title: str, items: Mapping[str, tuple[str, np.ndarray]], degree: tuple[float, int] | None
+) -> FixationData:
+    """With the fixations that are within their images."""
+    names, paths, points, sizes, left_out = [], [], [], [], 0
+    for name, (path, each) in items.items():
+        with open_image(path, path) as image:
+            width, height = image.size
+        each = each.reshape(-1, 2)
+        inside = ((each >= 0) & (each < (width, height))).all(axis=1)
+        left_out += int((~inside).sum())
+        if inside.any():  # without a fixation there is nothing to measure
+            names.append(name)
+            paths.append(path)
+            points.append(each[inside])
+            sizes.append((height, width))
+    if len(names) < 2:
+        raise InputError(
+            f'{title}: {len(names)} of {len(items)} images have fixations within the image, and '
+            'the shuffled AUC needs two: points are [x, y] in pixels of the file'
+        )
+    return FixationData(title, names, paths, points, sizes, left_out, degree)
+
+
+def _read_voc(folder: Path) -> MaskData:
+    split = folder / 'ImageSets' / 'Segmentation' / 'val.txt'
+    if not split.is_file():
+        raise InputError(f'{split} does not exist. VOC 2012 must be laid out as\n{_VOC}')
+    names = split.read_text(encoding='utf-8').split()
+    paths = [str(folder / 'JPEGImages' / f'{name}.jpg') for name in names]
+    masks = [str(folder / 'SegmentationClass' / f'{name}.png') for name in names]
+    if missing := [path for path in (*paths, *masks) if not Path(path).is_file()]:
+        raise InputError(f'VOC 2012 lacks {first_of(missing, 2)}. It must be\n{_VOC}')
+    return MaskData('voc', names, paths, masks, VOC_CLASSES)
+
+
+def _read_masks(folder: Path) -> MaskData:
+    paths = images_in(str(folder / 'images'))
+    masks = {path.stem: str(path) for path in sorted((folder / 'masks').glob('*.png'))}
+    names = [Path(path).stem for path in paths]
+    if missing := [name for name in names if name not in masks]:
+        raise InputError(f'{folder}/masks lacks {first_of(missing)} (.png)')
+    return MaskData(folder.name, names, paths, [masks[name] for name in names])

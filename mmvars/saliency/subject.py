@@ -1,0 +1,325 @@
+"""A model whose maps are measured: how images reach it, and the maps of its blocks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
+from PIL import Image
+from torch import Tensor, nn
+
+from mmvars.checkpoints import read_checkpoint
+from mmvars.checkpoints.load import load_timm_weights
+from mmvars.engine.errors import user_errors
+from mmvars.errors import InputError
+from mmvars.layers import TokenGrid
+from mmvars.models.base import Backbone
+from mmvars.networks import PerceiverIO, Trunk
+from mmvars.networks.timm_trunk import PREFIX, build_timm_trunk
+from mmvars.saliency.attention import attention_of
+from mmvars.visualization.model import Sample, build_model, read_config
+from mmvars.visualization.recorder import recording
+
+__all__ = ['CLASS', 'MEAN', 'NORMS', 'RECONSTRUCTION', 'MapName', 'Subject', 'View', 'load_subject']
+
+NORMS = 'token norms'
+MEAN = 'mean attention'
+CLASS = 'class attention'
+RECONSTRUCTION = 'reconstruction'
+
+
+class MapName(NamedTuple):
+    """Which map of a model.
+
+    Attributes:
+        block: From 0.
+        stage: ``'bottom-up'``, the first pass; ``'top-down'``, the last; ``'pass 2'``, ... between.
+        kind: One of :data:`NORMS` (of the tokens after the block), :data:`MEAN` (what the average
+            token looks at), :data:`CLASS` (what the class token looks at) and
+            :data:`RECONSTRUCTION` (of VARS: the norms of P u).
+        step: Of the code of VARS, 0 at its start; ``None``: the last, or no VARS.
+    """
+
+    block: int
+    stage: str
+    kind: str
+    step: int | None = None
+
+    def __str__(self) -> str:
+        step = '' if self.step is None else f', step {self.step}'
+        return f'block {self.block}, {self.stage}, {self.kind}{step}'
+
+
+class View(NamedTuple):
+    """The part of an image file that a model sees.
+
+    Attributes:
+        pixels: ``(h, w, 3)`` uint8, RGB, as it is handed to the model.
+        top, left, height, width: Of the part, in pixels of the file.
+    """
+
+    pixels: np.ndarray
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+Maps = dict[MapName, Tensor]
+
+
+class Subject:
+    """A model, in eval mode.
+
+    Args:
+        run: From normalized images ``(1, 3, H, W)``, blocks, whether steps are wanted, prior and
+            scale to the maps ``(K, h, w)`` of these blocks, K heads.
+        normalize: From pixels ``(h, w, 3)`` to such images.
+        depth: Blocks.
+        patch: Pixels that the sides of an image must be multiples of.
+        network: With top-down attention; ``None``: other.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., Maps],
+        normalize: Callable[[np.ndarray], Tensor],
+        depth: int,
+        patch: int,
+        network: Any = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.run = run
+        self.normalize = normalize
+        self.depth = depth
+        self.patch = patch
+        self.network = network
+        self.weights = weights
+
+    def view(self, image: Image.Image, size: int, crop: int | None) -> View:
+        """An image as the model sees it: short side ``size``, whole or the middle ``crop`` of it.
+
+        The sides of a whole one are rounded to whole patches; nothing is padded.
+
+        Raises:
+            InputError: If the crop does not fit.
+        """
+        columns, rows = image.size
+        scale = size / min(rows, columns)
+        if crop is None:
+            height, width = (max(round(s * scale / self.patch), 1) for s in (rows, columns))
+            shape = width * self.patch, height * self.patch
+            return View(np.asarray(_resized(image, shape)), 0, 0, rows, columns)
+        shape = max(round(columns * scale), size), max(round(rows * scale), size)
+        left, top = (shape[0] - crop) // 2, (shape[1] - crop) // 2
+        pixels = np.asarray(_resized(image, shape))[top : top + crop, left : left + crop]
+        factors = rows / shape[1], columns / shape[0]
+        top, left = round(top * factors[0]), round(left * factors[1])
+        height, width = (round(crop * factor) for factor in factors)
+        return View(pixels, top, left, min(height, rows - top), min(width, columns - left))
+
+    def maps(
+        self,
+        pixels: np.ndarray,
+        blocks: Sequence[int],
+        steps: bool = False,
+        prior: Tensor | None = None,
+        alpha: float | None = None,
+    ) -> Maps:
+        """The maps of an image ``(h, w, 3)``, each ``(K, h', w')`` with K heads, or K = 1."""
+        images = self.normalize(pixels)
+        if images.shape[-2:] != pixels.shape[:2]:
+            raise InputError(
+                f'the data_preprocessor of the model makes {images.shape[-2]}x{images.shape[-1]} '
+                f'pixels of {pixels.shape[0]}x{pixels.shape[1]}, so that maps would not fit the '
+                'image: set model.data_preprocessor.test_cfg=None, or give another --size'
+            )
+        try:
+            maps = self.run(images, blocks, steps, prior, alpha)
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(
+                f'the model cannot take an image of {pixels.shape[0]}x{pixels.shape[1]} pixels '
+                f'({str(error).splitlines()[0]}): give the size it was made for, such as --size '
+                '256 --crop 224'
+            ) from error
+        for name, each in maps.items():
+            if not torch.isfinite(each).all():
+                raise InputError(
+                    f'the map of {name} is not finite: the checkpoint is of a training that '
+                    'diverged'
+                )
+        return maps
+
+
+def _resized(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    return image.convert('RGB').resize(shape, Image.Resampling.BICUBIC)
+
+
+def load_subject(
+    config: str, checkpoint: str | None, device: torch.device, options: dict | None = None
+) -> Subject:
+    """A model of a config, or ``timm/NAME``, filled from a checkpoint.
+
+    Of the checkpoint the backbone alone is needed.
+
+    Raises:
+        InputError: If it cannot be built or filled, or has no maps.
+    """
+    if config.startswith(PREFIX):
+        trunk = build_timm_trunk(config, num_classes=0)
+        load_timm_weights(trunk, checkpoint or True)
+        statistics = trunk.model.pretrained_cfg
+        mean, std = (255 * torch.tensor(statistics[name]).view(3, 1, 1) for name in ('mean', 'std'))
+        trunk.to(device).eval()
+
+        def normalize(pixels: np.ndarray) -> Tensor:
+            return ((_channels_first(pixels).float() - mean) / std)[None].to(device)
+
+        return _of_network(trunk, normalize)
+    if checkpoint is None:
+        raise InputError(f'{config} is a config: give its CHECKPOINT too')
+    cfg = read_config(config, options)
+    with user_errors():
+        backbone_class = MODELS.get(cfg.model.backbone.type)
+    if isinstance(backbone_class, type) and issubclass(backbone_class, Backbone):
+        model, _ = build_model(cfg, checkpoint, device, heads=False)
+        return _of_network(model.backbone.network, _preprocessor(model))
+    model = _foreign_model(cfg, checkpoint).to(device).eval()
+    return _of_foreign(model.backbone, _preprocessor(model), device)
+
+
+def _preprocessor(model: Any) -> Callable[[np.ndarray], Tensor]:
+    """From pixels to images by the model's own ``data_preprocessor``, which takes BGR."""
+
+    def normalize(pixels: np.ndarray) -> Tensor:
+        inputs = _channels_first(pixels).flip(0)
+        shape = tuple(inputs.shape[-2:])
+        sample = BaseDataElement(metainfo=dict(ori_shape=shape, img_shape=shape))
+        return Sample(inputs, sample).preprocessed(model)
+
+    return normalize
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
+
+
+def _foreign_model(cfg: Config, checkpoint: str) -> Any:
+    """A model whose backbone is none of mmvars, with all of its backbone's weights."""
+    content = read_checkpoint(checkpoint)
+    weights = content.get('state_dict', content)
+    inside = {
+        key.removeprefix('backbone.'): value
+        for key, value in weights.items()
+        if key.startswith('backbone.')
+    }
+    config = dict(cfg.model)
+    if 'data_preprocessor' in cfg:
+        config.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with user_errors():
+        model = MODELS.build(config)
+    try:
+        model.backbone.load_state_dict(inside or weights)
+    except RuntimeError as error:
+        raise InputError(f'{checkpoint} does not fit the backbone of the config: {error}') from None
+    return model
+
+
+def _of_foreign(
+    backbone: nn.Module, normalize: Callable[[np.ndarray], Tensor], device: torch.device
+) -> Subject:
+    """Of a vision transformer of MMPretrain or timm: what its attentions look at."""
+    side = 224  # whole patches of 7, 8, 14, 16, 28 and 32 pixels
+    layers = attention_of(backbone, torch.zeros(1, 3, side, side, device=device), (0,))
+
+    def run(images: Tensor, blocks: Sequence[int], steps: bool, prior: Any, alpha: Any) -> Maps:
+        maps: Maps = {}
+        for index, layer in enumerate(attention_of(backbone, images, blocks)):
+            if layer is not None:
+                maps[MapName(index, 'bottom-up', MEAN)] = _heads(layer.mean, layer.grid)
+                if layer.grid.num_prefix:
+                    maps[MapName(index, 'bottom-up', CLASS)] = _heads(layer.first, layer.grid)
+        return maps
+
+    patch = side // layers[0].grid.height
+    return Subject(run, normalize, len(layers), patch, None, backbone.state_dict())
+
+
+def _of_network(network: Any, normalize: Callable[[np.ndarray], Tensor]) -> Subject:
+    """Of a network of mmvars: all passes, and the steps of VARS."""
+    trunk = network if isinstance(network, Trunk) else network.trunk
+
+    @torch.no_grad()
+    def run(
+        images: Tensor,
+        blocks: Sequence[int],
+        steps: bool,
+        prior: Tensor | None,
+        alpha: float | None,
+    ) -> Maps:
+        watched: dict[Any, tuple[nn.Module, Callable]] = {}
+        for index in blocks:
+            block = trunk.blocks[index]
+            watched[index, NORMS] = block, lambda block, args, tokens: ([_norms(tokens)], args[1])
+            for kind, function in _rows_of(block.attn, trunk.num_block_prefix > 0).items():
+                watched[index, kind] = block.attn, _recorded(function)
+        with recording(network, watched, prior, alpha) as records:
+            network(images)
+        (output,) = records.pop('output')
+        last = output if isinstance(network, Trunk) else output.second
+        maps: Maps = {}
+        for (index, kind), calls in records.items():
+            for number, (rows, grid) in enumerate(calls):
+                if not isinstance(grid, TokenGrid):  # blocks of timm are called with positions
+                    grid = last.grid
+                stage = _stage(number, len(calls))
+                for step, each in enumerate(rows):
+                    is_last = step == len(rows) - 1
+                    if is_last or steps:
+                        name = MapName(index, stage, kind, None if is_last else step)
+                        maps[name] = _heads(each, grid)
+        if isinstance(network, PerceiverIO):  # one pass, whose output is reweighted
+            name = MapName(trunk.depth - 1, 'top-down', NORMS)
+            maps[name] = _heads(_norms(last.tokens), last.grid)
+        return maps
+
+    steered = None if isinstance(network, Trunk) else network
+    return Subject(run, normalize, trunk.depth, max(trunk.strides), steered, network.state_dict())
+
+
+def _recorded(function: Callable) -> Callable:
+    return lambda mixer, args, output: (function(mixer, *args[:3]), args[1])
+
+
+def _rows_of(mixer: Any, has_class_token: bool) -> dict[str, Callable]:
+    """Kind of map -> from a mixer and its arguments to rows ``(B, K, N)``, one for each step."""
+    kinds: dict[str, Callable] = {}
+    if hasattr(mixer, 'attention_steps'):
+        kinds[MEAN] = lambda mixer, *args: mixer.attention_steps(*args)
+        kinds[RECONSTRUCTION] = lambda mixer, *args: [
+            *map(_norms, mixer.trace(*args).reconstructions)
+        ]
+    elif hasattr(mixer, 'mean_attention'):
+        kinds[MEAN] = lambda mixer, *args: [mixer.mean_attention(*args)]
+    if has_class_token and hasattr(mixer, 'attention_probabilities'):
+        kinds[CLASS] = lambda mixer, *args: [mixer.attention_probabilities(*args)[:, :, 0]]
+    return kinds
+
+
+def _norms(tokens: Tensor) -> Tensor:
+    """``(B, N, C)`` to ``(B, 1, N)``."""
+    return tokens.float().norm(dim=-1).unsqueeze(1)
+
+
+def _stage(number: int, passes: int) -> str:
+    if number == 0:
+        return 'bottom-up'
+    return 'top-down' if number == passes - 1 else f'pass {number + 1}'
+
+
+def _heads(rows: Tensor, grid: TokenGrid) -> Tensor:
+    """Rows ``(1, K, N)`` as maps of the patches ``(K, h, w)``, float32 on the CPU."""
+    return grid.to_map(rows.float().transpose(1, 2))[0].cpu()

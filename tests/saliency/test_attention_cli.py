@@ -1,0 +1,207 @@
+"""``mmvars attention`` from the command line to its files, on random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+
+from mmvars.cli import run_tool
+from mmvars.saliency import cli
+from mmvars.saliency.cli import main
+
+STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+SMALL = dict(embed_dims=16, num_layers=2, num_heads=2)
+BACKBONES = {
+    'absvit': dict(type='mmvars.AbSViT', arch=dict(SMALL, patch_size=8), img_size=32),
+    'vars': dict(
+        type='mmvars.VARS',
+        arch=dict(trunk='deit_convstem', **SMALL),
+        mixer='vars_d',
+        mixer_cfg=dict(num_steps=2),
+        img_size=32,
+    ),
+    'foreign': dict(
+        type='mmpretrain.VisionTransformer',
+        arch=dict(SMALL, feedforward_channels=32),
+        img_size=32,
+        patch_size=8,
+    ),
+    'resnet': dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8),
+}
+
+
+@pytest.fixture(scope='module')
+def write_model(tmp_path_factory):
+    """Writes a config and a checkpoint with random weights."""
+
+    def write(kind: str) -> tuple[str, str]:
+        folder = tmp_path_factory.mktemp(kind)
+        cfg = Config(
+            dict(
+                default_scope='mmpretrain',
+                model=dict(type='ImageClassifier', backbone=BACKBONES[kind]),
+                data_preprocessor=STATISTICS,
+            )
+        )
+        cfg.dump(folder / 'config.py')
+        torch.manual_seed(0)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'model.pth')
+        return str(folder / 'config.py'), str(folder / 'model.pth')
+
+    return write
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    """Three images with a bright square, at which people look, and which is an object."""
+    root = tmp_path_factory.mktemp('data')
+    (root / 'images').mkdir()
+    (root / 'masks').mkdir()
+    fixations = {}
+    for index in range(3):
+        rng = np.random.default_rng(index)
+        pixels = rng.integers(0, 60, (40, 56 + index, 3)).astype(np.uint8)
+        labels = np.zeros(pixels.shape[:2], dtype=np.uint8)
+        rows, columns = slice(8, 24), slice(4 + 8 * index, 20 + 8 * index)
+        pixels[rows, columns] += 150
+        labels[rows, columns], labels[0], labels[-3:, -3:] = 2, 255, 5
+        Image.fromarray(pixels).save(root / 'images' / f'{index}.png')
+        Image.fromarray(labels).save(root / 'masks' / f'{index}.png')
+        points = rng.uniform(0, 16, (2, 3, 2)) + (4 + 8 * index, 8)
+        fixations[str(index)] = [*points.tolist(), [[-3, 5]]]
+    (root / 'fixations.json').write_text(json.dumps(fixations))
+    return root
+
+
+@pytest.fixture(scope='module')
+def masks(data, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('masks')
+    for folder in ('images', 'masks'):
+        (root / folder).symlink_to(data / folder)
+    return root
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Exit status, what was said, and the JSON file."""
+
+    def call(*arguments):
+        out = tmp_path / 'out'
+        options = ['--size', '32', '--device', 'cpu', '--out', str(out)]
+        status = run_tool(main, [*map(str, arguments), *options])
+        captured = capsys.readouterr()
+        file = out / 'attention.json'
+        content = json.loads(file.read_text()) if file.exists() else None
+        return status, captured.err if status else captured.out, content
+
+    return call
+
+
+def test_fixations_with_baselines_and_both_passes(run, write_model, data, tmp_path) -> None:
+    status, said, content = run(*write_model('absvit'), '--on', data, '--blocks', 0, -1)
+    assert status == 0, said
+    (table,) = content['tables'].values()
+    kinds = ('token norms', 'mean attention', 'class attention')
+    assert [*table] == ['center', 'random'] + [
+        f'block {block}, {stage}, {kind}'
+        for block in (0, 1)
+        for kind in kinds
+        for stage in ('bottom-up', 'top-down')
+    ]
+    for name, scores in table.items():
+        assert [*scores] == ['NSS', 'AUC-Judd', 'sAUC', 'CC', 'KL', 'SIM']
+        for score in scores.values():
+            assert score['count'] == 3 and score['low'] <= score['value'] <= score['high'], name
+    assert '18; 3 outside of their images left out' in content['about']['fixations']
+    lines = (tmp_path / 'out' / 'attention.csv').read_text().splitlines()
+    assert len(lines) == 1 + 14 * 6
+    assert (tmp_path / 'out' / 'attention.txt').read_text().strip() in said
+    assert '| center |' in (tmp_path / 'out' / 'attention.md').read_text()
+
+
+def test_objects_and_the_steps_of_vars(run, write_model, masks) -> None:
+    status, said, content = run(*write_model('vars'), '--on', masks, '--steps', '--blocks', 1)
+    assert status == 0, said
+    foreground, objects = content['tables'].values()
+    names = [name.removeprefix('block 1, bottom-up, ') for name in foreground]
+    steps = [', step 0', ', step 1', '']
+    kinds = [f'{kind}{step}' for kind in ('mean attention', 'reconstruction') for step in steps]
+    assert names == ['center', 'random', 'token norms', *kinds]
+    assert [*objects] == [*foreground]
+    assert objects['center']['rank']['count'] == 6  # two objects an image
+    for table in (foreground, objects):
+        assert all(0 <= score['value'] <= 1 for row in table.values() for score in row.values())
+    later = [foreground[f'block 1, bottom-up, mean attention{step}']['IoU'] for step in steps]
+    assert len({each['value'] for each in later}) == 3
+
+
+def test_a_foreign_transformer_and_the_middle_of_images(run, write_model, data) -> None:
+    status, said, content = run(*write_model('foreign'), '--on', data, '--crop', 24)
+    assert status == 0, said
+    (table,) = content['tables'].values()
+    assert [name.rpartition(', ')[2] for name in table] == [
+        *('center', 'random', 'mean attention', 'class attention')
+    ]
+    assert 'the middle 24x24' in content['about']['data']
+
+
+def test_what_is_done_is_not_done_again(run, write_model, data, monkeypatch) -> None:
+    monkeypatch.setattr(cli, '_CHUNK', 2)
+    model, calls, measure = write_model('absvit'), [], cli._measure
+
+    def stops(*args):
+        calls.append(args[-1])
+        if args[-1] == 2:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(cli, '_measure', stops)
+    assert run(*model, '--on', data)[0] == 130
+    monkeypatch.setattr(cli, '_measure', lambda *args: calls.append(args[-1]) or measure(*args))
+    status, said, content = run(*model, '--on', data)
+    assert status == 0 and '2 of them made earlier' in said
+    assert calls == [0, 1, 2, 2]
+    monkeypatch.setattr(cli, '_measure', None)
+    assert run(*model, '--on', data)[2] == content  # nothing is left to do
+    monkeypatch.setattr(cli, '_measure', measure)
+    assert 'made earlier' not in run(*model, '--on', data, '--sigma', 3)[1]
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--on', 'mit1003'], 'data/mit1003 does not exist. It is that of --on mit1003: give'),
+        (['--on', 'nowhere'], 'nowhere does not exist. --on takes osie, mit1003, voc, or a folder'),
+        (['--on', '{data}/images'], 'neither fixations.json nor masks'),
+        (['--on', '{data}', '--data-root', 'x'], 'leave it out'),
+        (['--on', 'mit1003', '--data-root', '{data}/masks'], 'ALLFIXATIONMAPS/NAME_fixPts.jpg'),
+        (['--on', 'voc', '--data-root', '{data}'], 'SegmentationClass/NAME.png'),
+        (['--on', '{data}', '--crop', '30'], 'no multiple of the patch of this model, 8 pixels'),
+        (['--on', '{data}', '--crop', '40'], 'larger than --size 32'),
+        (['--on', '{data}', '--blocks', 'last'], '--blocks takes numbers'),
+        (['--on', '{data}', '--blocks', '2'], 'block index from 0 to 1'),
+        (['--on', '{data}', '--alpha', '-1'], '--alpha'),
+    ],
+)
+def test_bad_input_is_one_message(options, message, run, write_model, data) -> None:
+    status, said, content = run(
+        *write_model('absvit'), *(option.format(data=data) for option in options)
+    )
+    assert (status, content) == (2, None) and message in said
+
+
+def test_models_without_maps(run, write_model, data) -> None:
+    status, said, _ = run(*write_model('resnet'), '--on', data)
+    assert status == 2 and 'ResNet never called torch.nn.functional.scaled_dot' in said
+    config, _ = write_model('foreign')
+    _, checkpoint = write_model('resnet')
+    status, said, _ = run(config, checkpoint, '--on', data)
+    assert status == 2 and 'does not fit the backbone' in said
+    status, said, _ = run(*write_model('foreign'), '--on', data, '--alpha', 2)
+    assert status == 2 and 'this model has none' in said
