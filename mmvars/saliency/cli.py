@@ -80,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     indices = evenly_spaced(len(data.names), args.images)
     name = f'{Path(config).stem}/attention/{Path(args.on).resolve().name}'
     out = Path(args.out or Path('work_dirs', name))
-    rows = Rows.of(out, _identity(args, data, subject, blocks, indices))
     chunks = [
         _Chunk(f'images_{start:05d}', tuple(indices[start : start + _CHUNK]))
         for start in range(0, len(indices), _CHUNK)
     ]
+    identity = _identity(args, data, subject, blocks, indices)
+    rows = Rows.of(out, [(identity, chunks)])
     _run(args, data, subject, blocks, rows, chunks)
     images = [image for chunk in chunks for image in rows.read(chunk)['images']]
     about = _about(args, config, checkpoint, data, subject, blocks, images)
