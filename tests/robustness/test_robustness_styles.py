@@ -1,9 +1,13 @@
 """Models and data sets of the two frameworks that are not ours run as their configs are."""
 
 import json
+from pathlib import Path
 
 import pytest
 from robustness_models import CLASSIFICATION, FCN, RESNET, SEGMENTATION, run
+
+from mmvars.robustness import cli
+from mmvars.robustness.attacks import ATTACKS, Attack
 
 pytestmark = pytest.mark.slow
 
@@ -81,22 +85,24 @@ model = dict(type='TimmClassifier', model_name='resnet10t', pretrained=False, nu
 
 
 @pytest.mark.parametrize('name', [*SEGMENTORS, 'cascade'])
-def test_segmentors(make_model, segmentation_data, tmp_path, name) -> None:
+def test_segmentors(make_model, segmentation_data, tmp_path, monkeypatch, name) -> None:
     text = CASCADE
     if name in SEGMENTORS:
         text = "model = dict(type='EncoderDecoder', data_preprocessor=data_preprocessor, {})"
         text = text.replace('{}', SEGMENTORS[name])
     model = make_model(SEGMENTATION + text.replace('LOSS', LOSS), segmentation_data)
     check(run(model, tmp_path, '--severities', '1', '--images', '3'), 'mIoU')
+    check_attack(model, tmp_path, 'cospgd', monkeypatch)
 
 
 @pytest.mark.parametrize('name', [*CLASSIFIERS, 'timm'])
-def test_classifiers(make_model, classification_data, tmp_path, name) -> None:
+def test_classifiers(make_model, classification_data, tmp_path, monkeypatch, name) -> None:
     text = TIMM
     if name in CLASSIFIERS:
         text = f"model = dict(type='ImageClassifier', {CLASSIFIERS[name]})"
     model = make_model(CLASSIFICATION + text, classification_data)
     check(run(model, tmp_path, '--severities', '1', '--images', '6'), 'top-1')
+    check_attack(model, tmp_path, 'pgd20', monkeypatch)
 
 
 def test_data_sets_that_wrap_others(make_model, segmentation_data, tmp_path) -> None:
@@ -115,6 +121,21 @@ def test_half_precision_and_workers(make_model, classification_data, tmp_path) -
     text = CLASSIFICATION.replace('num_workers=0', 'num_workers=2, persistent_workers=True')
     model = make_model(text + RESNET, classification_data)
     check(run(model, tmp_path, '--severities', '1'), 'top-1')
+
+
+def check_attack(model: tuple[str, str], out: Path, name: str, monkeypatch) -> None:
+    """Its logits carry a gradient, and what it is told of the attack stands in the report."""
+
+    def loss(logits, labels, done):  # weights that were drawn may saturate the softmax
+        return ATTACKS['pgd'].loss(logits / logits.detach().abs().max(), labels, done)
+
+    monkeypatch.setitem(ATTACKS, name, Attack(loss, 2, 0.5))
+    options = ['--protocol', 'attacks', '--attacks', name, '--images', '2']
+    cli.main([*model, '--out', str(out / 'attack'), *options])
+    content = json.loads((out / 'attack' / 'robustness.json').read_text())
+    assert list(content['numbers']) == ['clean', f'{name}, 1/255', 'worst case, 1/255']
+    row = json.loads(next((out / 'attack').glob(f'rows/*/{name}-1.json')).read_text())
+    assert max(row['zero_gradient']) < 1
 
 
 def check(content: dict, score: str) -> None:
