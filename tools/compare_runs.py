@@ -671,24 +671,18 @@ def summarize(runs: Sequence[Run], args: argparse.Namespace) -> dict[str, Any]:
 
 def _grid_row(name: str, cells: Sequence[Mapping], args: argparse.Namespace) -> dict[str, Any]:
     """One variant in all columns, and the mean of these, seed by seed where all are there."""
-    by_column = {
-        column: next(cell for cell in cells if cell['name'] == f'{name}/{column}')
-        for column in args.columns
-    }
-    values = [{run['seed']: run['value'] for run in c['runs']} for c in by_column.values()]
+    names = [f'{name}/{column}' for column in args.columns]
+    row = [next(cell for cell in cells if cell['name'] == each) for each in names]
+    values = [{run['seed']: run['value'] for run in cell['runs']} for cell in row]
     seeds = [seed for seed in args.seeds if all(seed in each for each in values)]
-    averages = [statistics.fmean(_finite(each[seed]) for each in values) for seed in seeds]
+    by_seed = [[each[seed] for each in values] for seed in seeds]
+    averages = [math.nan if None in each else statistics.fmean(each) for each in by_seed]
     mean, spread = mean_and_spread(averages)
-    by_column['average'] = dict(n=len(seeds), mean=mean, standard_deviation=spread)
-    entries = ('n', 'mean', 'standard_deviation')
     return dict(
         name=name,
-        **{column: {key: cell[key] for key in entries} for column, cell in by_column.items()},
+        cells=[{key: cell[key] for key in ('n', 'mean', 'standard_deviation')} for cell in row],
+        average=dict(n=len(seeds), mean=mean, standard_deviation=spread),
     )
-
-
-def _finite(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def render(summary: Mapping[str, Any]) -> str:
@@ -734,21 +728,17 @@ def render(summary: Mapping[str, Any]) -> str:
 
 def _grid(summary: Mapping[str, Any]) -> list[str]:
     """The table of variants x columns, and below it what others published."""
-    columns = [*summary['columns'], 'average']
-    if not summary['columns']:
+    columns = summary['columns']
+    if not columns:
         return []
-    lines = [
-        f'| {summary["metric"]}: mean ± sd | {" | ".join(columns)} |',
-        '|---' * (len(columns) + 1) + '|',
-    ]
-    lines += [
-        f'| {row["name"]} | {" | ".join(_mean(row[column]) for column in columns)} |'
-        for row in summary['rows']
+    table = [[f'{summary["metric"]}: mean ± sd', *columns, 'average'], ['---'] * (len(columns) + 2)]
+    table += [
+        [row['name'], *map(_mean, [*row['cells'], row['average']])] for row in summary['rows']
     ]
     for name, numbers in summary['published'].items():
         shown = [_number(numbers[column]) if column in numbers else '-' for column in columns]
-        lines.append(f'| *published: {name}* | {" | ".join(shown)} |')
-    return [*lines, '']
+        table.append([f'*published: {name}*', *shown, '-'])
+    return [*(f'| {" | ".join(row)} |' for row in table), '']
 
 
 def _mean(row: Mapping[str, Any]) -> str:
