@@ -154,6 +154,8 @@ def _twins(args: argparse.Namespace, protocol: Protocol) -> int:
             '--twins measures the runs below a folder: leave out CHECKPOINT, --against and --write'
         )
     names = tuple(args.twins)
+    if names[0] == names[1]:
+        raise InputError(f'--twins {names[0]} {names[1]}: give two designs')
     ours, theirs = (find_runs(args.config, name) for name in names)
     out = Path(args.out or Path(args.config, 'robustness'))
 
@@ -355,9 +357,15 @@ def _describe_check(
     """Whether images are prepared as in training, for the report."""
     if problems:
         return 'DIFFERS from training (--ignore-mismatch): ' + '; '.join(problems)
-    if compared := [name for name in prepared if name in preparation(training.cfg)]:
-        return f'as in training, by {training.source} ({", ".join(compared)})'
-    return 'not compared: neither the checkpoint nor files beside it say how it was trained'
+    recorded = preparation(training.cfg)
+    if not recorded:
+        return 'not compared: neither the checkpoint nor files beside it say how it was trained'
+    names = [*prepared, 'classes']
+    missing = [name for name in prepared if name not in recorded]
+    missing += ['classes'] * (training.classes is None)
+    compared = ', '.join(name for name in names if name not in missing)
+    others = f'; not compared: {", ".join(missing)}' if missing else ''
+    return f'as in training, by {training.source} ({compared}){others}'
 
 
 def _about(args: argparse.Namespace, evaluation: Evaluation, cfg: Config) -> dict[str, str]:

@@ -131,9 +131,12 @@ def check_classes(
     if not names:
         return []
     if len(names) != num_classes:
+        masked = num_classes == 1000 and len(names) == 200
         return [
             f'classes: {len(names)} in the test data ({first_of(list(map(str, names)), 3)}), '
             f'{num_classes} in the head of the model'
+            + '; --protocol imagenet-a or imagenet-r, with --data DIR, masks the others'
+            * masked
         ]
     if trained is None or len(trained) != len(names):
         return []

@@ -138,6 +138,7 @@ def test_labels_that_the_log_contradicts_stop_the_run(
     """The config is that of the training; the files are not."""
     content = run(segmentor, tmp_path / 'same', *ONE)
     assert content['about']['clean score'].startswith('as logged: mIoU ')
+    assert content['about']['preprocessing'].endswith('reduce_zero_label, classes)')
     data = tmp_path / segmentation_data.name
     shutil.copytree(segmentation_data, data)
     for file in (data / 'ann').iterdir():
@@ -244,3 +245,21 @@ def test_the_best_checkpoint_has_its_score(tmp_path) -> None:
     for name, expected in (('best_mIoU.pth', dict(mIoU=4.0)), ('epoch_2.pth', {})):
         torch.save(dict(state_dict={}, message_hub=hub), tmp_path / name)
         assert read_training(str(tmp_path / name), 'x').scores == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['CustomDataset', 'ImageNet'])
+def test_200_classes_that_nobody_masks_are_refused(make_model, tmp_path, kind) -> None:
+    """timm#2456: the labels 0 to 199 of such a folder are no classes of ImageNet."""
+    from mmvars.datasets.imagenet import imagenet_wnids
+
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 56, 3)).astype(np.uint8)
+    for wnid in imagenet_wnids()[::5]:
+        (tmp_path / 'data' / wnid).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / 'data' / wnid / '0.JPEG')
+    text = (CLASSIFICATION + RESNET).replace('num_classes=5', 'num_classes=1000')
+    options = "split='', " * (kind == 'ImageNet')
+    text = text.replace("type='CustomDataset', ", f"type='{kind}', {options}")
+    with pytest.raises(InputError, match='200.*1000') as error:
+        run(make_model(text, tmp_path / 'data'), tmp_path)
+    assert ('masks the others' in str(error.value)) == (kind == 'CustomDataset')

@@ -131,6 +131,9 @@ def test_classes_in_another_order_are_found() -> None:
     assert "0 is 'cat', was 'dog'" in problem
     (problem,) = check_classes(1000, ['x'] * 200, None)
     assert '200 in the test data' in problem and '1000 in the head' in problem
+    assert '--protocol imagenet-a or imagenet-r, with --data DIR' in problem
+    (problem,) = check_classes(150, ['x'] * 19, None)
+    assert '--protocol' not in problem
 
 
 def test_the_worst_case_is_never_above_an_attack() -> None:

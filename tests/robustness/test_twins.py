@@ -45,6 +45,8 @@ def test_what_is_no_twin_is_refused(tmp_path) -> None:
     assert [path.name for path in find_runs(tmp_path, 'vit')] == ['seed_0', 'seed_1']
     with pytest.raises(InputError, match='--twins absvit: .* has no such folder; it has vit. Give'):
         cli.main([str(tmp_path), '--twins', 'absvit', 'vit'])
+    with pytest.raises(InputError, match='give two designs'):
+        cli.main([str(tmp_path), '--twins', 'vit', 'vit'])
     with pytest.raises(InputError, match='leave out CHECKPOINT, --against'):
         cli.main([str(tmp_path), 'x.pth', '--twins', 'vit', 'vit'])
 
