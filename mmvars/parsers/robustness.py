@@ -28,20 +28,20 @@ protocols (--images, --corruptions, --severities and --seed change them, which t
   quick         five corruptions at severity 3, 100 images, a first look
   segmentation  the 15 corruptions of ImageNet-C at 5 severities, on the image as it is loaded
   mmdet         the same, as P, mPC and rPC of MMDetection
-  hendrycks     classifiers: ImageNet-C made on the fly, or as stored in --data DIR (it holds
-                CORRUPTION/1..5/WNID/IMAGE); mCE by AlexNet's errors
+  hendrycks     classifiers: ImageNet-C made on the fly, or with --data FOLDER its archives, which
+                hold CORRUPTION/1..5/WNID/IMAGE; mCE by AlexNet's errors
   attacks       FGSM and PGD at 1/255, as in the thesis
   segmentation-attacks
                 PGD, SegPGD, CosPGD and the losses of SEA, 20 steps at 1/255 and 4/255, and
                 the worst case of each image over them; 100 images
 
-with --data DIR, photographs of another source in place of the config's, which it prepares:
+With --data FOLDER, images of another source in place of the config's, which it prepares:
   imagenet-a, imagenet-r, imagenet-sketch, imagenet-v2
-                models of ImageNet's 1000 classes; DIR holds WNID/IMAGE (V2: 0 to 999 too). Of -A
-                and -R only their 200 classes can be answered. top-1, and top-5
+                models of ImageNet's 1000 classes; it holds WNID/IMAGE (V2: or 0 to 999). Of -A and
+                -R only their 200 classes can be answered; top-1 and top-5
   acdc, dark-zurich, bdd100k
-                models of Cityscapes' 19 classes; DIR holds rgb_anon and gt, or images and labels
-Clean images are measured beside them where the test data of the config are there.
+                models of Cityscapes' 19 classes; it holds rgb_anon and gt, or images and labels
+Clean images are tested beside them where the test data of the config are there.
 
 Attacks change the pixels that the test pipeline hands to the model, in float32, through both passes
 and all windows. Four checks say whether they worked; where one fails, the report says why its
@@ -67,6 +67,7 @@ over the seeds of each, and A less B, paired over the images.
   mmvars robustness CONFIG CHECKPOINT --protocol segmentation --out robustness/ours
   mmvars robustness CONFIG --protocol segmentation --write cityscapes-c
   mmvars robustness OTHER.py OTHER.pth --protocol segmentation --against robustness/ours
+  mmvars robustness CONFIG CHECKPOINT --protocol acdc --data data/acdc
   mmvars robustness work_dirs/comparison --twins absvit vit
 """
 
@@ -81,7 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('config', help=MODEL_HELP)
     add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
     add('--protocol', choices=PROTOCOLS, default='quick', help='see below (default: quick)')
-    add('--data', metavar='DIR', help='images of the protocols that are not made here, see below')
+    add('--data', metavar='FOLDER', help='images of another source, see below')
     add('--corruptions', nargs='+', metavar='NAME', help="these, in place of the protocol's")
     add('--severities', nargs='+', type=int, metavar='N', help="1 to 5, in place of the protocol's")
     add('--attacks', nargs='+', metavar='NAME', help="these, in place of the protocol's")

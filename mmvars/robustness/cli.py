@@ -85,10 +85,7 @@ def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | Non
     set_work_dir(cfg, args)
     set_for_test(cfg, args)
     segmentation = 'decode_head' in cfg.model
-    shift = SHIFTS.get(args.protocol)
-    if shift and segmentation == shift.of_classifiers:
-        kind = 'classifiers' if shift.of_classifiers else 'segmentors'
-        raise InputError(f'--protocol {args.protocol} is for {kind}, and {args.config} is none')
+    _check_kind(args, segmentation)
     of_pixels = [name for name in protocol.changes if name in SEGMENTATION_LOSSES]
     if of_pixels and not segmentation:
         raise InputError(
@@ -101,7 +98,7 @@ def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | Non
     with user_errors():
         shifted, absent = None, ''
         if args.data:
-            shifted = ShiftedData(args.protocol, args.data, cfg)
+            shifted = ShiftedData(args.protocol, args.data, cfg, args.ignore_mismatch)
             protocol, absent = _use_shifted(cfg, protocol, shifted)
         else:
             check_data_roots(cfg)
@@ -177,20 +174,22 @@ def _twins(args: argparse.Namespace, protocol: Protocol) -> int:
     return 0
 
 
+def _check_kind(args: argparse.Namespace, segmentation: bool) -> None:
+    shift = SHIFTS.get(args.protocol)
+    if shift and segmentation == shift.of_classifiers:
+        kind = 'classifiers' if shift.of_classifiers else 'segmentors'
+        raise InputError(f'--protocol {args.protocol} is for {kind}, and {args.config} is none')
+
+
 def _write(args: argparse.Namespace, protocol: Protocol) -> int:
     """Store corrupted images, for which no model is needed."""
-    if (
-        args.checkpoint
-        or args.against
-        or args.reliability
-        or protocol.imagenet_c
-        or protocol.is_attack
-    ):
+    if args.checkpoint or args.against or args.reliability or protocol.is_attack:
         raise InputError(
-            '--write stores the images of CONFIG as they are loaded, and tests nothing: leave out '
-            'CHECKPOINT, --against and --reliability, and take --protocol quick or segmentation'
+            '--write stores the images of CONFIG, and tests nothing: leave out CHECKPOINT, '
+            '--against and --reliability, and take a protocol of corruptions, as segmentation'
         )
     cfg, _ = load_config(args.config, parse_cfg_options(args.cfg_options))
+    _check_kind(args, 'decode_head' in cfg.model)
     if cfg.get('test_dataloader') is None:
         raise InputError(f'config {args.config!r} has no test_dataloader')
     count = len(protocol.settings) - 1
@@ -267,21 +266,23 @@ def _check_options(args: argparse.Namespace, protocol: Protocol) -> None:
 
 def _check_data(args: argparse.Namespace, protocol: Protocol) -> None:
     """Refuse --data where it does nothing, and options that do nothing with it."""
-    if args.data and args.protocol not in SHIFTS:
+    name = args.protocol
+    if args.data and name not in SHIFTS:
         raise InputError(
-            f'--data is for the protocols {", ".join(SHIFTS)}; {args.protocol} changes the test '
-            'images of the config: leave it out'
+            f'--data is for the protocols {", ".join(SHIFTS)}; {name} changes the test images of '
+            'the config: leave it out'
+        )
+    if args.write and (args.data or protocol.stored):
+        raise InputError(
+            '--write stores corruptions that are made here: leave --data out, and take a protocol '
+            'of them'
         )
     if protocol.stored and not args.data:
-        raise InputError(
-            f'--protocol {args.protocol} needs the folder of its images: add --data DIR'
-        )
+        raise InputError(f'--protocol {name} needs the folder of its images: add --data FOLDER')
     if protocol.stored and args.severities:
-        raise InputError(f'--severities: --protocol {args.protocol} has none; leave it out')
-    if args.data and (args.seed is not None or args.write):
-        raise InputError(
-            '--seed and --write are for corruptions made here: leave --data out, or them'
-        )
+        raise InputError(f'--severities: --protocol {name} has none; leave it out')
+    if args.data and args.seed is not None:
+        raise InputError('--seed: the images of --data are as they are; leave it out')
 
 
 def _use_shifted(cfg: Config, protocol: Protocol, shifted: ShiftedData) -> tuple[Protocol, str]:

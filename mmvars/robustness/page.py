@@ -53,12 +53,13 @@ def render_page(
     body = [f'<h1>{escape(title)}</h1>', '<dl>', *lines, '</dl>']
     for index, (name, (head, *rows)) in enumerate(parts):
         has_bars = index > 0 and head[-1] == 'drop'
+        has_heat = index == 0 and 'drop' in head  # else nothing was tested clean
         body += [f'<h2>{escape(name)}</h2>', '<table>', _row(head, 'th')]
-        if not index:
+        if has_heat:
             body += [_heat_row(row, head.index('drop'), clean) for row in rows]
         else:
             body += [_row(row, 'td', _bar(row) if has_bars else '') for row in rows]
-        body += ['</table>', *[_scale()] * (not index), *[_BARS] * has_bars]
+        body += ['</table>', *[_scale()] * has_heat, *[_BARS] * has_bars]
     if pictures:
         body += [
             '<h2>Where most is lost</h2>',

@@ -370,8 +370,8 @@ def _metric_table(result: Result) -> list[list[str]]:
     rows = [['', *['clean'] * result.protocol.clean, _word(result)]]
     for name in next(iter(metrics.values())):
         values = {setting: each.get(name, np.nan) for setting, each in metrics.items()}
-        numbers = [values[CLEAN]] * result.protocol.clean
-        numbers.append(np.mean(list(corruption_means(values).values())))
+        changed = np.mean(list(corruption_means(values).values()))
+        numbers = [values[CLEAN], changed] if CLEAN in values else [changed]
         rows.append([name, *(f'{number:.2f}' for number in numbers)])
     return rows
 

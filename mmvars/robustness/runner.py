@@ -188,6 +188,9 @@ class Evaluation:
             images = self.images(setting)
             totals[setting] = images.total
             last = names[setting] = last if images.names == last else images.names
+        if self.shifted is not None and self.protocol.imagenet_c:
+            stored = {setting: every for setting, every in names.items() if setting != CLEAN}
+            self.shifted.check_images(stored)
         return names, totals
 
     def identities(self, cfg: Config) -> list[tuple[dict[str, Any], list[Setting]]]:
@@ -378,6 +381,9 @@ class SaveAsJPEG(BaseTransform):
         Image.fromarray(pixels).save(file, 'JPEG', quality=self.quality)
         results['img'] = np.array(Image.open(file))[..., ::-1].astype(results['img'].dtype)
         return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(quality={self.quality})'
 
 
 class _ProgressHook(Hook):

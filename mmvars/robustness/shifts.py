@@ -102,12 +102,13 @@ class ShiftedData:
         protocol: A key of ``SHIFTS``.
         root: The folder.
         cfg: Its test pipeline is taken, and the names of its classes.
+        partial: Whether some classes of ImageNet may lack images.
 
     Attributes:
         class_ids: Numbers of the classes that can be right; ``None``: all.
     """
 
-    def __init__(self, protocol: str, root: str, cfg: Config) -> None:
+    def __init__(self, protocol: str, root: str, cfg: Config, partial: bool = False) -> None:
         self.protocol = protocol
         self.root = root
         self.shift = SHIFTS[protocol]
@@ -121,14 +122,17 @@ class ShiftedData:
         self.dataset = dict(self.shift.dataset, pipeline=self._own['pipeline'])
         subset = self.dataset.get('subset')
         self.class_ids = imagenet_numbers(subset) if subset else None
+        self._options: dict[str, Any] = dict(data_root=root)
+        if self.shift.of_classifiers:
+            self._options['partial'] = partial
 
     def config(self, setting: Setting) -> dict[str, Any]:
         """Of the data set of a setting."""
         prefix = {
-            key: path.format(change=setting.change, level=setting.level)
+            key: path.format(change=setting.change, level=f'{setting.level:g}')
             for key, path in self.dataset.get('data_prefix', {}).items()
         }
-        return dict(self.dataset, data_root=self.root, data_prefix=prefix or dict(img_path=''))
+        return dict(self.dataset, **self._options, data_prefix=prefix or dict(img_path=''))
 
     def build(self, setting: Setting) -> Any:
         """The data set of a setting.
@@ -143,7 +147,7 @@ class ShiftedData:
                 return DATASETS.build(cfg)
             except InputError as error:
                 problem = str(error)
-        raise self._refusal(problem, cfg)
+        raise self.refusal(problem, setting)
 
     def check_folders(self, settings: Sequence[Setting]) -> None:
         """Refuse a folder that lacks those of some settings, before the images are listed.
@@ -152,20 +156,38 @@ class ShiftedData:
             InputError: With the layout expected and found.
         """
         paths = {
-            os.path.join(self.root, path): cfg
-            for cfg in map(self.config, settings)
-            for path in cfg['data_prefix'].values()
+            os.path.join(self.root, path): setting
+            for setting in settings
+            for path in self.config(setting)['data_prefix'].values()
         }
         missing = [path for path in paths if not os.path.isdir(path)]
         if missing and os.path.isdir(self.root):
             what = f'{len(missing)} of {len(paths)} folders do not exist: {first_of(missing, 3)}'
-            raise self._refusal(what, paths[missing[0]])
+            raise self.refusal(what, paths[missing[0]])
 
-    def _refusal(self, problem: str, cfg: Mapping[str, Any]) -> InputError:
+    def check_images(self, names: Mapping[Setting, Sequence[str]]) -> None:
+        """Refuse stored corruptions of other images each, for their mean would mean nothing.
+
+        Raises:
+            InputError: With the layout expected and found.
+        """
+        (first, images), *others = names.items()
+        for setting, each in others:
+            if each != images:
+                raise self.refusal(
+                    f'{setting.name} has {len(each)} images, {first.name} {len(images)}, or others',
+                    setting,
+                )
+
+    def refusal(self, problem: str, setting: Setting) -> InputError:
+        """What says what is wrong, with the layout expected and found."""
+        cfg = self.config(setting)
         return InputError(
             f'--protocol {self.protocol} --data {self.root}: {problem}\n'
             f'{describe_layout(cfg, dataset_class(cfg))}\n'
             'Unpack the archives there, or give the folder that holds them with --data'
+            + '; --ignore-mismatch takes a part of the classes'
+            * self.shift.of_classifiers
         )
 
     def check_classes(self, num_classes: int, *names: Sequence[str] | None) -> list[str]:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, init_default_scope
 
 from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.robustness.protocols import Protocol
-from mmvars.robustness.runner import evenly_spaced, leaves
+from mmvars.robustness.runner import evenly_spaced, imagenet_c_pipeline, leaves
 from mmvars.robustness.write import write_corrupted
 
 __all__ = ['store_images']
@@ -21,7 +22,8 @@ def store_images(
     """Write ``OUT/CORRUPTION/SEVERITY/PATH.png`` for the test images of a config.
 
     ``PATH`` is that below ``data_root``: with labels linked beside it, a folder of a severity is
-    the ``data_root`` of a corrupted set. What is there is not made again.
+    the ``data_root`` of a corrupted set. As ImageNet-C, ``PATH`` is ``WNID/IMAGE``, and images are
+    prepared as those are. What is there is not made again.
 
     Args:
         cfg: Its ``test_dataloader`` says which images, and how they are loaded.
@@ -36,13 +38,20 @@ def store_images(
         indices = evenly_spaced(len(leaf), protocol.images)
         paths = [leaf.get_data_info(index)['img_path'] for index in indices]
         root = getattr(leaf, 'data_root', None) or os.path.commonpath(map(os.path.dirname, paths))
+        if protocol.imagenet_c:
+            root = leaf.data_prefix['img_path']
         parts.append((paths, root, leaf.pipeline.transforms))
     for setting in protocol.settings[1:]:
         folder = Path(out, str(setting.change), f'{setting.level:g}')
         corrupt = Corrupt(str(setting.change), int(setting.level), protocol.seed)
         files = []
         for paths, root, transforms in parts:
-            steps = insert_corrupt(transforms, corrupt)
-            load = steps[steps.index(corrupt) - 1]
-            files += write_corrupted(paths, root, str(folder), corrupt, load)
+            if protocol.imagenet_c:
+                steps = imagenet_c_pipeline(transforms, corrupt)
+                at = steps.index(corrupt)
+                load, finish = Compose(steps[:at]), Compose(steps[at + 1 : -1])
+            else:
+                steps = insert_corrupt(transforms, corrupt)
+                load, finish = steps[steps.index(corrupt) - 1], None
+            files += write_corrupted(paths, root, str(folder), corrupt, load, finish)
         on_setting(setting.name, len(files))

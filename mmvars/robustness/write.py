@@ -25,6 +25,7 @@ def write_corrupted(
     out: str,
     corrupt: Corrupt,
     load: Callable[[dict], dict] | None = None,
+    finish: Callable[[dict], dict] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[Path]:
     """Write the corrupted images of a data set below a folder, under the names that they have.
@@ -43,6 +44,7 @@ def write_corrupted(
         corrupt: What is done to them.
         load: How they are loaded: the loader of the pipeline that the files stand in for. By
             default that of mmvars.
+        finish: What is done after the corruption.
         progress: Wraps the images in a progress bar.
 
     Returns:
@@ -54,11 +56,13 @@ def write_corrupted(
     """
     load = load or LoadImageFromFile()
     targets = _targets(paths, root, out)
-    _write_record(Path(out), corrupt, load)
+    _write_record(Path(out), corrupt, load, finish)
     for path, target in progress(list(zip(paths, targets, strict=True))):
         if target.exists():
             continue
         results = corrupt.transform(load(dict(img_path=path)))
+        if finish is not None:
+            results = finish(results)
         image = results['img'].astype('uint8')
         order = slice(None, None, 1 if corrupt.channel_order == 'bgr' else -1)
         _, content = cv2.imencode('.png', image[..., order])
@@ -87,13 +91,14 @@ def _targets(paths: Sequence[str], root: str, out: str) -> list[Path]:
     return list(sources)
 
 
-def _write_record(folder: Path, corrupt: Corrupt, load: Callable) -> None:
+def _write_record(folder: Path, corrupt: Corrupt, load: Callable, finish: Callable | None) -> None:
     """Say what the folder holds, or refuse it if it says or holds something else."""
     record = dict(
         name=corrupt.name,
         severity=corrupt.severity,
         seed=corrupt.seed,
         loader=repr(load),
+        **({} if finish is None else {'finish': repr(finish)}),
         versions=dict(
             mmvars=mmvars.__version__,
             numpy=numpy.__version__,

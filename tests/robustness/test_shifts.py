@@ -1,6 +1,9 @@
 """Images of other sources: their labels, their layouts, and what a model may answer to them."""
 
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +14,20 @@ from PIL import Image
 from robustness_models import CLASSIFICATION, FCN, RESNET, SEGMENTATION
 
 from mmvars.datasets import ImageNetFolders
-from mmvars.datasets.imagenet import imagenet_wnids
+from mmvars.datasets.imagenet import imagenet_numbers, imagenet_wnids
 from mmvars.errors import InputError
+from mmvars.robustness import cli
 from mmvars.robustness.protocols import PROTOCOLS, Setting
 from mmvars.robustness.runner import restrict_classes
 from mmvars.robustness.shifts import SHIFTS, ShiftedData
 
 CLASSIFIER = (CLASSIFICATION + RESNET).replace('=5', '=1000').replace('CustomDataset', 'ImageNet')
-SEGMENTOR = (SEGMENTATION + FCN).replace('num_classes=4', 'num_classes=19')
-STREETS = (
-    "type='CityscapesDataset', data_root=DATA, data_prefix=dict(img_path='a', seg_map_path='b')"
+SEGMENTOR = re.sub(
+    "type='BaseSegDataset'.*car'\\)\\)",
+    "type='CityscapesDataset', data_root=DATA, data_prefix=dict(img_path='a', seg_map_path='b')",
+    (SEGMENTATION + FCN).replace('num_classes=4', 'num_classes=19'),
 )
-SEGMENTOR = SEGMENTOR.replace(
-    SEGMENTOR[SEGMENTOR.index("type='BaseSegDataset'") : SEGMENTOR.index(', pipeline=pipeline')],
-    STREETS,
-)
+CONDITIONS = ('fog', 'night', 'rain', 'snow')
 
 
 def fill(root: Path, folders, count: int = 1) -> Path:
@@ -146,3 +148,135 @@ def test_models_of_other_classes_are_refused(tmp_path) -> None:
     assert "0 is 'tench, Tinca tinca', was 'n15075141'" in problem
     (problem,) = cityscapes.check_classes(19, [f'c{index}' for index in range(19)])
     assert "'road', was 'c0'" in problem
+
+
+def measure(model, out: Path, *options: str) -> tuple[dict, dict[str, dict]]:
+    """What a run writes, and its rows."""
+    cli.main([*model, '--out', str(out), *options])
+    content = json.loads((out / 'robustness.json').read_text())
+    rows = {
+        name: json.loads((out / 'rows' / key / f'{name}.json').read_text())
+        for name, key in content['rows'].items()
+    }
+    return content, rows
+
+
+@pytest.fixture(scope='module')
+def classifier_1000(make_model, tmp_path_factory) -> tuple[tuple[str, str], Path]:
+    """A classifier of ImageNet's classes, and images of all of them."""
+    root = fill(tmp_path_factory.mktemp('imagenet') / 'val', imagenet_wnids(), 2)
+    return make_model(CLASSIFIER, root), root
+
+
+@pytest.mark.slow
+def test_clean_images_have_the_classes_of_imagenet_r(classifier_1000, tmp_path) -> None:
+    model, _ = classifier_1000
+    root = fill(tmp_path / 'r', imagenet_wnids('r'))
+    options = ['--protocol', 'imagenet-r', '--data', str(root), '--images', '6']
+    content, rows = measure(model, tmp_path / 'out', *options)
+    allowed = set(imagenet_numbers('r'))
+    assert (
+        list(rows) == ['clean', 'imagenet-r']
+        and content['rows']['clean'] != content['rows']['imagenet-r']
+    )
+    for row in rows.values():
+        assert len(row['labels']) == 6 and {*row['labels'], *row['predictions']} <= allowed
+    row = rows['imagenet-r']
+    assert content['numbers']['top-5']['value'] == np.mean(np.less(row['ranks'], 5))
+    assert row['metrics']['accuracy/top1'] == pytest.approx(
+        100 * content['numbers']['shifted']['value']
+    )
+    assert content['about']['images'] == (
+        'clean: 6 of 400, evenly spaced; imagenet-r: 6 of 200, evenly spaced (the published set '
+        'has 30000)'
+    )
+    (tmp_path / 'r' / 'n01443537' / '0.png').unlink()
+    with pytest.raises(
+        InputError, match='(?s)1 folders .* are empty.*expected.*CLASS/IMAGE.*found'
+    ):
+        measure(model, tmp_path / 'out', *options)
+
+
+def test_conditions_have_other_images_each_and_need_no_clean_ones(make_model, tmp_path) -> None:
+    model = make_model(SEGMENTOR, tmp_path / 'no-cityscapes')
+    rng = np.random.default_rng(0)
+    for index, condition in enumerate(CONDITIONS):
+        for part, suffix, shape in (
+            ('rgb_anon', 'rgb_anon', (40, 56, 3)),
+            ('gt', 'gt_labelTrainIds', (40, 56)),
+        ):
+            folder = tmp_path / 'acdc' / part / condition / 'val' / f'GOPR{index}'
+            folder.mkdir(parents=True)
+            for number in range(2 + index % 2):
+                pixels = rng.integers(0, 19, shape).astype(np.uint8)
+                Image.fromarray(pixels * (1 if part == 'gt' else 13)).save(
+                    folder / f'{number}_{suffix}.png'
+                )
+    options = ['--protocol', 'acdc', '--data', str(tmp_path / 'acdc')]
+    content, rows = measure(model, tmp_path / 'out', *options)
+    assert [len(row['classes']) for row in rows.values()] == [2, 3, 2, 3] and [*rows] == [
+        *CONDITIONS
+    ]
+    assert len({*content['rows'].values()}) == 4
+    values = [content['settings'][name]['value'] for name in CONDITIONS]
+    assert content['numbers'].keys() == {'shifted'}
+    assert content['numbers']['shifted']['value'] == pytest.approx(np.mean(values))
+    assert content['about']['clean score'].startswith('not measured: The path')
+    text = (tmp_path / 'out' / 'robustness.txt').read_text()
+    assert re.search(r'\nnight +\d+\.\d\d\n', text) and 'clean ' not in text.split('mIoU, %')[1]
+    assert (tmp_path / 'out' / 'robustness.html').read_text().count('<img src="data:image') >= 1
+    again, _ = measure(model, tmp_path / 'again', *options, '--against', str(tmp_path / 'out'))
+    assert again['against']['shifted']['value'] == 0 == again['against']['night']['high']
+
+
+@pytest.mark.slow
+def test_stored_images_of_imagenet_c_score_as_those_made_on_the_fly(
+    classifier_1000, tmp_path
+) -> None:
+    """Stored without loss, through the same model."""
+    model, root = classifier_1000
+    few = ['--protocol', 'hendrycks', '--corruptions', 'fog', '--severities', '3', '--images', '6']
+    cli.main([model[0], '--write', str(tmp_path / 'c'), *few])
+    _, made = measure(model, tmp_path / 'made', *few)
+    stored = [*few, '--data', str(tmp_path / 'c')]
+    with pytest.raises(
+        InputError, match=r'(?s)994 folders in .*fog/3. are missing.*fog/3/CLASS/IMAGE'
+    ):
+        measure(model, tmp_path / 'stored', *stored)
+    content, rows = measure(model, tmp_path / 'stored', *stored, '--ignore-mismatch')
+    for name in ('labels', 'predictions', 'ranks'):
+        assert rows['fog-3'][name] == made['fog-3'][name]
+        assert rows['clean'][name] == made['clean'][name]
+    assert (
+        '6 of 6' in content['about']['images']
+        and 'the published set has 50000' in content['about']['images']
+    )
+    shutil.copytree(tmp_path / 'c' / 'fog', tmp_path / 'c' / 'own')
+    shutil.rmtree(next((tmp_path / 'c' / 'own' / '3').glob('n*')))
+    stored += ['--ignore-mismatch', '--corruptions', 'fog', 'own']
+    with pytest.raises(InputError, match=r'(?s)own-3 has 5 images, fog-3 6.*expected.*own/3/CLASS'):
+        measure(model, tmp_path / 'stored', *stored)
+
+
+def test_options_that_do_nothing_are_refused(classifier, segmentor, tmp_path) -> None:
+    folder = ['--data', str(tmp_path)]
+    for model, options, message in (
+        (classifier, ['--protocol', 'quick', *folder], 'changes the test images of the config'),
+        (
+            classifier,
+            ['--protocol', 'imagenet-a'],
+            'needs the folder of its images: add --data FOLDER',
+        ),
+        (
+            segmentor,
+            ['--protocol', 'acdc', *folder, '--corruptions', 'frost'],
+            "one of fog, night, rain, snow; got 'frost'",
+        ),
+        (segmentor, ['--protocol', 'acdc', *folder, '--severities', '1'], 'has none; leave it out'),
+        (classifier, ['--protocol', 'hendrycks', *folder, '--seed', '1'], '--seed: the images'),
+        (segmentor, ['--protocol', 'imagenet-r', *folder], 'is for classifiers'),
+        (classifier, ['--protocol', 'bdd100k', *folder], 'is for segmentors'),
+        (classifier[:1], ['--protocol', 'imagenet-a', '--write', 'x'], 'leave --data out'),
+    ):
+        with pytest.raises(InputError, match=message):
+            cli.main([*model, *options, '--out', str(tmp_path)])
