@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +227,8 @@ def _protocol(args: argparse.Namespace) -> Protocol:
         changes['images'] = args.images
     if args.seed is not None:
         changes['seed'] = args.seed
-    names, levels, known = args.corruptions, args.severities, CORRUPTIONS
+    names, levels = args.corruptions, args.severities
+    known: Collection[str] = CORRUPTIONS
     if protocol.is_attack:
         names, levels, known = args.attacks, args.epsilons, ATTACKS
     elif protocol.stored:

@@ -282,7 +282,7 @@ def write_report(
             setting.name: [_finite(value) for value in by_class[setting]] for setting in values
         },
         published=published and asdict(published),
-        against=difference and {name: diff.entry for name, diff in difference.items()},
+        against=difference and {name: delta.entry for name, delta in difference.items()},
     )
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator='\n')
@@ -347,8 +347,8 @@ def _class_table(
     """
     over = result.protocol.worst[-1:] or result.protocol.grid
     means = corruption_means({setting: by_class[setting] for setting in over})
-    means = np.ma.masked_invalid(list(means.values()))
-    changed = means.mean(axis=0).filled(np.nan)  # some conditions may lack a class
+    masked = np.ma.masked_invalid(list(means.values()))
+    changed = masked.mean(axis=0).filled(np.nan)  # some conditions may lack a class
     columns = {_word(result): changed}
     if CLEAN in by_class:
         columns = {'clean': by_class[CLEAN], **columns, 'drop': by_class[CLEAN] - changed}
