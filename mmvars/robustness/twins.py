@@ -26,7 +26,7 @@ def find_runs(folder: str | Path, name: str) -> list[Path]:
     """The run folders of a design below a folder: ``NAME/seed_*``, or ``NAME`` itself.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or one whose training `mmvars compare` has not finished.
     """
     path = Path(folder, name)
     if not path.is_dir():
@@ -35,7 +35,15 @@ def find_runs(folder: str | Path, name: str) -> list[Path]:
             f'--twins {name}: {folder} has no such folder; it has {there or "none"}. Give the work '
             'dir of `mmvars compare`, or a folder with the two run folders'
         )
-    return sorted(path.glob('seed_*')) or [path]
+    runs = sorted(path.glob('seed_*')) or [path]
+    for run in runs:
+        record = run / 'run.json'  # of `mmvars compare`
+        if record.is_file() and '"status": "finished"' not in record.read_text(encoding='utf-8'):
+            raise InputError(
+                f'--twins {name}: the training in {run} is not finished: train it to its end with '
+                'the same `mmvars compare`, or move the folder away'
+            )
+    return runs
 
 
 def write_twins(
@@ -70,10 +78,7 @@ def write_twins(
         f'seeds: {counts}; ± is their standard deviation',
         'difference: of the means over the seeds, with the 95 % interval of a bootstrap that is '
         'paired over the images; the spread over the seeds is not in it',
-        *(
-            f'preprocessing of {result.about["config"]}: {result.about["preprocessing"]}'
-            for result in (*ours, *theirs)
-        ),
+        *_preprocessing([*ours, *theirs]),
     ]
     text = '\n'.join([title, *head, '', aligned_table(rows)]) + '\n'
     markdown = [f'# {title}', '', *(f'- {line}' for line in head), '', *markdown_table(rows)]
@@ -84,6 +89,16 @@ def write_twins(
     ):
         write_text(Path(folder, f'{FILE}.{suffix}'), body, overwrite=True)
     return text
+
+
+def _preprocessing(results: Sequence[Result]) -> list[str]:
+    """What the guard says of the runs, a line for each that is another."""
+    configs: dict[str, list[str]] = {}
+    for result in results:
+        configs.setdefault(result.about['preprocessing'], []).append(result.about['config'])
+    if len(configs) == 1:
+        return [f'preprocessing: {next(iter(configs))}']
+    return [f'preprocessing of {", ".join(files)}: {text}' for text, files in configs.items()]
 
 
 def _spread(values: np.ndarray) -> str:

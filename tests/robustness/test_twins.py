@@ -43,6 +43,13 @@ def test_what_is_no_twin_is_refused(tmp_path) -> None:
     (tmp_path / 'vit' / 'seed_1').mkdir(parents=True)
     (tmp_path / 'vit' / 'seed_0').mkdir()
     assert [path.name for path in find_runs(tmp_path, 'vit')] == ['seed_0', 'seed_1']
+    record = tmp_path / 'vit' / 'seed_1' / 'run.json'
+    record.write_text(json.dumps(dict(status='finished'), indent=1))
+    assert len(find_runs(tmp_path, 'vit')) == 2
+    record.write_text(json.dumps(dict(status='stopped'), indent=1))
+    with pytest.raises(InputError, match='seed_1 is not finished'):
+        find_runs(tmp_path, 'vit')
+    record.unlink()
     with pytest.raises(InputError, match='--twins absvit: .* has no such folder; it has vit. Give'):
         cli.main([str(tmp_path), '--twins', 'absvit', 'vit'])
     with pytest.raises(InputError, match='give two designs'):
