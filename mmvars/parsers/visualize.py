@@ -37,6 +37,10 @@ code energy sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or filt
 place, origin in the middle (vars_s). Softmax attention and the Performer have neither; what the
 average token looks at (--average-attention) is their map in the thesis (Table 1.4).
 
+--corrupt writes IMAGE_corruptions.png instead (Fig. 1.3, A.5): the clean image and each corruption
+are rows, the maps of each model columns, in one range of colors a model. The pixels are those of
+`mmvars robustness`.
+
 {PRIOR_HELP}Several make a row of panels each; the default is the learned query. Points,
 boxes and masks are places in each image, so that --pair takes none.
 
@@ -45,6 +49,8 @@ boxes and masks are places in each image, so that --pair takes none.
   mmvars visualize CONFIG CHECKPOINT photo.jpg --steps --atoms 8 --layer 0
   mmvars visualize CONFIG CHECKPOINT --pair cat.jpg dog.jpg --prior class:tabby class:pug \\
       --alpha 1 5 10 --threshold 0.7 --json shares.json
+  mmvars visualize work_dirs/rvt photos/ --against work_dirs/vars-d --against work_dirs/vars-sd \\
+      --corrupt gaussian_noise defocus_blur jpeg_compression snow
 """
 
 
@@ -126,6 +132,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--difference',
         action='store_true',
         help='also draw what the last pass added to, or took from, the norms of pass 1',
+    )
+    add(
+        '--corrupt',
+        nargs='+',
+        metavar='NAME',
+        help='draw what the model attends to in the image and under each of these corruptions of '
+        'ImageNet-C, see below',
+    )
+    add('--severity', type=int, metavar='N', help='of --corrupt, 1 to 5 (default: 3)')
+    add(
+        '--against',
+        nargs='+',
+        action='append',
+        default=[],
+        metavar='MODEL',
+        help='with --corrupt: another model beside it, its folder, or CONFIG CHECKPOINT (repeat it '
+        'for more)',
     )
     add(
         '--strength',

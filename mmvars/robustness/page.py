@@ -65,7 +65,9 @@ def render_page(
             '<h2>Where most is lost</h2>',
             '<p class="note">For the changes that cost most, the image that loses most. Attention '
             'maps, where the model has any, are of one forward of the whole image, each over its '
-            'own mean, all of a picture in one range of colors.</p>',
+            'own mean, all of a picture in one range of colors. They lie on the clean image, so '
+            'that noise in them is their own (with hendrycks on the corrupted one, which is '
+            'another cut of the photograph).</p>',
         ]
     for text, source in pictures:
         body += [f'<p>{escape(text)}</p>', f'<img src="{source}" alt="{escape(text)}">']

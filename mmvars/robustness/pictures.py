@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -59,6 +60,9 @@ def worst_pictures(
     for setting, image in worst_images(result, count):
         settings = [CLEAN] * _has_clean(result, setting) + [setting]
         shown = [evaluation.show(each, image) for each in settings]
+        if len(shown) > 1 and not evaluation.protocol.imagenet_c:  # which frames it otherwise
+            maps = [replace(panel, image=shown[0].image) for panel in shown[1].maps]
+            shown[1] = replace(shown[1], maps=maps)
         rows = [
             Row(_panels(evaluation, result, each), name.name)
             for name, each in zip(settings, shown, strict=True)

@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config
@@ -15,7 +14,7 @@ from mmengine.utils import ProgressBar
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.steerability import parse_args
-from mmvars.predictor import Predictor, run_files
+from mmvars.predictor import Predictor
 from mmvars.steerability.asking import Subject
 from mmvars.steerability.photos import Photos
 from mmvars.steerability.protocol import Plan, can_ask, measure, num_steps
@@ -27,7 +26,7 @@ from mmvars.steerability.report import (
     sweep_figure,
 )
 from mmvars.visualization.figure import save_figure
-from mmvars.visualization.model import read_config
+from mmvars.visualization.model import model_files, model_names, read_config
 from mmvars.write import check_destination, write_text
 
 __all__ = ['main']
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_number('--min-share', args.min_share, 0, 1)
     for alpha in args.alpha or ():
         check_number('--alpha', alpha, 0)
-    models = [_files(each) for each in ((args.model, args.checkpoint), *args.against)]
+    models = [model_files(each) for each in ((args.model, args.checkpoint), *args.against)]
     prototypes = args.prototypes or [None]
     if len(prototypes) not in (1, len(models)):
         raise InputError(
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     _make_folder(args.out)
     reports: list[Report] = []
-    for name, (subject, photos, plan) in zip(_names(models), loaded, strict=True):
+    for name, (subject, photos, plan) in zip(model_names(models), loaded, strict=True):
         print(f'[{len(reports) + 1}/{len(models)}] measuring {name}', flush=True)
         reports.append(_measure(name, subject, photos, plan))
         text = _write_numbers(args, models, reports)
@@ -118,32 +117,6 @@ def _draw(out: str, reports: Sequence[Report]) -> None:
         save_figure(example_figure(reports, index), f'{stem}.png')
         if (figure := sweep_figure(reports, index)) is not None:
             save_figure(figure, f'{stem}_alpha.png')
-
-
-def _files(words: Sequence[str | None]) -> tuple[str, str | None]:
-    """Config and checkpoint of a model."""
-    if len(words) > 2:
-        raise InputError(f'--against takes a run folder, or CONFIG CHECKPOINT; got {len(words)}')
-    config, checkpoint = run_files(*words)  # type: ignore[arg-type]
-    return config, None if checkpoint is None else str(checkpoint)
-
-
-def _names(models: Sequence[tuple[str, str | None]]) -> list[str]:
-    """A short name for each model, all different: the last parts of its config or checkpoint.
-
-    Raises:
-        InputError: If a model is given twice.
-    """
-    if len(set(models)) < len(models):
-        raise InputError('a config with its checkpoint is given twice: leave one out of --against')
-    configs, checkpoints = zip(*models, strict=True)
-    paths = configs if len(set(configs)) == len(models) else tuple(map(str, checkpoints))
-    if len(set(paths)) < len(models):
-        paths = tuple(f'{config}+{checkpoint}' for config, checkpoint in models)
-    parts = [Path(os.path.splitext(path)[0]).parts for path in paths]
-    longest = max(map(len, parts))
-    tails = (['/'.join(each[-count:]) for each in parts] for count in range(1, longest + 1))
-    return next((names for names in tails if len(set(names)) == len(models)), list(paths))
 
 
 def _load(

@@ -16,12 +16,14 @@ import torch
 from mmvars.datasets.files import images_in
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import parse_cfg_options
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_choice
 from mmvars.networks import PerceiverIO, Trunk
 from mmvars.networks.steering import check_top_down, feeds_back_unasked, scale_of
 from mmvars.parsers.visualize import parse_args
 from mmvars.predictor import Predictor, run_files
 from mmvars.prior_words import GRAMMAR, Place, class_number, parse_prior
+from mmvars.robustness.corruptions import CORRUPTIONS, check_corruption
+from mmvars.visualization.corrupted import Subject, corruption_rows
 from mmvars.visualization.draw import (
     LIMITS,
     ModelOutputs,
@@ -50,6 +52,8 @@ from mmvars.visualization.model import (
     image_pipeline,
     is_segmentor,
     load_sample,
+    model_files,
+    model_names,
     network_of,
     read_config,
 )
@@ -73,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.config, args.checkpoint = map(str, run_files(args.config, args.checkpoint))
     alphas = list(map(_alpha, args.alpha or ()))
     _check_arguments(args)
+    if args.corrupt:
+        return _draw_corrupted(args)
     images = args.pair or find_images(args.images, args.out_dir)
     kinds = ['attention', *['steps'] * args.steps, *['atoms'] * (args.atoms is not None)]
     joined = args.pair is not None
@@ -153,11 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         for figure, (kind, path) in zip(figures, target.items(), strict=True):
             save_figure(figure, path)
-            if args.panels:
-                stem = os.path.splitext(os.path.basename(path))[0]
-                for name, panel in _named_panels(rows[kind]):
-                    panel_file = os.path.join(args.panels, f'{stem}_{name}.{args.format}')
-                    save_figure(draw_panel(panel, sample.size), panel_file)
+            _save_panels(args, rows[kind], sample.size, path)
         print(
             f'[{number}/{len(sources)}] {" + ".join(paths)} -> {" ".join(target.values())}',
             flush=True,
@@ -184,14 +186,51 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows=numbers,
                 )
                 write_text(args.json, json.dumps(result, indent=1) + '\n', args.overwrite)
+    _check_failures(num_failed, len(sources), args.out_dir)
+    return 0
+
+
+def _check_failures(num_failed: int, total: int, out_dir: str) -> None:
     if num_failed:
+        others = f'; the pictures of the others are in {out_dir!r}' * (num_failed < total)
         raise InputError(
-            f'{num_failed} of {len(sources)} images could not be drawn, for the reasons given above'
-            + (
-                f'; the pictures of the others are in {args.out_dir!r}'
-                * (num_failed < len(sources))
-            )
+            f'{num_failed} of {total} images could not be drawn, for the reasons given above'
+            + others
         )
+
+
+def _draw_corrupted(args: argparse.Namespace) -> int:
+    """Draw models by corruptions, a picture for each image; returns the exit status 0."""
+    images = find_images(args.images, args.out_dir)
+    targets = picture_files(images, args.out_dir, ['corruptions'], suffix=args.format)
+    files = [model_files(each) for each in ((args.config, args.checkpoint), *args.against)]
+    names = model_names(files)
+    cfg_options = parse_cfg_options(args.cfg_options)
+    options = ViewOptions(
+        **{option.name: getattr(args, option.name) for option in fields(ViewOptions)}
+    )
+    subjects = []
+    for name, (config, checkpoint) in zip(names, files, strict=True):
+        pipeline = image_pipeline(read_config(config, dict(cfg_options or {})))
+        predictor = Predictor(config, checkpoint, device=args.device, cfg_options=cfg_options)
+        check_options(predictor.model, options)
+        subjects.append(Subject(name, predictor.model, pipeline))
+    num_failed = 0
+    for number, (image, target) in enumerate(zip(images, targets, strict=True), 1):
+        try:
+            with user_errors():
+                rows = corruption_rows(subjects, image, args.corrupt, args.severity, options)
+        except InputError as error:
+            num_failed += 1
+            print(f'[{number}/{len(images)}] not drawn: {error}', file=sys.stderr)
+            continue
+        size, path = rows[0].panels[0].image.shape[:2], target['corruptions']
+        footer = f'{short_paths(image)[0]} · maps on the clean image{LIMITS[options.limits]}'
+        footer += ' · one range a model' * (options.limits != 'own')
+        save_figure(draw_figure(rows, size, footer), path)
+        _save_panels(args, rows, size, path)
+        print(f'[{number}/{len(images)}] {image} -> {path}', flush=True)
+    _check_failures(num_failed, len(images), args.out_dir)
     return 0
 
 
@@ -201,6 +240,19 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f'{name} must be between 0 and 1, got {value}')
     if args.per_head and args.atoms is None:
         raise InputError('--per-head tells atoms apart: give --atoms K too')
+    if args.corrupt:
+        args.severity = 3 if args.severity is None else args.severity
+        for corruption in args.corrupt:
+            check_choice('--corrupt', corruption, CORRUPTIONS)
+            check_corruption(corruption, args.severity, 0)
+        for option in ('pair', 'prior', 'alpha', 'steps', 'atoms', 'prototypes', 'text'):
+            if getattr(args, option) not in (None, False):
+                raise InputError(
+                    f'--corrupt draws models as they are, without --{option}: leave one of both out'
+                )
+    elif args.against or args.severity is not None:
+        option = '--against draws models side by side' if args.against else '--severity is'
+        raise InputError(f'{option} of corrupted images: give --corrupt NAME [NAME ...] too')
     if bool(args.images) == bool(args.pair):
         raise InputError(
             'give images to draw, or --pair LEFT RIGHT'
@@ -411,6 +463,17 @@ def _footer(
         if note := _class_token_note(model, configs):
             text += f' · {note}'
     return f'{text} · {grid.height}x{grid.width} tokens of {height}x{width} px (height x width)'
+
+
+def _save_panels(
+    args: argparse.Namespace, rows: Sequence[Row], size: tuple[int, int], path: str
+) -> None:
+    """Write every panel of a picture alone, where that is asked for."""
+    if args.panels:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        for name, panel in _named_panels(rows):
+            panel_file = os.path.join(args.panels, f'{stem}_{name}.{args.format}')
+            save_figure(draw_panel(panel, size), panel_file)
 
 
 def _named_panels(rows: Sequence[Row]) -> Iterator[tuple[str, Panel]]:

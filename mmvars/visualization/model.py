@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from mmvars.engine.strict import allowed_constants
 from mmvars.errors import InputError, first_of
 from mmvars.models.sliding_window import whole_image_metas
 from mmvars.networks import PerceiverIO, TopDown, Trunk
+from mmvars.predictor import run_files
 from mmvars.visualization.figure import default_palette
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     'init_backbone',
     'is_segmentor',
     'load_sample',
+    'model_files',
+    'model_names',
     'network_of',
     'num_classes_of',
     'predict_whole',
@@ -121,6 +125,36 @@ def init_backbone(backbone: Any) -> None:
         backbone.init_weights()
     finally:
         logger.setLevel(level)
+
+
+def model_files(words: Sequence[str | None]) -> tuple[str, str | None]:
+    """Config and checkpoint of a model: of ``[folder]``, or ``[config, checkpoint]``.
+
+    Raises:
+        InputError: If there are more words, or the folder is none of a run.
+    """
+    if len(words) > 2:
+        raise InputError(f'--against takes a run folder, or CONFIG CHECKPOINT; got {len(words)}')
+    config, checkpoint = run_files(*words)  # type: ignore[arg-type]
+    return config, None if checkpoint is None else str(checkpoint)
+
+
+def model_names(models: Sequence[tuple[str, str | None]]) -> list[str]:
+    """A short name for each model, all different: the last parts of its config or checkpoint.
+
+    Raises:
+        InputError: If a model is given twice.
+    """
+    if len(set(models)) < len(models):
+        raise InputError('a config with its checkpoint is given twice: leave one out of --against')
+    configs, checkpoints = zip(*models, strict=True)
+    paths = configs if len(set(configs)) == len(models) else tuple(map(str, checkpoints))
+    if len(set(paths)) < len(models):
+        paths = tuple(f'{config}+{checkpoint}' for config, checkpoint in models)
+    parts = [Path(os.path.splitext(path)[0]).parts for path in paths]
+    longest = max(map(len, parts))
+    tails = (['/'.join(each[-count:]) for each in parts] for count in range(1, longest + 1))
+    return next((names for names in tails if len(set(names)) == len(models)), list(paths))
 
 
 def network_of(model: Model) -> Network:

@@ -8,7 +8,8 @@ import pytest
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
 from mmvars.steerability import protocol
-from mmvars.steerability.cli import _names, main
+from mmvars.steerability.cli import main
+from mmvars.visualization.model import model_names
 
 
 @pytest.fixture
@@ -177,11 +178,11 @@ def test_what_cannot_be_measured_is_refused(run, write_model, task, design, argu
 def test_names_of_models_differ() -> None:
     """Seeds of one config have checkpoints of one name, and one file may lie in two folders."""
     one, two = ('a/s.py', 'r0/iter_9.pth'), ('a/s.py', 'r1/iter_9.pth')
-    assert _names([one]) == ['s']
-    assert _names([one, two]) == ['r0/iter_9', 'r1/iter_9']
-    assert _names([one, ('b/s.py', 'r0/iter_9.pth')]) == ['a/s', 'b/s']
-    assert _names([one, ('a/t.py', 'r0/iter_9.pth')]) == ['s', 't']
-    assert len(set(_names([one, two, ('b/s.py', 'r1/iter_9.pth')]))) == 3
-    assert len(set(_names([one, ('a/s.py', 'r0/iter_9.safetensors')]))) == 2
+    assert model_names([one]) == ['s']
+    assert model_names([one, two]) == ['r0/iter_9', 'r1/iter_9']
+    assert model_names([one, ('b/s.py', 'r0/iter_9.pth')]) == ['a/s', 'b/s']
+    assert model_names([one, ('a/t.py', 'r0/iter_9.pth')]) == ['s', 't']
+    assert len(set(model_names([one, two, ('b/s.py', 'r1/iter_9.pth')]))) == 3
+    assert len(set(model_names([one, ('a/s.py', 'r0/iter_9.safetensors')]))) == 2
     with pytest.raises(InputError, match='given twice'):
-        _names([one, two, one])
+        model_names([one, two, one])
