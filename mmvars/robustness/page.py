@@ -25,7 +25,7 @@ dd { margin-left: 13.5em; overflow-wrap: anywhere; }
 img { max-width: 100%; border: 1px solid #ddd; }
 """
 _BARS = (
-    f'<p class="note"><span class="key" style="background:{_KEPT}"></span>kept under corruption'
+    f'<p class="note"><span class="key" style="background:{_KEPT}"></span>kept'
     f'<span class="key" style="background:{_LOST}"></span>lost'
     f'<span class="key" style="background:{_GAINED}"></span>gained</p>'
 )
@@ -45,21 +45,23 @@ def render_page(
         about: Name -> text.
         parts: Title and rows of each table, the first of a row being its name. The first table is
             that of the scores, whose cells before the column ``'drop'`` have the color of what is
-            left of the clean score. Another one with such a column has a bar in each row.
+            left of the clean score. Another one with such a column has a bar in each row. Where
+            nothing was tested clean, there is no such column, no color and no bar.
         clean: That score, in percent.
         pictures: A line of text, and the source of an image.
     """
     lines = [f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in about.items()]
     body = [f'<h1>{escape(title)}</h1>', '<dl>', *lines, '</dl>']
     for index, (name, (head, *rows)) in enumerate(parts):
-        has_bars = index > 0 and head[-1] == 'drop'
-        has_heat = index == 0 and 'drop' in head  # else nothing was tested clean
+        has_drop = 'drop' in head
         body += [f'<h2>{escape(name)}</h2>', '<table>', _row(head, 'th')]
-        if has_heat:
+        if has_drop and not index:
             body += [_heat_row(row, head.index('drop'), clean) for row in rows]
+            body += ['</table>', _scale()]
+        elif has_drop:
+            body += [_row(row, 'td', _bar(row)) for row in rows] + ['</table>', _BARS]
         else:
-            body += [_row(row, 'td', _bar(row) if has_bars else '') for row in rows]
-        body += ['</table>', *[_scale()] * has_heat, *[_BARS] * has_bars]
+            body += [_row(row, 'td') for row in rows] + ['</table>']
     if pictures:
         body += [
             '<h2>Where most is lost</h2>',
@@ -115,9 +117,9 @@ def _scale() -> str:
 
 
 def _bar(row: Sequence[str]) -> str:
-    """A cell with the clean score (2nd of a row) and the one under corruption (3rd), in percent."""
-    clean, corrupted = map(float, row[1:3])
-    low, high = sorted((clean, corrupted))
-    change = _LOST if corrupted < clean else _GAINED
+    """A cell with the clean score (2nd of a row) and the other (3rd), in percent."""
+    clean, changed = map(float, row[1:3])
+    low, high = sorted((clean, changed))
+    change = _LOST if changed < clean else _GAINED
     stops = f'{_KEPT} {low}%,{change} {low}% {high}%,#eee {high}%'
     return f'<td class="bar" style="background-image:linear-gradient(90deg,{stops})"></td>'

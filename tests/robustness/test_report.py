@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from mmvars.robustness.page import render_page
 from mmvars.robustness.pictures import worst_images
 from mmvars.robustness.protocols import CLEAN, Protocol, Setting
 from mmvars.robustness.report import Result, check_comparable, compare, read_result, write_report
@@ -79,3 +80,9 @@ def test_what_no_draw_has_is_no_number(tmp_path) -> None:
     content = json.loads((tmp_path / 'robustness.json').read_text())
     assert content['numbers']['rPC'] == dict(value=None, low=None, high=None)
     assert ['rPC', '-'] in [line.split() for line in text.splitlines()]
+
+
+def test_a_page_without_a_clean_score_has_no_colors() -> None:
+    table = ('top-1, %', [['', '%'], ['imagenet-a', '12.00']])
+    page = render_page('a', {}, [table, table], float('nan'), [])
+    assert page.count('<td>12.00</td>') == 2 and 'gradient' not in page
