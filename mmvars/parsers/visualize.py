@@ -39,7 +39,8 @@ average token looks at (--average-attention) is their map in the thesis (Table 1
 
 --corrupt writes IMAGE_corruptions.png instead (Fig. 1.3, A.5): the clean image and each corruption
 are rows, the maps of each model columns, in one range of colors a model. The pixels are those of
-`mmvars robustness`.
+`mmvars robustness`. The maps are token norms and the token mask; with --average-attention, the map
+that all mixers have, or --class-attention, these alone.
 
 {PRIOR_HELP}Several make a row of panels each; the default is the learned query. Points,
 boxes and masks are places in each image, so that --pair takes none.
@@ -50,7 +51,7 @@ boxes and masks are places in each image, so that --pair takes none.
   mmvars visualize CONFIG CHECKPOINT --pair cat.jpg dog.jpg --prior class:tabby class:pug \\
       --alpha 1 5 10 --threshold 0.7 --json shares.json
   mmvars visualize work_dirs/rvt photos/ --against work_dirs/vars-d --against work_dirs/vars-sd \\
-      --corrupt gaussian_noise defocus_blur jpeg_compression snow
+      --average-attention --corrupt gaussian_noise defocus_blur jpeg_compression snow
 """
 
 

@@ -62,6 +62,8 @@ from mmvars.write import check_destination, write_text
 
 __all__ = ['main']
 
+_NOT_CORRUPTED = 'pair', 'prior', 'prototypes', 'text', 'alpha', 'steps', 'atoms', 'difference'
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see ``--help``.
@@ -225,7 +227,8 @@ def _draw_corrupted(args: argparse.Namespace) -> int:
             print(f'[{number}/{len(images)}] not drawn: {error}', file=sys.stderr)
             continue
         size, path = rows[0].panels[0].image.shape[:2], target['corruptions']
-        footer = f'{short_paths(image)[0]} · maps on the clean image{LIMITS[options.limits]}'
+        words = 'maps' if args.average_attention or args.class_attention else 'token norms'
+        footer = f'{short_paths(image)[0]} · {words} on the clean image{LIMITS[options.limits]}'
         footer += ' · one range a model' * (options.limits != 'own')
         save_figure(draw_figure(rows, size, footer), path)
         _save_panels(args, rows, size, path)
@@ -245,7 +248,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         for corruption in args.corrupt:
             check_choice('--corrupt', corruption, CORRUPTIONS)
             check_corruption(corruption, args.severity, 0)
-        for option in ('pair', 'prior', 'alpha', 'steps', 'atoms', 'prototypes', 'text'):
+        for option in _NOT_CORRUPTED:
             if getattr(args, option) not in (None, False):
                 raise InputError(
                     f'--corrupt draws models as they are, without --{option}: leave one of both out'

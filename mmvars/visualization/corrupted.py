@@ -10,7 +10,7 @@ from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.engine.samples import CheckedPipeline
 from mmvars.errors import InputError
 from mmvars.visualization.attention import attention_maps
-from mmvars.visualization.draw import ViewOptions
+from mmvars.visualization.draw import AVERAGE, CLASS_TOKEN, ViewOptions
 from mmvars.visualization.figure import HeatMap, Picture, Row
 from mmvars.visualization.model import Model, load_sample
 
@@ -45,11 +45,13 @@ def corruption_rows(
         path: Of the image, which the first model's pipeline prepares for the first column.
         corruptions: Names.
         severity: Of each, 1 to 5.
-        options: Which maps.
+        options: Which maps: attention of the class token or of the average token stands in place
+            of the token norms.
 
     Raises:
         InputError: If the image cannot be read, or two models see it in different shapes.
     """
+    requested = [CLASS_TOKEN] * options.class_attention + [AVERAGE] * options.average_attention
     columns: list[list[list[HeatMap]]] = []  # of each model, its maps in each row
     pictures: list[Picture] = []
     for subject in subjects:
@@ -66,6 +68,8 @@ def corruption_rows(
             _check_shape(subjects[0].name, pictures[0], subject.name, sample.size)
             clean = maps[0][0].image if maps else sample.picture(subject.model)
             panels = attention_maps(subject.model, sample, options)
+            if requested:
+                panels = [panel for panel in panels if panel.kind in requested]
             maps.append([replace(panel, image=clean) for panel in panels])
         options.share_limits(panel for row in maps for panel in row)
         columns.append(maps)
@@ -75,7 +79,7 @@ def corruption_rows(
             [
                 picture,
                 *(
-                    replace(panel, title=subject.name, note=f'{panel.title.lower()}, {panel.note}')
+                    replace(panel, title=subject.name, note=_note(panel))
                     for subject, maps in zip(subjects, columns, strict=True)
                     for panel in maps[index]
                 ),
@@ -84,6 +88,11 @@ def corruption_rows(
         )
         for index, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
+
+
+def _note(panel: HeatMap) -> str:
+    _, comma, number = panel.note.partition(', pass')
+    return panel.title.lower() + comma + number
 
 
 def _check_shape(first: str, picture: Picture, name: str, size: tuple[int, int]) -> None:

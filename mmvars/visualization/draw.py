@@ -46,6 +46,8 @@ from mmvars.visualization.priors import PanelConfig
 from mmvars.visualization.recorder import recording
 
 __all__ = [
+    'AVERAGE',
+    'CLASS_TOKEN',
     'LIMITS',
     'ModelOutputs',
     'ViewOptions',
@@ -66,6 +68,7 @@ LIMITS = {
     'own': ', each in its own range',
 }
 MAX_COLUMNS = 8  # of atoms
+CLASS_TOKEN, AVERAGE = 'Class token looks at', 'Average token looks at'  # titles, and kinds
 
 
 @dataclass(frozen=True)
@@ -370,8 +373,8 @@ def map_panels(
             outputs.norm_shares[index] if outputs.norm_shares else None,
         )
         for maps, title, note in (
-            (outputs.class_attention, 'Class token looks at', 'last block, mean of heads'),
-            (outputs.average_attention, 'Average token looks at', 'mean of queries and heads'),
+            (outputs.class_attention, CLASS_TOKEN, 'last block, mean of heads'),
+            (outputs.average_attention, AVERAGE, 'mean of queries and heads'),
         ):
             if index < len(maps):  # there are none of reweighted output tokens
                 heat_map(options.cut(options.scaled(maps[index])), title, note + of_pass, title)
@@ -411,8 +414,8 @@ def attention_panels(
     """
     config, image = config or PanelConfig(), outputs.image
 
-    def label_map(labels: np.ndarray, **texts: str) -> LabelMap:
-        return LabelMap(labels, image, classes.names, classes.palette, **texts)
+    def label_map(labels: np.ndarray, title: str = 'Segmentation', note: str = '') -> LabelMap:
+        return LabelMap(labels, image, classes.names, classes.palette, title=title, note=note)
 
     panels: list[Panel] = [
         Picture(image, halves=_halves(outputs, config)),
