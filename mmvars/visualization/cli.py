@@ -221,12 +221,12 @@ def _draw_corrupted(args: argparse.Namespace) -> int:
     for number, (image, target) in enumerate(zip(images, targets, strict=True), 1):
         try:
             with user_errors():
-                rows = corruption_rows(subjects, image, args.corrupt, args.severity, options)
+                rows, size = corruption_rows(subjects, image, args.corrupt, args.severity, options)
         except InputError as error:
             num_failed += 1
             print(f'[{number}/{len(images)}] not drawn: {error}', file=sys.stderr)
             continue
-        size, path = rows[0].panels[0].image.shape[:2], target['corruptions']
+        path = target['corruptions']
         words = 'maps' if args.average_attention or args.class_attention else 'token norms'
         footer = f'{short_paths(image)[0]} · {words} on the clean image{LIMITS[options.limits]}'
         footer += ' · one range a model' * (options.limits != 'own')

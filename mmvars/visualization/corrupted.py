@@ -33,7 +33,7 @@ def corruption_rows(
     corruptions: Sequence[str],
     severity: int,
     options: ViewOptions,
-) -> list[Row]:
+) -> tuple[list[Row], tuple[int, int]]:
     """The image, and beside it the maps of each model; clean in the first row.
 
     Corruptions are :class:`mmvars.Corrupt` right after the image is loaded, so that their pixels
@@ -47,6 +47,9 @@ def corruption_rows(
         severity: Of each, 1 to 5.
         options: Which maps: attention of the class token or of the average token stands in place
             of the token norms.
+
+    Returns:
+        The rows, and height and width of the image.
 
     Raises:
         InputError: If the image cannot be read, or two models see it in different shapes.
@@ -74,7 +77,7 @@ def corruption_rows(
         options.share_limits(panel for row in maps for panel in row)
         columns.append(maps)
     labels = ['clean', *(f'{name.replace("_", " ")}, severity {severity}' for name in corruptions)]
-    return [
+    rows = [
         Row(
             [
                 picture,
@@ -88,6 +91,8 @@ def corruption_rows(
         )
         for index, (picture, label) in enumerate(zip(pictures, labels, strict=True))
     ]
+    height, width = pictures[0].image.shape[:2]
+    return rows, (height, width)
 
 
 def _note(panel: HeatMap) -> str:
