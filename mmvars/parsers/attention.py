@@ -11,6 +11,7 @@ _EPILOG = """\
 data (--on):
   osie, mit1003   fixations of people, in --data-root (default: data/osie, data/mit1003)
   voc             PASCAL VOC 2012 val (default: data/VOCdevkit/VOC2012)
+  test            the labeled test data of a segmentor's config; give --objects
   FOLDER          images/ with fixations.json {"NAME": [[[x, y], ...], ...]}, a list of points in
                   pixels for each observer; or with masks/NAME.png, 0 the background, 255 unlabeled
 
@@ -34,7 +35,8 @@ objects:
   pointing  whether the maximum is on the object;  mass, rank: share of the map, and of as many
             largest pixels as it has, that is on it
   Jaccard   DINO's: patches that hold 60 % of the mass, the head that is best for the object
-  An object is all that an image has of one class; means over all objects.
+  An object is all that an image has of one class; means over all objects. "class prior": of a
+  network with a prior for each class, the pass that was told to look for the object's.
 
 Results of 20 images at a time are files in DIR/rows: a run that was stopped goes on with the same
 command. DIR holds attention.txt, .json, .csv and .md; intervals are a bootstrap over the images.
@@ -54,6 +56,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('config', help=f"{MODEL_HELP}; or timm/NAME, a network by timm's name")
     add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
     add('--on', required=True, metavar='DATA', help='what to compare with, see below')
+    add(
+        '--objects',
+        nargs='+',
+        metavar='CLASS',
+        help='of masks: only these are objects, all else is background',
+    )
     add('--data-root', metavar='DIR', help='where osie, mit1003 or voc are')
     add('--images', type=int, metavar='N', help='as many, evenly spaced in the data')
     add('--size', type=int, default=256, metavar='PX', help='short side of images (default: 256)')

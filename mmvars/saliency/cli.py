@@ -23,7 +23,13 @@ from mmvars.parsers.attention import parse_args
 from mmvars.predictor import run_files
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.runner import evenly_spaced
-from mmvars.saliency.data import IGNORED, FixationData, MaskData, read_data
+from mmvars.saliency.data import (
+    IGNORED,
+    FixationData,
+    MaskData,
+    read_config_data,
+    read_data,
+)
 from mmvars.saliency.measures import (
     baselines,
     fixation_scores,
@@ -33,8 +39,9 @@ from mmvars.saliency.measures import (
     seen_points,
 )
 from mmvars.saliency.report import fixation_table, object_tables, write_report
-from mmvars.saliency.subject import Subject, View, load_subject
+from mmvars.saliency.subject import BOTTOM_UP, Subject, View, load_subject
 from mmvars.visualization.draw import resolve_layer
+from mmvars.visualization.model import read_config
 
 __all__ = ['main']
 
@@ -58,15 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_args(argv)
     _check(args)
-    data = read_data(args.on, args.data_root)
     config, checkpoint = args.config, args.checkpoint
     if not config.startswith(PREFIX):
         config, checkpoint = run_files(config, checkpoint)
+    options = dict(parse_cfg_options(args.cfg_options) or {})
+    data = _data(args, config, options)
     subject = load_subject(
-        config,
-        None if checkpoint is None else str(checkpoint),
-        pick_device(args.device),
-        dict(parse_cfg_options(args.cfg_options) or {}),
+        config, None if checkpoint is None else str(checkpoint), pick_device(args.device), options
     )
     if args.alpha is not None:
         if subject.network is None:
@@ -115,6 +120,23 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
+def _data(args: argparse.Namespace, config: str, options: dict) -> FixationData | MaskData:
+    if args.on == 'test':
+        if config.startswith(PREFIX) or args.data_root is not None:
+            raise InputError(
+                '--on test is the test data of a config, where the config says they are: leave '
+                '--data-root out, and give a config'
+            )
+        data: FixationData | MaskData = read_config_data(read_config(config, options))
+    else:
+        data = read_data(args.on, args.data_root)
+    if args.objects is None:
+        return data
+    if isinstance(data, FixationData):
+        raise InputError(f'--objects is for masks, and --on {args.on} are fixations: leave it out')
+    return data.only(args.objects)
+
+
 def _blocks(words: Sequence[str], depth: int) -> list[int]:
     if words == ['default']:
         return [resolve_layer(None, depth)]
@@ -140,11 +162,12 @@ def _identity(
         digest.update(data.names[index].encode())
         if isinstance(data, FixationData):
             digest.update(data.points[index].tobytes())
-    names = ('size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed', 'config')
+    names = ('on', 'size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed', 'config')
     return dict(
         version=_VERSION,
         weights=sha256_of(subject.weights),
         cfg_options=args.cfg_options,
+        objects=args.objects,
         data=digest.hexdigest(),
         images=[data.names[index] for index in indices],
         blocks=list(blocks),
@@ -192,7 +215,8 @@ def _measure(
     grid = tuple(next(iter(own.values())).shape[1:])
     seed = zlib.crc32(f'{args.seed} {data.names[index]}'.encode())
     maps: dict[str, Tensor] = baselines(view, grid, seed)
-    maps |= {str(name): each for name, each in own.items()}
+    # Where priors are classes, the second pass looks for nothing unless it is told a class.
+    maps |= {str(k): v for k, v in own.items() if k.stage == BOTTOM_UP or not subject.priors}
     if isinstance(data, FixationData):
         points, others = seen_points(data, index, view)
         if not len(points):
@@ -203,30 +227,41 @@ def _measure(
             points=len(points),
             maps=fixation_scores(maps, view, points, others, sigma, args.definition),
         )
-    return _measure_objects(data, index, view, maps)
+    return _measure_objects(args, data, subject, blocks, index, view, maps)
 
 
 def _measure_objects(
-    data: MaskData, index: int, view: View, maps: dict[str, Tensor]
+    args: argparse.Namespace,
+    data: MaskData,
+    subject: Subject,
+    blocks: Sequence[int],
+    index: int,
+    view: View,
+    maps: dict[str, Tensor],
 ) -> dict[str, Any] | None:
     labels = seen_labels(data, index, view)
     if labels.shape != (view.height, view.width):
         raise InputError(
-            f'{data.masks[index]} has {labels.shape[1]}x{labels.shape[0]} pixels, and its image '
-            f'{view.width}x{view.height}: masks must be of the size of their images'
+            f'the mask of {data.paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels, and '
+            f'the image {view.width}x{view.height}: they must be of one size'
         )
     counted = labels != IGNORED
     foreground = counted & (labels > 0)
     if not foreground.any():
         return None
+    objects = []
+    for label in np.unique(labels[foreground]).tolist():
+        steered = {}
+        prior = subject.priors.get(data.class_name(label))
+        if prior is not None:
+            own = subject.maps(view.pixels, blocks, args.steps, prior, args.alpha)
+            steered = {f'{k}, class prior': v for k, v in own.items() if k.stage != BOTTOM_UP}
+        objects.append(object_scores(maps | steered, view, labels == label, counted))
     return dict(
         name=data.names[index],
         share=float(foreground[counted].mean()),
         foreground=foreground_counts(maps, view, foreground, counted),
-        objects=[
-            object_scores(maps, view, labels == label, counted)
-            for label in np.unique(labels[foreground]).tolist()
-        ],
+        objects=objects,
     )
 
 

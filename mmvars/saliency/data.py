@@ -1,17 +1,20 @@
 """What maps are compared with: fixations of people, or masks of objects, of a folder of images."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from mmengine.config import Config
 
 from mmvars.datasets.files import images_in, open_image
 from mmvars.errors import InputError, first_of
+from mmvars.priors import find_class
 from mmvars.saliency.fixations import points_of_map
+from mmvars.steerability.photos import NO_CLASS, Photos
 
-__all__ = ['FixationData', 'MaskData', 'read_data']
+__all__ = ['IGNORED', 'FixationData', 'MaskData', 'read_config_data', 'read_data']
 
 NAMED = {'osie': 'data/osie', 'mit1003': 'data/mit1003', 'voc': 'data/VOCdevkit/VOC2012'}
 """Name of ``--on`` -> where it is by default."""
@@ -70,26 +73,78 @@ class MaskData:
     Attributes:
         title: For the report.
         names, paths: Of the images.
-        masks: Files of labels.
+        labels: From the number of an image to its labels ``(H, W)``: 0 is the background, 255 does
+            not count.
         classes: Names of the labels from 0 on, the background first; ``None`` where unknown.
     """
 
     title: str
     names: Sequence[str]
     paths: Sequence[str]
-    masks: Sequence[str]
+    labels: Callable[[int], np.ndarray]
     classes: Sequence[str] | None = None
 
-    def labels(self, index: int) -> np.ndarray:
-        """``(H, W)`` of an image; 0 is the background, 255 does not count."""
-        with open_image(self.masks[index], self.masks[index]) as image:
+    def class_name(self, label: int) -> str:
+        """Name of a label; ``''`` where it has none."""
+        return self.classes[label] if self.classes and label < len(self.classes) else ''
+
+    def only(self, classes: Sequence[str]) -> 'MaskData':
+        """With these classes as objects; all others are background.
+
+        Raises:
+            InputError: If the data have no such class.
+        """
+        if self.classes is None:
+            raise InputError(f'--objects: the classes of {self.title} have no names')
+        numbers = [find_class(name, self.classes) for name in classes]
+        labels = self.labels
+
+        def selected(index: int) -> np.ndarray:
+            all_labels = labels(index)
+            return np.where(np.isin(all_labels, [*numbers, IGNORED]), all_labels, 0)
+
+        return replace(self, labels=selected)
+
+
+def _file_labels(masks: Sequence[str]) -> Callable[[int], np.ndarray]:
+    def read(index: int) -> np.ndarray:
+        with open_image(masks[index], masks[index]) as image:
             labels = np.asarray(image)
         if labels.ndim != 2:
             raise InputError(
-                f'{self.masks[index]} is a color image, and a mask has a label in each pixel: save '
-                'it as a gray or palette PNG'
+                f'{masks[index]} is a color image, and a mask has a label in each pixel: save it '
+                'as a gray or palette PNG'
             )
         return labels.astype(int)
+
+    return read
+
+
+def read_config_data(cfg: Config) -> MaskData:
+    """The data that ``--on test`` names; class k of the config is label k + 1.
+
+    Raises:
+        InputError: If the config is of no segmentor, or its test data are not there.
+    """
+    head = cfg.model.get('decode_head')
+    if head is None:
+        raise InputError(
+            '--on test takes masks from the test data of a segmentor, and this config is of none: '
+            'give voc, or a folder'
+        )
+    head = head[-1] if isinstance(head, Sequence) else head
+    photos = Photos(cfg, None, head['num_classes'], segments=True)
+    entries = [photos.dataset.get_data_info(index) for index in range(len(photos))]
+    paths = [entry['img_path'] for entry in entries]
+    classes = photos.dataset.metainfo.get('classes')
+
+    def read(index: int) -> np.ndarray:
+        labels = photos[index].labels
+        return np.where(labels == NO_CLASS, IGNORED, labels + 1)
+
+    names = ['/'.join(Path(path).parts[-2:]) for path in paths]
+    known = None if classes is None else ('background', *classes)
+    return MaskData('test data of the config', names, paths, read, known)
 
 
 def read_data(on: str, root: str | None = None) -> FixationData | MaskData:
@@ -205,7 +260,7 @@ def _read_voc(folder: Path) -> MaskData:
     masks = [str(folder / 'SegmentationClass' / f'{name}.png') for name in names]
     if missing := [path for path in (*paths, *masks) if not Path(path).is_file()]:
         raise InputError(f'VOC 2012 lacks {first_of(missing, 2)}. It must be\n{_VOC}')
-    return MaskData('voc', names, paths, masks, VOC_CLASSES)
+    return MaskData('voc', names, paths, _file_labels(masks), VOC_CLASSES)
 
 
 def _read_masks(folder: Path) -> MaskData:
@@ -214,4 +269,4 @@ def _read_masks(folder: Path) -> MaskData:
     names = [Path(path).stem for path in paths]
     if missing := [name for name in names if name not in masks]:
         raise InputError(f'{folder}/masks lacks {first_of(missing)} (.png)')
-    return MaskData(folder.name, names, paths, [masks[name] for name in names])
+    return MaskData(folder.name, names, paths, _file_labels([masks[name] for name in names]))

@@ -1,6 +1,7 @@
 """A model whose maps are measured: how images reach it, and the maps of its blocks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +18,32 @@ from mmvars.engine.errors import user_errors
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.models.base import Backbone
-from mmvars.networks import PerceiverIO, Trunk
+from mmvars.networks import ClassPrototype, PerceiverIO, Trunk
 from mmvars.networks.timm_trunk import PREFIX, build_timm_trunk
 from mmvars.saliency.attention import attention_of
-from mmvars.visualization.model import Sample, build_model, read_config
+from mmvars.visualization.model import (
+    ClassTable,
+    Sample,
+    build_model,
+    class_sources,
+    dataset_of,
+    read_config,
+)
 from mmvars.visualization.recorder import recording
 
-__all__ = ['CLASS', 'MEAN', 'NORMS', 'RECONSTRUCTION', 'MapName', 'Subject', 'View', 'load_subject']
+__all__ = [
+    'BOTTOM_UP',
+    'CLASS',
+    'MEAN',
+    'NORMS',
+    'RECONSTRUCTION',
+    'MapName',
+    'Subject',
+    'View',
+    'load_subject',
+]
 
+BOTTOM_UP = 'bottom-up'
 NORMS = 'token norms'
 MEAN = 'mean attention'
 CLASS = 'class attention'
@@ -36,7 +55,8 @@ class MapName(NamedTuple):
 
     Attributes:
         block: From 0.
-        stage: ``'bottom-up'``, the first pass; ``'top-down'``, the last; ``'pass 2'``, ... between.
+        stage: :data:`BOTTOM_UP`, the first pass; ``'top-down'``, the last; ``'pass 2'``, ...
+            between them.
         kind: One of :data:`NORMS` (of the tokens after the block), :data:`MEAN` (what the average
             token looks at), :data:`CLASS` (what the class token looks at) and
             :data:`RECONSTRUCTION` (of VARS: the norms of P u).
@@ -81,6 +101,8 @@ class Subject:
         depth: Blocks.
         patch: Pixels that the sides of an image must be multiples of.
         network: With top-down attention; ``None``: other.
+        weights: All of the network, by which results are kept.
+        priors: Class -> prior ``(C,)``, where the network has such.
     """
 
     def __init__(
@@ -89,8 +111,9 @@ class Subject:
         normalize: Callable[[np.ndarray], Tensor],
         depth: int,
         patch: int,
-        network: Any = None,
-        weights: Mapping[str, Tensor] | None = None,
+        network: Any,
+        weights: Mapping[str, Tensor],
+        priors: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self.run = run
         self.normalize = normalize
@@ -98,6 +121,7 @@ class Subject:
         self.patch = patch
         self.network = network
         self.weights = weights
+        self.priors = priors
 
     def view(self, image: Image.Image, size: int, crop: int | None) -> View:
         """An image as the model sees it: short side ``size``, whole or the middle ``crop`` of it.
@@ -186,7 +210,8 @@ def load_subject(
         backbone_class = MODELS.get(cfg.model.backbone.type)
     if isinstance(backbone_class, type) and issubclass(backbone_class, Backbone):
         model, _ = build_model(cfg, checkpoint, device, heads=False)
-        return _of_network(model.backbone.network, _preprocessor(model))
+        priors = _class_priors(cfg, model)
+        return _of_network(model.backbone.network, _preprocessor(model), priors)
     model = _foreign_model(cfg, checkpoint).to(device).eval()
     return _of_foreign(model.backbone, _preprocessor(model), device)
 
@@ -239,16 +264,30 @@ def _of_foreign(
         maps: Maps = {}
         for index, layer in enumerate(attention_of(backbone, images, blocks)):
             if layer is not None:
-                maps[MapName(index, 'bottom-up', MEAN)] = _heads(layer.mean, layer.grid)
+                maps[MapName(index, BOTTOM_UP, MEAN)] = _heads(layer.mean, layer.grid)
                 if layer.grid.num_prefix:
-                    maps[MapName(index, 'bottom-up', CLASS)] = _heads(layer.first, layer.grid)
+                    maps[MapName(index, BOTTOM_UP, CLASS)] = _heads(layer.first, layer.grid)
         return maps
 
     patch = side // layers[0].grid.height
     return Subject(run, normalize, len(layers), patch, None, backbone.state_dict())
 
 
-def _of_network(network: Any, normalize: Callable[[np.ndarray], Tensor]) -> Subject:
+def _class_priors(cfg: Config, model: Any) -> dict[str, Tensor]:
+    """Class -> prior of a network that has a prior for each, where the config names them."""
+    prior = getattr(model.backbone.network, 'prior', None)
+    if not isinstance(prior, ClassPrototype) or cfg.get('test_dataloader') is None:
+        return {}
+    vectors = prior.prototypes.detach()
+    table = ClassTable.of(len(vectors), *class_sources(dataset_of(cfg), {}))
+    return dict(zip(table.names, vectors, strict=True)) if table.named else {}
+
+
+def _of_network(
+    network: Any,
+    normalize: Callable[[np.ndarray], Tensor],
+    priors: Mapping[str, Tensor] = MappingProxyType({}),
+) -> Subject:
     """Of a network of mmvars: all passes, and the steps of VARS."""
     trunk = network if isinstance(network, Trunk) else network.trunk
 
@@ -287,7 +326,8 @@ def _of_network(network: Any, normalize: Callable[[np.ndarray], Tensor]) -> Subj
         return maps
 
     steered = None if isinstance(network, Trunk) else network
-    return Subject(run, normalize, trunk.depth, max(trunk.strides), steered, network.state_dict())
+    patch = max(trunk.strides)
+    return Subject(run, normalize, trunk.depth, patch, steered, network.state_dict(), priors)
 
 
 def _recorded(function: Callable) -> Callable:
@@ -316,7 +356,7 @@ def _norms(tokens: Tensor) -> Tensor:
 
 def _stage(number: int, passes: int) -> str:
     if number == 0:
-        return 'bottom-up'
+        return BOTTOM_UP
     return 'top-down' if number == passes - 1 else f'pass {number + 1}'
 
 

@@ -58,6 +58,50 @@ def write_model(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def segmentor(tmp_path_factory, data) -> tuple[str, str]:
+    """A network with a prior for each class, and labeled test data of its own."""
+    folder = tmp_path_factory.mktemp('segmentor')
+    pipeline = [dict(type='mmvars.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
+    cfg = Config(
+        dict(
+            default_scope='mmseg',
+            model=dict(
+                type='mmvars.EncoderDecoder',
+                data_preprocessor=dict(
+                    type='mmseg.SegDataPreProcessor',
+                    mean=[123.675, 116.28, 103.53],
+                    std=[58.395, 57.12, 57.375],
+                    bgr_to_rgb=True,
+                ),
+                backbone=dict(BACKBONES['absvit'], prior=dict(type='learned_classes')),
+                decode_head=dict(type='mmvars.LinearHead', num_classes=6),
+                test_cfg=dict(mode='whole'),
+            ),
+            test_dataloader=dict(
+                dataset=dict(
+                    type='mmseg.BaseSegDataset',
+                    data_root=str(data),
+                    img_suffix='.png',
+                    seg_map_suffix='.png',
+                    data_prefix=dict(img_path='images', seg_map_path='masks'),
+                    metainfo=dict(classes=('floor', 'rug', 'square', 'dog', 'cat', 'corner')),
+                    pipeline=pipeline,
+                )
+            ),
+        )
+    )
+    cfg.dump(folder / 'config.py')
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        state = MODELS.build(cfg.model).state_dict()
+    for key in state:
+        if key.endswith('prior.prototypes'):
+            state[key] = torch.randn_like(state[key])
+    torch.save(dict(state_dict=state), folder / 'model.pth')
+    return str(folder / 'config.py'), str(folder / 'model.pth')
+
+
+@pytest.fixture(scope='module')
 def data(tmp_path_factory) -> Path:
     """Three images with a bright square, at which people look, and which is an object."""
     root = tmp_path_factory.mktemp('data')
@@ -141,6 +185,24 @@ def test_objects_and_the_steps_of_vars(run, write_model, masks) -> None:
     assert len({each['value'] for each in later}) == 3
 
 
+def test_class_priors_on_the_test_data_of_a_config(run, segmentor) -> None:
+    asked = (*segmentor, '--on', 'test', '--blocks', 1, '--objects', 'square')
+    status, said, content = run(*asked, 'corner')
+    assert status == 0, said
+    foreground, objects = content['tables'].values()
+    assert not [name for name in foreground if 'top-down' in name]
+    steered = [name for name in objects if 'top-down' in name]
+    assert len(steered) == 3 and all(name.endswith('class prior') for name in steered)
+    assert objects['center']['mass']['count'] == 6
+    alone = run(*asked)[2]['tables']['objects']
+    assert alone['center']['mass']['count'] == 3
+    for name in steered:  # a prior changes the map
+        plain = name.replace('top-down', 'bottom-up').removesuffix(', class prior')
+        assert objects[name]['mass']['value'] != objects[plain]['mass']['value']
+    status, said, _ = run(*segmentor, '--on', 'test', '--objects', 'sqare')
+    assert status == 2 and "no class is called 'sqare'; did you mean 'square'" in said
+
+
 def test_a_foreign_transformer_and_the_middle_of_images(run, write_model, data) -> None:
     status, said, content = run(*write_model('foreign'), '--on', data, '--crop', 24)
     assert status == 0, said
@@ -187,6 +249,8 @@ def test_what_is_done_is_not_done_again(run, write_model, data, monkeypatch) -> 
         (['--on', '{data}', '--blocks', 'last'], '--blocks takes numbers'),
         (['--on', '{data}', '--blocks', '2'], 'block index from 0 to 1'),
         (['--on', '{data}', '--alpha', '-1'], '--alpha'),
+        (['--on', '{data}', '--objects', 'cat'], 'are fixations: leave it out'),
+        (['--on', 'test'], 'this config is of none'),
     ],
 )
 def test_bad_input_is_one_message(options, message, run, write_model, data) -> None:
