@@ -146,7 +146,7 @@ class Attacker:
 
         Returns:
             The batch, and for each image the share of its values whose gradient is zero in the
-            first step; ``None`` where no label counts, or there is no step.
+            first step, or no number; ``None`` where no label counts, or there is no step.
 
         Raises:
             InputError: If pixels are not from 0 to 255, or logits carry no gradient.
@@ -170,7 +170,10 @@ class Attacker:
         for step in range(self.attack.steps):
             gradients = self.gradients(pixels, data, step / self.attack.steps)
             if step == 0:
-                zero = [None if g is None else float((g == 0).float().mean()) for g in gradients]
+                # A gradient that is not a number moves nothing either.
+                zero = [
+                    None if g is None else float((~(g.abs() > 0)).float().mean()) for g in gradients
+                ]
             pixels = [
                 each
                 if gradient is None

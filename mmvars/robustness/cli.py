@@ -242,7 +242,7 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     if names:
         changes['changes'] = tuple(dict.fromkeys(names))
     if levels:
-        changes['levels'] = tuple(sorted(set(levels)))
+        changes['levels'] = tuple(sorted({type(level)(f'{level:g}') for level in levels}))
     if changes:
         protocol = replace(protocol, name=f'{protocol.name}, changed', **changes)
     if not args.data and not protocol.is_attack:
@@ -328,11 +328,11 @@ def _start(evaluation: Evaluation, result: Result) -> Callable[[Setting, dict, s
     def say(setting: Setting, row: dict, time: str) -> None:
         whole = np.ones((1, len(evaluation.names[setting])))
         score = float(Scores.from_row(row, len(result.classes)).value(whole)[0])
+        shown = f'{result.score} {100 * score:.2f}'
+        if setting.change in ATTACKS:
+            shown = 'done'  # no number before it is known whether the attack worked
         count = len(settings) - len(result.rows.missing(settings))
-        print(
-            f'[{count}/{len(settings)}] {setting.name}: {result.score} {100 * score:.2f}  ({time})',
-            flush=True,
-        )
+        print(f'[{count}/{len(settings)}] {setting.name}: {shown}  ({time})', flush=True)
 
     return say
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmvars.errors import InputError
-from mmvars.robustness.checks import check_attack
+from mmvars.robustness.checks import check_attack, failed_checks
 from mmvars.robustness.page import render_page
 from mmvars.robustness.protocols import (
     ALEXNET_ERRORS,
@@ -109,6 +109,11 @@ class Result:
         for setting in self.protocol.worst:  # of the last images
             values[setting] = self.scores(setting).value(weights)
         return values
+
+    def checks(self, values: Mapping[Setting, np.ndarray]) -> list[tuple[str, str, bool]]:
+        """Whether the attacks worked, of the :meth:`draws`; nothing of other protocols."""
+        is_attack = self.protocol.is_attack
+        return check_attack(self.protocol, self.rows, values) if is_attack else []
 
     def by_class(self) -> dict[Setting, np.ndarray]:
         """The score of each class ``(K,)`` in each setting."""
@@ -226,9 +231,10 @@ def write_report(
     table = _table(result, values)
     about, checks = dict(result.about), []
     if result.protocol.is_attack:
-        checks = check_attack(result.protocol, result.rows, values)
-        failed = '; '.join(f'{name}: {found}' for name, found, holds in checks if not holds)
-        about['believed'] = f'NOT TO BE BELIEVED: {failed}' if failed else 'all four checks hold'
+        checks = result.checks(values)
+        about['believed'] = _verdict(checks)
+        if against is not None:
+            about['believed of the other'] = _verdict(against.checks(against.draws()))
     head = [f'{name}: {text}' for name, text in about.items()]
     unit = ', by epsilon in 1/255 of pixels' * result.protocol.is_attack
     parts: list[tuple[str, list[list[str]]]] = [
@@ -299,6 +305,11 @@ def write_report(
     ):
         write_text(Path(folder, f'{FILE}.{suffix}'), body, overwrite=True)
     return text
+
+
+def _verdict(checks: list[tuple[str, str, bool]]) -> str:
+    failed = failed_checks(checks)
+    return f'NOT TO BE BELIEVED: {failed}' if failed else 'all four checks hold'
 
 
 def _finite(value: float) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmvars.errors import InputError
+from mmvars.robustness.checks import failed_checks
 from mmvars.robustness.report import (
     Estimate,
     Result,
@@ -72,12 +73,18 @@ def write_twins(
         )
     counts = ' and '.join(f'{len(r)} of {n}' for n, r in zip(names, (ours, theirs), strict=True))
     title = f'Robustness of {names[0]} and {names[1]}'
+    doubts = [
+        f'NOT TO BE BELIEVED of {result.about["config"]}: {failed}'
+        for result in (*ours, *theirs)
+        if (failed := failed_checks(result.checks(result.draws())))
+    ]
     head = [
         f'protocol: {ours[0].about["protocol"]}',
         f'images: {ours[0].about["images"]}',
         f'seeds: {counts}; ± is their standard deviation',
         'difference: of the means over the seeds, with the 95 % interval of a bootstrap that is '
         'paired over the images; the spread over the seeds is not in it',
+        *doubts,
         *_preprocessing([*ours, *theirs]),
     ]
     text = '\n'.join([title, *head, '', aligned_table(rows)]) + '\n'
@@ -85,7 +92,7 @@ def write_twins(
     for suffix, body in (
         ('txt', text),
         ('md', '\n'.join(markdown) + '\n'),
-        ('json', json.dumps(dict(twins=names, numbers=content), indent=1) + '\n'),
+        ('json', json.dumps(dict(twins=names, doubts=doubts, numbers=content), indent=1) + '\n'),
     ):
         write_text(Path(folder, f'{FILE}.{suffix}'), body, overwrite=True)
     return text
