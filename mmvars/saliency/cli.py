@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _Chunk(f'images_{start:05d}', tuple(indices[start : start + _CHUNK]))
         for start in range(0, len(indices), _CHUNK)
     ]
-    identity = _identity(args, data, subject, blocks, indices)
+    # An option of a mixer, or alpha, is no weight.
+    model = config if config.startswith(PREFIX) else repr(read_config(config, options).model)
+    identity = _identity(args, data, subject, model, blocks, indices)
     rows = Rows.of(out, [(identity, chunks)])
     _run(args, data, subject, blocks, rows, chunks)
     images = [image for chunk in chunks for image in rows.read(chunk)['images']]
@@ -153,6 +155,7 @@ def _identity(
     args: argparse.Namespace,
     data: FixationData | MaskData,
     subject: Subject,
+    model: str,
     blocks: Sequence[int],
     indices: Sequence[int],
 ) -> dict[str, Any]:
@@ -162,11 +165,11 @@ def _identity(
         digest.update(data.names[index].encode())
         if isinstance(data, FixationData):
             digest.update(data.points[index].tobytes())
-    names = ('on', 'size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed', 'config')
+    names = ('on', 'size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed')
     return dict(
         version=_VERSION,
         weights=sha256_of(subject.weights),
-        cfg_options=args.cfg_options,
+        model=model,
         objects=args.objects,
         data=digest.hexdigest(),
         images=[data.names[index] for index in indices],

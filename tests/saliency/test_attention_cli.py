@@ -232,7 +232,8 @@ def test_what_is_done_is_not_done_again(run, write_model, data, monkeypatch) -> 
     monkeypatch.setattr(cli, '_measure', None)
     assert run(*model, '--on', data)[2] == content  # nothing is left to do
     monkeypatch.setattr(cli, '_measure', measure)
-    assert 'made earlier' not in run(*model, '--on', data, '--sigma', 3)[1]
+    for other in (['--sigma', 3], ['--cfg-options', 'model.backbone.alpha=2']):
+        assert 'made earlier' not in run(*model, '--on', data, *other)[1]
 
 
 @pytest.mark.parametrize(
