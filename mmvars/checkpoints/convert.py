@@ -51,7 +51,8 @@ __all__ = ['TASKS', 'Conversion', 'convert_checkpoint', 'convert_state_dict']
 
 TASKS = ('segmentation', 'classification')
 
-_RELEASED_ONLY = dict(preset='release', scale_aware_sparsity=False)  # it has no choice of these
+# It has no choice of these.
+_RELEASED_ONLY = dict(preset='release', scale_aware_sparsity=False, separate_keys=False)
 
 
 class Conversion(NamedTuple):

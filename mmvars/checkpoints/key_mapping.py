@@ -145,6 +145,8 @@ def shown_options(shapes: Shapes, mixer: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if leaves and is_release is not None:
         options['preset'] = 'release' if is_release else 'thesis'
+    if leaves and mixer == 'vars_d':
+        options['separate_keys'] = 'k.weight' in leaves
     if len(features) == 3 and features[1]:
         ratio, rest = divmod(features[2], features[1])
         options['feature_ratio'] = features[2] / features[1] if rest else ratio

@@ -28,7 +28,7 @@ __all__ = [
 
 
 class SparseTrace(NamedTuple):
-    """The steps that led to a sparse code, for figures and statistics.
+    """The steps that led to a sparse code, for figures, statistics and losses.
 
     Attributes:
         codes: ``num_steps + 1`` codes. VARS-D, -SD: ``(B, h, M, D)``; VARS-S: ``(B, C, r, H, W)``.

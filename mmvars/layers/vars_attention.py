@@ -56,12 +56,14 @@ class Atoms(NamedTuple):
         scale: ``(B, h, M, 1)``: one over the length of each atom, or ``None``. Applied to codes,
             which are smaller than atoms.
         gram: ``(B, h, M, M)``, P'P of the scaled atoms.
+        readout: ``(B, h, N, M)``, another dictionary that decodes; ``None``: this one does.
     """
 
     dynamic: Tensor
     static: Tensor | None
     scale: Tensor | None
     gram: Tensor
+    readout: Tensor | None = None
 
     def encode(self, signal: Tensor) -> Tensor:
         """``P'x``, ``(B, h, M, D)``, of ``x (B, h, N, D)``."""
@@ -73,6 +75,8 @@ class Atoms(NamedTuple):
 
     def decode(self, code: Tensor) -> Tensor:
         """``P u``, ``(B, h, N, D)``, of ``u (B, h, M, D)``."""
+        if self.readout is not None:
+            return self.readout @ code
         code = code if self.scale is None else self.scale * code
         if self.static is None:
             return self.dynamic @ code
@@ -134,6 +138,8 @@ class VARSDynamic(nn.Module):
             N = 196 to 784). With the thesis' atoms the factor is ``N / N0``. Exact for the soft
             threshold; the width of GELU does not scale. The released models do not have it; at N0
             it changes nothing.
+        separate_keys: Find the code of the value with ``Phi(k)`` in place of ``Phi(q)``, which
+            decodes it (Eq. 2.3-2.4). The keys k have a projection of their own, ``k``.
 
     Raises:
         InputError: On a value that cannot be used.
@@ -161,6 +167,7 @@ class VARSDynamic(nn.Module):
         sparsity: float | None = None,
         feature_ratio: float = 2.0,
         scale_aware_sparsity: bool = False,
+        separate_keys: bool = False,
     ) -> None:
         super().__init__()
         check_choice('preset', preset, self.presets)
@@ -177,6 +184,7 @@ class VARSDynamic(nn.Module):
         check_number('num_steps', self.num_steps, 0, 1000, whole=True)
         check_number('sparsity', self.sparsity, 0, 1e6)
         check_flag('scale_aware_sparsity', scale_aware_sparsity)
+        check_flag('separate_keys', separate_keys)
         head_dim = head_width(embed_dim, num_heads)
         features = num_features(feature_ratio, head_dim)
         learns = self.num_steps > 0  # without an update, no loss reaches what updates use
@@ -190,6 +198,9 @@ class VARSDynamic(nn.Module):
         self.sparsity_scale = nn.Parameter(
             torch.ones(1), requires_grad=learns or preset == 'release'
         )  # w1
+        self.separate_keys = separate_keys
+        if separate_keys:
+            self.k = nn.Linear(embed_dim, embed_dim, bias=qkv_bias)
 
     def forward(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> Tensor:
         """Mix ``x (B, N, C)``; ``top_down (B, N, C)`` or ``None``. Returns ``(B, N, C)``."""
@@ -213,20 +224,35 @@ class VARSDynamic(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def _query_value(self, x: Tensor, top_down: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What the tokens are projected to, each ``(B, N, C)``."""
+        """What the tokens are projected to, each ``(B, N, C)``.
+
+        With ``separate_keys`` the first is ``(B, N, 2 C)``: of each head queries, then keys.
+        """
+        signal = top_down if self.injection == 'qkv' else None
         if self.preset == 'release':
             query, value = project_with_top_down(
                 self.qv, x, top_down, self.injection, self.double_value_bias
             )
-            return query, value
-        signal = top_down if self.injection == 'qkv' else None
-        (query,) = project_with_top_down(self.qv, x, signal, 'qkv', self.double_value_bias)
-        if top_down is None:
-            return query, x
-        return query, x * top_down if self.injection == 'mask' else x + top_down
+        else:
+            (query,) = project_with_top_down(self.qv, x, signal, 'qkv', self.double_value_bias)
+            value = x
+            if top_down is not None:
+                value = x * top_down if self.injection == 'mask' else x + top_down
+        if self.separate_keys:
+            (key,) = project_with_top_down(self.k, x, signal, 'qkv', self.double_value_bias)
+            heads = [rows.unflatten(2, (self.num_heads, -1)) for rows in (query, key)]
+            query = torch.cat(heads, dim=-1).flatten(2)
+        return query, value
 
     def _atoms(self, query: Tensor, grid: TokenGrid) -> Atoms:
-        """The dictionary of random features of the queries ``(B, h, N, D)``."""
+        """The dictionary of the queries ``(B, h, N, D)``, or of queries and keys ``(.., 2 D)``."""
+        if not self.separate_keys:
+            return self._dictionary(query)
+        query, key = query.chunk(2, dim=-1)
+        return self._dictionary(key)._replace(readout=self._dictionary(query).matrix())
+
+    def _dictionary(self, query: Tensor) -> Atoms:
+        """Random features of queries or keys ``(B, h, N, D)`` as atoms."""
         features = self._features(query)
         return self._scaled(features, None, features.transpose(-2, -1) @ features)
 
@@ -264,7 +290,6 @@ class VARSDynamic(nn.Module):
         gram = left @ (atoms.gram @ gamma)
         return ista(gram, target, start, step_size, sparsity, self.num_steps, shrink)
 
-    @torch.no_grad()
     def trace(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> SparseTrace:
         """The codes and reconstructions of all steps, for the arguments of :meth:`forward`."""
         query, value = self._query_value(x, top_down)
@@ -272,6 +297,7 @@ class VARSDynamic(nn.Module):
             atoms = self._atoms(split_heads(upcast_to_float32(query), self.num_heads), grid)
             signal = split_heads(upcast_to_float32(value), self.num_heads)
             codes = tuple(self._codes(atoms, signal, grid))
+            atoms = atoms._replace(readout=None)  # that of the keys reconstructs (Eq. 2.3)
             decoded = tuple(merge_heads(atoms.decode(code)) for code in codes)
             return SparseTrace(codes, decoded, merge_heads(signal), atoms.matrix())
 
@@ -476,7 +502,6 @@ class VARSConvolutionalDynamic(VARSDynamic, GridResizeMixin):
 
         return ista(gram, target, target, step_size, sparsity, self.num_steps)
 
-    @torch.no_grad()
     def trace(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> SparseTrace:
         """The codes and reconstructions of all steps, for the arguments of :meth:`forward`.
 

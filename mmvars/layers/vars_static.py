@@ -238,7 +238,6 @@ class VARSStatic(GridResizeMixin):
 
         return ista(gradient, None, start, step_size, sparsity, self.num_steps)
 
-    @torch.no_grad()
     def trace(self, x: Tensor, grid: TokenGrid, top_down: Tensor | None = None) -> SparseTrace:
         """The codes and reconstructions of all steps, for the arguments of :meth:`forward`."""
         with full_precision(x):

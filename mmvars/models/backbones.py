@@ -5,7 +5,7 @@ What a backbone does with its network is in :mod:`mmvars.models.base`.
 
 from collections.abc import Sequence
 
-from mmvars.errors import check_choice
+from mmvars.errors import InputError, check_choice
 from mmvars.models.arguments import build_network, prompt_arguments, register_backbone
 from mmvars.models.base import Backbone
 from mmvars.networks import TOP_DOWN_DESIGNS
@@ -128,6 +128,13 @@ class AbSViT(Backbone):
             function.
         reconstruction_loss_weight: See :class:`~mmvars.models.base.Backbone`; 0.1 for ImageNet
             (A.5), 0 in the released segmentation recipe.
+        reconstruction_loss: ``'l2'`` (Eq. 2.13) or ``'cosine'``, which the thesis found similar.
+        stop_gradient: Whether the reconstruction loss trains the decoders alone (Eq. 2.13). With
+            ``False`` it reaches the whole network, which the thesis found to harm its
+            discriminative power (Section 2.5, "Trade-off").
+        code_sparsity: lambda of Eq. 2.12: adds ``lambda ||u||_1`` to the reconstruction loss, u the
+            codes of ``mixer='vars_s'``, ``'vars_d'`` or ``'vars_sd'``. Not for FSDP, whose units it
+            enters by another way than ``forward``.
         double_value_bias: Whether the top-down signal brings the bias of the value projection
             along once more, as in the released models, which is the default. With ``False``,
             ``alpha=0`` is pass 1, except on RVT, whose transposed convolution between stages has a
@@ -162,6 +169,9 @@ class AbSViT(Backbone):
         channels_last: bool = False,
         lora_cfg: dict | None = None,
         pretrained: bool | str | None = None,
+        reconstruction_loss: str = 'l2',
+        stop_gradient: bool = True,
+        code_sparsity: float = 0.0,
     ) -> None:
         check_choice('design', design, TOP_DOWN_DESIGNS)
         network = build_network(
@@ -181,7 +191,17 @@ class AbSViT(Backbone):
             num_passes=num_passes,
             first_pass_scale=first_pass_scale,
             double_value_bias=double_value_bias,
+            reconstruction_loss=reconstruction_loss,
+            stop_gradient=stop_gradient,
+            code_sparsity=code_sparsity,
         )
+        if not reconstruction_loss_weight and (
+            reconstruction_loss != 'l2' or not stop_gradient or code_sparsity
+        ):
+            raise InputError(
+                'reconstruction_loss, stop_gradient and code_sparsity have no effect while '
+                'reconstruction_loss_weight is 0: set it, such as to 0.1, or leave them out'
+            )
         super().__init__(
             network,
             out_indices,

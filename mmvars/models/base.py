@@ -431,10 +431,18 @@ class Backbone(BaseModule):
                 unused.append(trunk.norm)
                 if hasattr(trunk, 'cls_attn_blocks'):  # FAN's class stage is part of the output
                     unused += [trunk.cls_attn_blocks, trunk.cls_token]
-        elif getattr(self.network, 'num_passes', 2) == 2:  # a pass between uses every decoder
+        elif not self._is_every_decoder_used():
             unused += [decoder.to_value for decoder in decoders[end:]]
             unused += [decoder.gate for decoder in decoders[end:] if hasattr(decoder, 'gate')]
         return unused
+
+    def _is_every_decoder_used(self) -> bool:
+        """Whether a pass between or a loss on every block needs ``to_value`` of all decoders."""
+        network: Any = self.network
+        if not isinstance(network, TopDown):
+            return False
+        stops = getattr(network.feedback, 'stop_gradient', True)
+        return network.num_passes > 2 or not stops or network.code_sparsity > 0
 
     def _warn_of_ignored_loss(self) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or self._has_warned:

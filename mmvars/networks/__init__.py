@@ -12,6 +12,7 @@ from mmvars.networks.factory import (
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import (
     PRIORS,
+    RECONSTRUCTION_LOSSES,
     ClassPrototype,
     ExternalPrior,
     Feedback,
@@ -35,6 +36,7 @@ __all__ = [
     'FAN',
     'MODELS',
     'PRIORS',
+    'RECONSTRUCTION_LOSSES',
     'RVT',
     'TIMM_PREFIXES',
     'TOP_DOWN_DESIGNS',

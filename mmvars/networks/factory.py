@@ -134,6 +134,9 @@ def create_model(
     mixer_cfg: Mapping[str, Any] | None = None,
     double_value_bias: bool | None = None,
     channels_last: bool = False,
+    reconstruction_loss: str = 'l2',
+    stop_gradient: bool = True,
+    code_sparsity: float = 0.0,
     **overrides: Any,
 ) -> Trunk | TopDown | PerceiverIO:
     """Build a network by name, with torch's current default device and dtype.
@@ -165,6 +168,9 @@ def create_model(
         channels_last: Store the weights of convolutions in ``torch.channels_last``: on a CPU about
             a third less time for FAN at 512x512, an eighth for RVT. Tools that need contiguous
             parameters (safetensors, LBFGS, FSDP2) refuse such a network.
+        reconstruction_loss, stop_gradient: With ``top_down`` through decoders: see
+            :class:`Feedback`.
+        code_sparsity: Likewise: see :class:`TopDown`.
         **overrides: Arguments of the trunk that replace those of the named size; of a trunk of timm
             those of :func:`~mmvars.networks.timm_trunk.build_timm_trunk` (of MMPretrain
             :func:`~mmvars.networks.mmpretrain_zoo.build_mmpretrain_trunk`), and ``pretrained``:
@@ -180,6 +186,17 @@ def create_model(
     if isinstance(name, str) and name.startswith('absvit_'):
         top_down = top_down or 'absvit'
     _check_top_down(top_down, prior, alpha, num_passes, first_pass_scale)
+    if top_down in (None, 'mask_attention', 'perceiver_io'):
+        for option, value, default in (
+            ('reconstruction_loss', reconstruction_loss, 'l2'),
+            ('stop_gradient', stop_gradient, True),
+            ('code_sparsity', code_sparsity, 0),
+        ):
+            if value != default:
+                raise InputError(
+                    f'{option}={value!r} is of the reconstruction loss of decoders, which only '
+                    f"top_down='absvit', 'absvit_qkv' and 'feedback' have: leave it out"
+                )
     injection = _INJECTIONS.get(top_down or '', 'value')
     if isinstance(name, str) and name.startswith(TIMM_PREFIXES):
         if mixer is not None or mixer_cfg or double_value_bias:
@@ -206,9 +223,11 @@ def create_model(
     feedback = (
         MaskFeedback()
         if top_down == 'mask_attention'
-        else Feedback(trunk.widths, trunk.strides, gated)
+        else Feedback(trunk.widths, trunk.strides, gated, reconstruction_loss, stop_gradient)
     )
-    return TopDown(trunk, prior_module, feedback, alpha, num_passes, first_pass_scale)
+    return TopDown(
+        trunk, prior_module, feedback, alpha, num_passes, first_pass_scale, code_sparsity
+    )
 
 
 def _create_trunk(

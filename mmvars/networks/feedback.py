@@ -12,7 +12,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmvars.errors import InputError, check_number
+from mmvars.errors import InputError, check_choice, check_flag, check_number
 from mmvars.layers import Fusible, TokenGrid
 from mmvars.layers.attention import is_plain_linear
 from mmvars.layers.compile_utils import can_read_values, crop_to
@@ -20,6 +20,7 @@ from mmvars.layers.precision import upcast_to_float32
 
 __all__ = [
     'PRIORS',
+    'RECONSTRUCTION_LOSSES',
     'ClassPrototype',
     'ExternalPrior',
     'Feedback',
@@ -233,6 +234,12 @@ PRIORS: dict[str, type[Prior]] = {
 }
 
 
+RECONSTRUCTION_LOSSES = ('l2', 'cosine')
+"""How a decoded block output is compared with the block's input: the mean of the squared
+differences of their elements (Eq. 2.13), or of one minus the cosine of their tokens (the remark
+below it)."""
+
+
 class LayerDecoder(nn.Module):
     """The decoder g of one block (Figure 2.3): two linear maps without bias.
 
@@ -304,13 +311,27 @@ class Feedback(Fusible):
         widths: Channels of each block.
         strides: Stride of each block; where it changes, a transposed convolution leads across.
         gated: See above; for blocks of one stride.
+        reconstruction_loss: One of :data:`RECONSTRUCTION_LOSSES`.
+        stop_gradient: Whether the reconstruction loss trains the decoders alone. Without, it makes
+            the network generative, too, at a cost in accuracy (Section 2.5, "Trade-off").
     """
 
     decoders: Any  # a ModuleList of LayerDecoder
 
-    def __init__(self, widths: Sequence[int], strides: Sequence[int], gated: bool = False) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        gated: bool = False,
+        reconstruction_loss: str = 'l2',
+        stop_gradient: bool = True,
+    ) -> None:
         super().__init__()
+        check_choice('reconstruction_loss', reconstruction_loss, RECONSTRUCTION_LOSSES)
+        check_flag('stop_gradient', stop_gradient)
         self.gated = gated
+        self.reconstruction_loss = reconstruction_loss
+        self.stop_gradient = stop_gradient
         self.decoders = nn.ModuleList(LayerDecoder(width, gated) for width in widths)
         # Entry i leads from block i + 1 to block i.
         self.upsamples = nn.ModuleDict(
@@ -356,19 +377,24 @@ class Feedback(Fusible):
         """Layer-wise reconstruction loss (Eq. 2.13, first term) of each block: ``(L,)``.
 
         ``mean((sg(output) A_l' - sg(input))^2)`` over all elements, with sg the stop-gradient: it
-        trains ``to_below`` of its own block and nothing else.
+        trains ``to_below`` of its own block and nothing else. The constructor's arguments choose
+        the cosine, which leaves the length of the tokens free, and no stop-gradient.
 
         Differs from the thesis (half the sum of squares): the mean, as in the released models.
 
         Args:
             block_io: Input and output ``(B, N, C)`` of each block, before any norm.
         """
-        return torch.stack(
-            [
-                F.mse_loss(decoder.to_below(output.detach()), block_input.detach())
-                for decoder, (block_input, output) in zip(self.decoders, block_io, strict=True)
-            ]
-        )
+        errors = []
+        for decoder, (block_input, output) in zip(self.decoders, block_io, strict=True):
+            if self.stop_gradient:
+                block_input, output = block_input.detach(), output.detach()
+            decoded = decoder.to_below(output)
+            if self.reconstruction_loss == 'l2':
+                errors.append(F.mse_loss(decoded, block_input))
+            else:
+                errors.append((1 - F.cosine_similarity(decoded, block_input, dim=-1)).mean())
+        return torch.stack(errors)
 
     def fusible_weights(self) -> list[Tensor] | None:
         layers = [

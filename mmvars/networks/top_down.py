@@ -1,7 +1,7 @@
 """Top-down attention: a trunk, a prior and a feedback path, run in two passes (Figure 2.3 a)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,9 +79,13 @@ class TopDown(nn.Module):
         first_pass_scale: Scale of the images in the first pass (0 to 1, bilinear), whose tokens are
             then resampled to the grid of the second. Below 1 this is another, cheaper function,
             which the thesis does not have.
+        code_sparsity: lambda of Eq. 2.12: the reconstruction errors gain ``lambda ||u||_1``, with
+            the factor that makes half a sum of squares their mean; u is the code of the block's
+            mixer, which must be VARS. The thesis has 0, since self-attention has no such code. It
+            trains the network, and runs each mixer once more.
 
     Raises:
-        InputError: If a mixer takes no top-down input, or a number cannot be used.
+        InputError: If a mixer takes no top-down input or has no code, or a number cannot be used.
     """
 
     def __init__(
@@ -92,10 +96,12 @@ class TopDown(nn.Module):
         alpha: float = 1.0,
         num_passes: int = 2,
         first_pass_scale: float = 1.0,
+        code_sparsity: float = 0.0,
     ) -> None:
         super().__init__()
         check_number('num_passes', num_passes, 2, 100, whole=True)
         check_number('first_pass_scale', first_pass_scale, 1e-3, 1)
+        check_number('code_sparsity', code_sparsity, 0)
         if prior is None and isinstance(feedback, MaskFeedback):
             raise InputError('MaskFeedback feeds the weights of a prior back: pass a prior')
         for index, block in enumerate(trunk.blocks):
@@ -105,12 +111,19 @@ class TopDown(nn.Module):
                     f'which has no value path for a top-down input; use another '
                     f'mixer, such as vars_d'
                 )
+            if code_sparsity and not hasattr(block.attn, 'trace'):
+                raise InputError(
+                    f'code_sparsity={code_sparsity:g} needs sparse codes, and block {index} mixes '
+                    f'tokens with {type(block.attn).__name__}, which has none: leave it at 0, or '
+                    f'use a mixer of VARS, such as vars_d'
+                )
         self.trunk = trunk
         self.prior = prior
         self.feedback = feedback
         self.alpha = alpha
         self.num_passes = num_passes
         self.first_pass_scale = first_pass_scale
+        self.code_sparsity = code_sparsity
 
     def forward(
         self,
@@ -219,6 +232,9 @@ class TopDown(nn.Module):
         errors = None
         if reconstruction and isinstance(self.feedback, Feedback):
             errors = self.feedback.reconstruction_errors(second.block_io)
+            if self.code_sparsity:
+                norms = _code_norms(self.trunk.blocks, second.block_io, grids, top_down)
+                errors = errors + self.code_sparsity * norms
         last_pass = TrunkOutput(second.tokens, second.grid, second.intermediates, second.grids)
         return TopDownOutput(last_pass, first.output, weights, top_down, errors)
 
@@ -339,6 +355,23 @@ class PerceiverIO(nn.Module):
     ) -> None:
         rename_entries(state_dict, prefix, plain=False)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _code_norms(
+    blocks: Iterable[Any],
+    block_io: Sequence[tuple[Tensor, Tensor]],
+    grids: Sequence[TokenGrid],
+    top_down: Sequence[Tensor],
+) -> Tensor:
+    """``2 / (B N C) ||u||_1`` of the last code of each block's mixer: ``(L,)``.
+
+    The factor is that between the mean of squares and half their sum in Eq. 2.12.
+    """
+    norms = []
+    for block, (x, _), grid, signal in zip(blocks, block_io, grids, top_down, strict=True):
+        code = block.attn.trace(block.norm1(x), grid, signal).codes[-1]
+        norms.append(2 * code.abs().sum() / x.numel())
+    return torch.stack(norms)
 
 
 def _is_zero(prior: Tensor) -> Tensor:

@@ -132,6 +132,16 @@ def test_sizes_of_dictionaries_name_the_option(mixer, option, made, default):
     assert len(found.report.of(Status.USED)) == len(found.tensors)
 
 
+def test_a_projection_of_keys_names_the_option():
+    source = _named(_network('vars_d', separate_keys=True))
+    with pytest.raises(InputError, match='show separate_keys=True.*--mixer-cfg separate_keys=True'):
+        convert_state_dict(source, 'rvt_tiny', **SIZE)
+    options = dict(mixer_cfg=dict(separate_keys=True), **SIZE)
+    assert convert_state_dict(source, 'rvt_tiny', **options).tensors.keys()
+    with pytest.raises(InputError, match='the released code computes with separate_keys=False'):
+        convert_state_dict(source, 'rvt_tiny', to='release', **options)
+
+
 def test_the_same_number_of_features_is_the_same_ratio():
     source = _released('vars_d', feature_ratio=1.5)  # 18 features of 12 channels
     convert_state_dict(source, 'rvt_tiny', mixer_cfg=dict(feature_ratio=1.54), **SIZE)

@@ -216,3 +216,63 @@ def test_scale_aware_sparsity_has_no_effect_at_the_training_grid_and_grows_with_
         mixer = build(f'vars_d-{preset}', scale_aware_sparsity=True)
         assert mixer.sparsity_at(GRID) == mixer.sparsity
         assert mixer.sparsity_at(TokenGrid(8, 12)) == pytest.approx(factor * mixer.sparsity)
+
+
+# Queries and keys with a dictionary each (Eq. 2.3-2.4)
+
+
+@pytest.mark.parametrize('injection', ['value', 'qkv'])
+@pytest.mark.parametrize('preset', ['release', 'thesis'])
+def test_the_keys_find_the_code_and_the_queries_decode_it(preset, injection):
+    """A mixer whose queries are the keys has the code; its atoms of the queries are the readout."""
+    options = dict(injection=injection, double_value_bias=False)
+    mixer = build(f'vars_d-{preset}', separate_keys=True, **options).double()
+    queries, keys = (build(f'vars_d-{preset}', **options).double() for _ in range(2))
+    state = mixer.state_dict()
+    weight, bias = state.pop('k.weight'), state.pop('k.bias')
+    queries.load_state_dict(state)
+    keys.load_state_dict(state)
+    keys.qv.weight.data[:12], keys.qv.bias.data[:12] = weight, bias
+    x, t = torch.randn(2, 2, 24, 12, dtype=torch.double)
+    readout, trace = queries.trace(x, GRID, t).atoms, keys.trace(x, GRID, t)
+    heads = readout @ trace.codes[-1]
+    assert relative(trace.reconstructions[-1], heads.transpose(1, 2).flatten(2)) > 0.1
+    expected = heads.transpose(1, 2).flatten(2)
+    if preset == 'thesis':
+        expected = expected + trace.signal
+    torch.testing.assert_close(mixer(x, GRID, t), mixer.proj(expected))
+    # Of the reconstruction of the value, the keys' dictionary has all (Eq. 2.3).
+    for one, other in zip(mixer.trace(x, GRID, t), trace, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('preset', ['release', 'thesis'])
+def test_keys_that_are_the_queries_change_nothing(preset):
+    mixer, plain = build(f'vars_d-{preset}', separate_keys=True), build(f'vars_d-{preset}')
+    state = mixer.state_dict()
+    rows = slice(None, 12)
+    state['k.weight'].copy_(state['qv.weight'][rows])
+    state['k.bias'].copy_(state['qv.bias'][rows])
+    plain.load_state_dict({k: v for k, v in state.items() if not k.startswith('k.')})
+    x = torch.randn(2, 24, 12)
+    torch.testing.assert_close(mixer(x, GRID), plain(x, GRID))
+    torch.testing.assert_close(
+        mixer.attention_steps(x, GRID), plain.attention_steps(x, GRID), atol=1e-6, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize('preset', ['release', 'thesis'])
+def test_a_loss_reaches_queries_and_keys(preset):
+    mixer = build(f'vars_d-{preset}', separate_keys=True).double()
+    mixer(torch.randn(1, 24, 12, dtype=torch.double), GRID).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in mixer.parameters())
+
+
+@pytest.mark.parametrize(
+    ('name', 'preset'), [('vars_sd', 'release'), ('vars_sd', 'thesis'), ('vars_s', 'release')]
+)
+def test_only_random_features_have_keys(name, preset):
+    with pytest.raises(InputError, match='takes no option separate_keys'):
+        build_mixer(name, 12, 2, GRID[:2], preset=preset, separate_keys=True)
+    with pytest.raises(InputError, match='separate_keys must be True or False'):
+        build_mixer('vars_d', 12, 2, GRID[:2], separate_keys='no')

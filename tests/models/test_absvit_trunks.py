@@ -60,6 +60,23 @@ def test_a_pass_between_uses_the_decoders_above_the_last_output(num_passes):
     assert decoder.to_below.weight.grad is not None
 
 
+@pytest.mark.parametrize(
+    'options', [dict(stop_gradient=False), dict(code_sparsity=0.1, mixer='vars_d')]
+)
+def test_a_loss_on_every_block_trains_every_decoder(options):
+    backbone = AbSViT(
+        arch=ARCHS['vit'],
+        img_size=64,
+        out_indices=(0, 1),
+        reconstruction_loss_weight=0.1,
+        **options,
+    ).train()
+    output = backbone(torch.randn(IMAGES), return_losses=True)
+    (output.feats[1].square().sum() + output.losses['loss_reconstruction']).backward()
+    decoder = backbone.network.feedback.decoders[2]
+    assert decoder.to_value.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize('arch', ARCHS)
 def test_both_passes_and_the_reconstruction_reach_everything(arch):
     backbone = AbSViT(

@@ -98,6 +98,11 @@ CASES = [
     (AbSViT, dict(out_indices=(0, 1)), None),
     (AbSViT, dict(out_type='cls_token'), None),
     (AbSViT, dict(with_cp=True, reconstruction_loss_weight=0.1), None),
+    (
+        AbSViT,
+        dict(reconstruction_loss_weight=0.1, reconstruction_loss='cosine', stop_gradient=False),
+        None,
+    ),
     (AbSViT, dict(final_norm=False), None),
     (AbSViT, dict(frozen_stages=2), None),
     (AbSViT, dict(transfer='linear'), set()),
@@ -202,6 +207,20 @@ def test_layer_depth_covers_every_parameter(tiny_arch):
         (dict(transfer='prompt', prompt_cfg=dict(length=5)), 'prompt_cfg takes the keys'),
         (dict(frozen_stages=4), 'frozen_stages must be a whole number in'),
         (dict(reconstruction_loss_weight=-1.0), 'reconstruction_loss_weight must be'),
+        (dict(reconstruction_loss='cosine'), 'no effect while reconstruction_loss_weight is 0'),
+        (dict(stop_gradient=False), 'no effect while reconstruction_loss_weight is 0'),
+        (
+            dict(reconstruction_loss_weight=0.1, reconstruction_loss='cos'),
+            'reconstruction_loss must be one of l2, cosine',
+        ),
+        (
+            dict(reconstruction_loss_weight=0.1, code_sparsity=0.1),
+            'code_sparsity=0.1 needs sparse codes',
+        ),
+        (
+            dict(stop_gradient=False, design='perceiver_io'),
+            "stop_gradient=False is of the reconstruction loss .* which only design='absvit'",
+        ),
         (dict(prior='text'), 'prior must be one of'),
         # values of a wrong type, as a typing error in a config gives them
         (dict(arch=5), 'arch must be one of'),
@@ -223,7 +242,7 @@ def test_layer_depth_covers_every_parameter(tiny_arch):
 def test_mistakes_are_named(arguments, message, tiny_arch):
     with pytest.raises(InputError, match=message):
         AbSViT(**dict(arch=tiny_arch, img_size=64) | arguments)
-    if 'reconstruction_loss_weight' not in arguments and 'prior' not in arguments:
+    if not any(name.startswith(('reconstruction_', 'stop_', 'prior')) for name in arguments):
         with pytest.raises(InputError, match=message):
             ViT(**dict(arch=tiny_arch, img_size=64) | arguments)
 
