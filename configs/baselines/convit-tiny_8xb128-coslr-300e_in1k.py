@@ -1,4 +1,4 @@
-# 73.3 % top-1 reported by the authors (Table 2.2).
+# 73.3 % top-1 reported by the authors (Table 1.2).
 _base_ = [
     '../_base_/models/timm_classifier.py',
     '../_base_/datasets/imagenet.py',

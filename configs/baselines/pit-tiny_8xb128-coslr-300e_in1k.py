@@ -1,4 +1,4 @@
-# 72.9 % top-1 reported by the authors (Table 2.2).
+# 72.9 % top-1 reported by the authors (Table 1.2).
 _base_ = [
     '../_base_/models/timm_classifier.py',
     '../_base_/datasets/imagenet.py',
