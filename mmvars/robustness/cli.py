@@ -226,6 +226,7 @@ def _protocol(args: argparse.Namespace) -> Protocol:
         check_number('--images', args.images, 1, whole=True)
         changes['images'] = args.images
     if args.seed is not None:
+        check_number('--seed', args.seed, 0, whole=True)
         changes['seed'] = args.seed
     names, levels = args.corruptions, args.severities
     known: Collection[str] = CORRUPTIONS

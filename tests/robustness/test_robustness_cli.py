@@ -245,6 +245,7 @@ def test_a_classifier_is_attacked_as_in_the_thesis(classifier, tmp_path, capsys)
         (['--protocol', 'attacks', '--severities', '3'], '--severities is for protocols of corru'),
         (['--protocol', 'attacks', '--attacks', 'apgd'], "--attacks.*'apgd'.*pgd"),
         (['--protocol', 'attacks', '--epsilons', '0'], r'--epsilons must be a number in \[0.001'),
+        (['--protocol', 'attacks', '--seed', '-1'], '--seed must be a whole number of at least 0'),
     ],
 )
 def test_attacks_that_cannot_be_are_refused(classifier, tmp_path, options, message) -> None:
