@@ -321,7 +321,11 @@ def _table(result: Result, values: Mapping[Setting, np.ndarray]) -> list[list[st
     shown = _shown(result.protocol)
     scores = {setting: float(values[setting][0]) for setting in shown}
     means = corruption_means(scores)
-    with_errors = 'mCE' in result.protocol.numbers and means.keys() <= ALEXNET_ERRORS.keys()
+    with_errors = (
+        'mCE' in result.protocol.numbers
+        and means.keys() <= ALEXNET_ERRORS.keys()
+        and result.protocol.levels == (1, 2, 3, 4, 5)  # AlexNet's errors are means over these
+    )
     errors = corruption_errors(means) if with_errors else {}
     levels = [level for level in result.protocol.levels if level]
     lines = [['', *(f'{level:g}' for level in levels), 'mean' if levels else '%']]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,3 +87,12 @@ def test_a_page_without_a_clean_score_has_no_colors() -> None:
     table = ('top-1, %', [['', '%'], ['imagenet-a', '12.00']])
     page = render_page('a', {}, [table, table], float('nan'), [])
     assert page.count('<td>12.00</td>') == 2 and 'gradient' not in page
+
+
+@pytest.mark.parametrize('levels', [(1, 2, 3, 4, 5), (3,)])
+def test_errors_over_alexnets_are_of_all_five_severities(tmp_path, levels) -> None:
+    settings = [CLEAN, *(Setting('fog', level) for level in levels)]
+    made = result(tmp_path, dict.fromkeys(settings, LABELS))
+    protocol = replace(PROTOCOL, numbers=('clean', 'mCE'), changes=('fog',), levels=levels)
+    text = write_report(replace(made, protocol=protocol), tmp_path)
+    assert (' CE\n' in text) == (len(levels) == 5)
