@@ -124,7 +124,7 @@ def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | Non
             _about(args, evaluation, read),
         )
         if against is not None:
-            check_comparable(result, against)
+            check_comparable(result, against, '--twins' if args.twins else '--against')
         say = _start(evaluation, result)
         clean = absent
         if protocol.clean:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, first_of
 from mmvars.robustness.checks import check_attack, failed_checks
 from mmvars.robustness.page import render_page
 from mmvars.robustness.protocols import (
@@ -164,8 +164,12 @@ def read_result(folder: str | Path) -> Result:
     )
 
 
-def check_comparable(ours: Result, theirs: Result) -> None:
+def check_comparable(ours: Result, theirs: Result, option: str = '--against') -> None:
     """Refuse two results that are not answers to the same questions.
+
+    Args:
+        ours, theirs: The results.
+        option: That asks for the comparison, for the message.
 
     Raises:
         InputError: Saying in what they differ.
@@ -173,6 +177,7 @@ def check_comparable(ours: Result, theirs: Result) -> None:
     shown = []
     if ours.score != theirs.score:
         shown.append(f'score ({ours.score} and {theirs.score})')
+    shown += _other_classes(ours.classes, theirs.classes)
     if (settings := ours.protocol.settings) != theirs.protocol.settings:
         shown.append(f'settings ({len(settings)} and {len(theirs.protocol.settings)}, or others)')
         settings = [setting for setting in settings if setting in theirs.protocol.settings]
@@ -188,9 +193,19 @@ def check_comparable(ours: Result, theirs: Result) -> None:
     shown = list(dict.fromkeys(shown))
     if shown:
         raise InputError(
-            f'--against: this run and that one differ in {", ".join(shown)}: run both with one '
-            '--protocol, the same data, --images and --seed'
+            f'{option}: this run and that one differ in {", ".join(shown)}: run both with one '
+            '--protocol, the same data and classes, --images and --seed'
         )
+
+
+def _other_classes(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """In what the classes differ; data without names have numbers, which fit any names."""
+    if len(ours) != len(theirs):
+        return [f'number of classes ({len(ours)} and {len(theirs)})']
+    if list(map(str, range(len(ours)))) in (list(ours), list(theirs)):
+        return []
+    others = [f'{a} and {b}' for a, b in zip(ours, theirs, strict=True) if a != b]
+    return [f'classes ({first_of(others, 3)})'] * bool(others)
 
 
 def compare(ours: Result, theirs: Result) -> dict[str, Estimate]:

@@ -58,7 +58,7 @@ def write_twins(
         folder: Where they stand.
     """
     for other in (*ours, *theirs):
-        check_comparable(ours[0], other)
+        check_comparable(ours[0], other, '--twins')
     one, other = ([number_draws(result) for result in results] for results in (ours, theirs))
     content: dict[str, dict] = {}
     rows = [['', *names, 'difference']]

@@ -96,3 +96,20 @@ def test_errors_over_alexnets_are_of_all_five_severities(tmp_path, levels) -> No
     protocol = replace(PROTOCOL, numbers=('clean', 'mCE'), changes=('fog',), levels=levels)
     text = write_report(replace(made, protocol=protocol), tmp_path)
     assert (' CE\n' in text) == (len(levels) == 5)
+
+
+@pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        (('cat', 'dog', 'cow'), r'--twins: .* differ in number of classes \(2 and 3\)'),
+        (('cat', 'cow'), r'differ in classes \(<dog> and cow\)'),
+        (('0', '1'), None),
+    ],
+)
+def test_results_of_other_classes_are_not_compared(tmp_path, classes, message) -> None:
+    ours = result(tmp_path)
+    theirs = replace(ours, classes=classes)
+    if message is None:
+        return check_comparable(ours, theirs, '--twins')
+    with pytest.raises(ValueError, match=message):
+        check_comparable(ours, theirs, '--twins')

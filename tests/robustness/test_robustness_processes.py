@@ -14,7 +14,7 @@ from mmvars.robustness import STANDARD, cli
 
 pytestmark = pytest.mark.slow
 
-NUM_KILLS = 8
+NUM_KILLS = 20
 FEW = ['--corruptions', 'fog', 'contrast', 'pixelate', 'snow', '--severities', '1', '3', '5']
 NUM_FEW = 13
 MANY = ['--protocol', 'segmentation', '--corruptions', *(c for c in STANDARD if c != 'frost')]
