@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepares images in another way than the training did.
     """
     args = parse_args(argv)
+    for name in ('data', 'against', 'write', 'out'):
+        if getattr(args, name) == '':
+            raise InputError(f"--{name} '' names no folder: give one, or leave it out")
     protocol = _protocol(args)
     if args.twins:
         return _twins(args, protocol)
@@ -81,6 +85,7 @@ def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | Non
     args.checkpoint = str(checkpoint)
     cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     out = args.out or Path('work_dirs', Path(args.config).stem, 'robustness')
+    _check_writable('--out', out)
     args.work_dir, args.brief = str(Path(out, 'log')), True
     set_work_dir(cfg, args)
     set_for_test(cfg, args)
@@ -154,6 +159,11 @@ def _twins(args: argparse.Namespace, protocol: Protocol) -> int:
     if names[0] == names[1]:
         raise InputError(f'--twins {names[0]} {names[1]}: give two designs')
     ours, theirs = (find_runs(args.config, name) for name in names)
+    kinds = [_kind(run_files(runs[0])[0], args.cfg_options) for runs in (ours, theirs)]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f'--twins: {names[0]} is a {kinds[0]} and {names[1]} a {kinds[1]}: give two of one kind'
+        )
     out = Path(args.out or Path(args.config, 'robustness'))
 
     def measure(folder: Path, against: Result | None) -> Result:
@@ -174,6 +184,21 @@ def _twins(args: argparse.Namespace, protocol: Protocol) -> int:
     return 0
 
 
+def _kind(config: str, cfg_options: list[str] | None) -> str:
+    cfg, _ = load_config(config, parse_cfg_options(cfg_options))
+    return 'segmentor' if 'decode_head' in cfg.model else 'classifier'
+
+
+def _check_writable(option: str, folder: str | Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is measured."""
+    path = Path(folder).absolute()
+    there = next(each for each in (path, *path.parents) if os.path.exists(each))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f'{option} {str(folder)!r}: {there} is no folder that can be written; give another'
+        )
+
+
 def _check_kind(args: argparse.Namespace, segmentation: bool) -> None:
     shift = SHIFTS.get(args.protocol)
     if shift and segmentation == shift.of_classifiers:
@@ -188,6 +213,7 @@ def _write(args: argparse.Namespace, protocol: Protocol) -> int:
             '--write stores the images of CONFIG, and tests nothing: leave out CHECKPOINT, '
             '--against and --reliability, and take a protocol of corruptions, as segmentation'
         )
+    _check_writable('--write', args.write)
     cfg, _ = load_config(args.config, parse_cfg_options(args.cfg_options))
     _check_kind(args, 'decode_head' in cfg.model)
     if cfg.get('test_dataloader') is None:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
-from robustness_models import ABSVIT, SEGMENTATION, run
+from robustness_models import ABSVIT, SEGMENTATION, SHORT, run
 
 from mmvars.datasets import LoadImageFromFile
 from mmvars.engine.samples import CheckedPipeline
@@ -251,3 +251,21 @@ def test_a_classifier_is_attacked_as_in_the_thesis(classifier, tmp_path, capsys)
 def test_attacks_that_cannot_be_are_refused(classifier, tmp_path, options, message) -> None:
     with pytest.raises(InputError, match=message):
         cli.main([*classifier, '--out', str(tmp_path), *options])
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--data', ''], "--data '' names no folder"),
+        (['--against', ''], "--against '' names no folder"),
+        (['--write', ''], "--write '' names no folder"),
+        (['--out', ''], "--out '' names no folder"),
+        (['--out', '{config}'], '--out .*config.py is no folder that can be written; give another'),
+        (['--write', '{config}/c'], '--write .*config.py is no folder that can be written'),
+    ],
+)
+def test_folders_that_are_none_are_named_by_their_option(segmentor, options, message) -> None:
+    model = segmentor[:1] if '--write' in options else segmentor
+    options = [option.format(config=model[0]) for option in options]
+    with pytest.raises(InputError, match=message):
+        cli.main([*model, *SHORT, *options])

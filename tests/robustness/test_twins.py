@@ -58,6 +58,18 @@ def test_what_is_no_twin_is_refused(tmp_path) -> None:
         cli.main([str(tmp_path), 'x.pth', '--twins', 'vit', 'vit'])
 
 
+def test_twins_of_two_kinds_are_refused_before_anything_is_measured(
+    segmentor, classifier, tmp_path, monkeypatch
+) -> None:
+    for name, model in (('fcn', segmentor), ('resnet', classifier)):
+        (tmp_path / name).mkdir()
+        for file in model:
+            shutil.copy(file, tmp_path / name)
+    monkeypatch.setattr(cli, '_measure', None)
+    with pytest.raises(InputError, match='--twins: fcn is a segmentor and resnet a classifier'):
+        cli.main([str(tmp_path), '--twins', 'fcn', 'resnet'])
+
+
 @pytest.mark.slow
 def test_all_seeds_of_both_are_measured_in_one_call(segmentor, tmp_path, capsys) -> None:
     for number, name in enumerate(('ours/seed_0', 'ours/seed_1', 'plain')):
