@@ -33,6 +33,10 @@ COMMANDS = {
         'mmvars.saliency.cli',
         'measure maps of attention against eye fixations and masks of objects',
     ),
+    'probe': (
+        'mmvars.saliency.probe',
+        'decode images from bottom-up and top-down tokens, inside and outside objects',
+    ),
     'predict': ('mmvars.predict', 'predict images and videos, with a prior too'),
     'compare': (
         'tools/compare_runs.py',
@@ -63,6 +67,7 @@ _OPENMMLAB = (
     'test',
     'robustness',
     'attention',
+    'probe',
     'predict',
     'compare',
     'export',

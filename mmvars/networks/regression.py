@@ -18,7 +18,16 @@ from mmvars.errors import InputError
 from mmvars.networks.feedback import Feedback
 from mmvars.networks.top_down import TopDown
 
-__all__ = ['HELD_OUT', 'RIDGES', 'BlockFit', 'DecoderRegression', 'pretune']
+__all__ = [
+    'HELD_OUT',
+    'RIDGES',
+    'BlockFit',
+    'DecoderRegression',
+    'Ridge',
+    'TokenSums',
+    'fit_ridge',
+    'pretune',
+]
 
 HELD_OUT = 10
 """One of so many images is held out."""
@@ -48,8 +57,29 @@ class BlockFit(NamedTuple):
     error_of_identity: float
 
 
+class Ridge(NamedTuple):
+    """A solution of least squares, and its error on held-out tokens.
+
+    Attributes:
+        solution: ``(C, D)`` in float64: y is about ``z @ solution``.
+        ridge: The best of those tried; 0 is ordinary least squares.
+        error: See :meth:`TokenSums.error`.
+        error_without_ridge: With the least squares solution (of least norm, if there are several).
+    """
+
+    solution: Tensor
+    ridge: float
+    error: float
+    error_without_ridge: float
+
+
 class TokenSums(nn.Module):
-    """What least squares from outputs z to inputs y ``(n, C)`` needs of them, in float64."""
+    """What least squares from outputs z ``(n, C)`` to inputs y ``(n, D)`` needs, in float64.
+
+    Args:
+        width: C.
+        input_width: D; ``None``: C.
+    """
 
     outputs_outputs: Tensor
     outputs_inputs: Tensor
@@ -57,19 +87,20 @@ class TokenSums(nn.Module):
     inputs_squared: Tensor
     count: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, input_width: int | None = None) -> None:
         super().__init__()
+        input_width = input_width or width
         for name, shape in dict(
             outputs_outputs=(width, width),
-            outputs_inputs=(width, width),
-            inputs=(width,),
+            outputs_inputs=(width, input_width),
+            inputs=(input_width,),
             inputs_squared=(),
             count=(),
         ).items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     def add(self, outputs: Tensor, inputs: Tensor) -> None:
-        """Add tokens ``(..., C)``."""
+        """Add tokens ``(..., C)`` and ``(..., D)``."""
         z, y = (each.to(self.count.device).double().flatten(0, -2) for each in (outputs, inputs))
         self.outputs_outputs.addmm_(z.T, z)
         self.outputs_inputs.addmm_(z.T, y)
@@ -223,12 +254,13 @@ def pretune(
     return fits
 
 
-def _fit(fitted: TokenSums, held_out: TokenSums, ridges: Sequence[float], index: int) -> BlockFit:
-    if not all(value.isfinite().all() for value in fitted.state_dict().values()):
-        raise InputError(
-            f'the tokens of block {index} are not all finite numbers: check the weights of the '
-            'trunk, and mean and std of the images'
-        )
+def fit_ridge(fitted: TokenSums, held_out: TokenSums, ridges: Sequence[float] = RIDGES) -> Ridge:
+    """Least squares with the ridge that has the least error on held-out tokens.
+
+    Args:
+        fitted, held_out: Sums of finite tokens, on the CPU.
+        ridges: See :data:`RIDGES`; 0 is always tried.
+    """
     # (Z'Z + r I)^-1 Z'Y for any r, from one decomposition.
     squares, axes = torch.linalg.eigh(fitted.outputs_outputs)
     rotated = axes.T @ fitted.outputs_inputs
@@ -240,6 +272,19 @@ def _fit(fitted: TokenSums, held_out: TokenSums, ridges: Sequence[float], index:
         solutions.append(axes @ (rotated / shrunk.unsqueeze(1)))
         errors.append(held_out.error(solutions[-1]))
     best = min(range(len(errors)), key=errors.__getitem__)
-    ridge = list(dict.fromkeys((0.0, *ridges)))[best]
-    identity = torch.eye(len(squares), dtype=torch.float64)
-    return BlockFit(solutions[best].T, ridge, errors[best], errors[0], held_out.error(identity))
+    return Ridge(
+        solutions[best], list(dict.fromkeys((0.0, *ridges)))[best], errors[best], errors[0]
+    )
+
+
+def _fit(fitted: TokenSums, held_out: TokenSums, ridges: Sequence[float], index: int) -> BlockFit:
+    if not all(value.isfinite().all() for value in fitted.state_dict().values()):
+        raise InputError(
+            f'the tokens of block {index} are not all finite numbers: check the weights of the '
+            'trunk, and mean and std of the images'
+        )
+    fit = fit_ridge(fitted, held_out, ridges)
+    identity = torch.eye(len(fit.solution), dtype=torch.float64)
+    return BlockFit(
+        fit.solution.T, fit.ridge, fit.error, fit.error_without_ridge, held_out.error(identity)
+    )

@@ -89,10 +89,15 @@ def _tally(values: Any) -> Tally:
 
 
 def write_report(
-    folder: str | Path, about: Mapping[str, str], tables: Sequence[Table], settings: Mapping
+    folder: str | Path,
+    about: Mapping[str, str],
+    tables: Sequence[Table],
+    settings: Mapping,
+    stem: str = 'attention',
 ) -> str:
-    """Write ``attention.txt``, ``.json``, ``.csv`` and ``.md``; returns the text."""
-    title = f'Attention of {about["model"]}'
+    """Write ``attention.txt``, ``.json``, ``.csv`` and ``.md``, or of another stem; returns the
+    text."""
+    title = f'{stem.capitalize()} of {about["model"]}'
     head = [f'{name}: {text}' for name, text in about.items()]
     note = '95 % intervals: bootstrap over the images; value and half of the interval'
     text, markdown = [title, *head, note], [f'# {title}', '', *(f'- {line}' for line in head)]
@@ -127,7 +132,7 @@ def write_report(
         ('csv', lines.getvalue()),
         ('md', '\n'.join(markdown) + '\n'),
     ):
-        write_text(Path(folder, f'attention.{suffix}'), body, overwrite=True)
+        write_text(Path(folder, f'{stem}.{suffix}'), body, overwrite=True)
     return '\n'.join(text)
 
 

@@ -103,6 +103,7 @@ class Subject:
         network: With top-down attention; ``None``: other.
         weights: All of the network, by which results are kept.
         priors: Class -> prior ``(C,)``, where the network has such.
+        trunk: Of a network of mmvars or timm; ``None``: another.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Subject:
         network: Any,
         weights: Mapping[str, Tensor],
         priors: Mapping[str, Tensor] = MappingProxyType({}),
+        trunk: Trunk | None = None,
     ) -> None:
         self.run = run
         self.normalize = normalize
@@ -122,6 +124,7 @@ class Subject:
         self.network = network
         self.weights = weights
         self.priors = priors
+        self.trunk = trunk
 
     def view(self, image: Image.Image, size: int, crop: int | None) -> View:
         """An image as the model sees it: short side ``size``, whole or the middle ``crop`` of it.
@@ -327,7 +330,8 @@ def _of_network(
 
     steered = None if isinstance(network, Trunk) else network
     patch = max(trunk.strides)
-    return Subject(run, normalize, trunk.depth, patch, steered, network.state_dict(), priors)
+    weights = network.state_dict()
+    return Subject(run, normalize, trunk.depth, patch, steered, weights, priors, trunk)
 
 
 def _recorded(function: Callable) -> Callable:

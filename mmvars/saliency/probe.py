@@ -1,0 +1,342 @@
+"""``mmvars probe``: images decoded from the bottom-up and top-down input of the first block."""
+
+import argparse
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.utils import ProgressBar
+from PIL import Image
+from torch import Tensor
+
+from mmvars.datasets.files import open_image
+from mmvars.engine.cpu import pick_device
+from mmvars.engine.options import parse_cfg_options
+from mmvars.errors import InputError, check_number
+from mmvars.networks import TopDown
+from mmvars.networks.feedback import Feedback
+from mmvars.networks.steering import check_top_down, feeds_back_unasked
+from mmvars.networks.timm_trunk import PREFIX
+from mmvars.networks.top_down import FirstPassOutput
+from mmvars.parsers.probe import parse_args
+from mmvars.predictor import run_files
+from mmvars.robustness.runner import evenly_spaced
+from mmvars.saliency.data import IGNORED, FixationData, MaskData, read_config_data, read_data
+from mmvars.saliency.measures import seen_labels
+from mmvars.saliency.probing import (
+    SCORES,
+    Decoder,
+    DecoderFit,
+    embedded_patches,
+    probe_scores,
+)
+from mmvars.saliency.report import Table, write_report
+from mmvars.saliency.subject import Subject, View, load_subject
+from mmvars.steerability.estimates import Estimate, Resamples, Tally
+from mmvars.visualization.figure import Picture, Row, draw_figure, save_figure
+from mmvars.visualization.model import read_config
+
+__all__ = ['main']
+
+BOTTOM_UP = 'bottom-up'
+OF_PRIOR = ('class prior', 'own prior')
+"""Top-down inputs that are no control."""
+HELD_OUT = 10
+"""One of so many images that the decoder is made of chooses the ridge."""
+
+
+@dataclass
+class _Example:
+    """What the picture shows of an object."""
+
+    image: np.ndarray
+    inside: np.ndarray
+    decoded: Mapping[str, np.ndarray]
+    label: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Probe as the command line says; returns the exit status 0.
+
+    Raises:
+        InputError: On arguments, a config or files that cannot be used.
+    """
+    args = parse_args(argv)
+    for name in ('images', 'size'):
+        if getattr(args, name) is not None:
+            check_number(f'--{name}', getattr(args, name), 1, 10_000, whole=True)
+    for name in ('seed', 'examples'):
+        check_number(f'--{name}', getattr(args, name), 0, whole=True)
+    if args.alpha is not None:
+        check_number('--alpha', args.alpha, 0)
+    config, checkpoint = args.config, args.checkpoint
+    if not config.startswith(PREFIX):
+        config, checkpoint = run_files(config, checkpoint)
+    options = dict(parse_cfg_options(args.cfg_options) or {})
+    data = _masks(args, config, options)
+    subject = load_subject(
+        config, None if checkpoint is None else str(checkpoint), pick_device(args.device), options
+    )
+    if subject.trunk is None:
+        raise InputError(
+            'the tokens of this model are not known here: give a network of mmvars, or timm/NAME'
+        )
+    if args.alpha is not None:
+        network = subject.network or subject.trunk
+        check_top_down(network, bool(subject.priors), True, 'leave --alpha out')
+    name = f'{Path(config).stem}/probe/{Path(args.on).resolve().name}'
+    out = Path(args.out or Path('work_dirs', name))
+    _make_folder(out)
+    indices = evenly_spaced(len(data.names), args.images)
+    with torch.no_grad():
+        decoder = _fit(args, data, subject, indices[::2])
+        images, examples = _measure_all(args, data, subject, decoder, indices[1::2])
+    if not images:
+        raise InputError(f'no object is in the images of {data.title} that are measured')
+    about = {
+        'model': config,
+        'checkpoint': str(checkpoint or 'none'),
+        'data': f'{data.title}, {len(indices)} of {len(data.names)} images, short side {args.size}',
+        'tokens': 'input of the first block, '
+        + ('after its norm' if args.after_norm else 'before its norm'),
+        'decoder': f'of {len(indices[::2])} images; ridge {decoder.ridge:g}; R2 of those of them '
+        f'that chose it {decoder.r2:.4f}',
+        'measured': f'{sum(map(len, images))} objects in {len(images)} other images',
+        'top-down input': _kind_of_prior(subject),
+    }
+    settings = {key: value for key, value in vars(args).items() if key != 'out'}
+    print('\n' + write_report(out, about, [_table(images, args.seed)], settings, 'probe'))
+    if examples:
+        save_figure(_figure(examples), str(out / 'probe.png'))
+    print(f'\nWritten: {out}/probe.txt, .json, .csv, .md' + ', .png' * bool(examples))
+    return 0
+
+
+def _make_folder(out: Path) -> None:
+    """Before anything is measured.
+
+    Raises:
+        InputError: If it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'--out {out} cannot be made a folder ({error.strerror}): give another'
+        ) from None
+
+
+def _masks(args: argparse.Namespace, config: str, options: dict) -> MaskData:
+    if args.on == 'test':
+        if config.startswith(PREFIX) or args.data_root is not None:
+            raise InputError(
+                '--on test is the test data of a config, where the config says they are: leave '
+                '--data-root out, and give a config'
+            )
+        data: FixationData | MaskData = read_config_data(read_config(config, options))
+    else:
+        data = read_data(args.on, args.data_root)
+    if isinstance(data, FixationData):
+        raise InputError(
+            f'--on {args.on} are fixations, and R2 is measured inside and outside of masks: give '
+            'voc, test, or a folder with masks'
+        )
+    return data if args.objects is None else data.only(args.objects)
+
+
+def _kind_of_prior(subject: Subject) -> str:
+    """Which prior the top-down input is of; what the lack of one is due to."""
+    network = subject.network
+    if not isinstance(network, TopDown) or not isinstance(network.feedback, Feedback):
+        return 'none: the network has no decoders'
+    if subject.priors:
+        return 'class prior'
+    return 'own prior' if feeds_back_unasked(network) else 'none: no class has a prior and a name'
+
+
+def _fit(
+    args: argparse.Namespace, data: MaskData, subject: Subject, indices: Sequence[int]
+) -> Decoder:
+    """The decoder of the bottom-up tokens of these images, in one pass."""
+    trunk: Any = subject.trunk
+    fit = DecoderFit(trunk)
+    print(f'fitting the decoder to {len(indices)} images', flush=True)
+    bar = ProgressBar(len(indices))
+    for number, index in enumerate(indices):
+        view = _view(args, data, subject, index)
+        embedded, grid = trunk.forward_embed(subject.normalize(view.pixels))
+        tokens = embedded_patches(_normed(args, trunk, embedded), grid)
+        fit.add(tokens, view.pixels, held_out=number % HELD_OUT == 0)
+        bar.update()
+    print()
+    return fit.solve()
+
+
+def _view(args: argparse.Namespace, data: MaskData, subject: Subject, index: int) -> View:
+    with open_image(data.paths[index], data.paths[index]) as image:
+        return subject.view(image, args.size, None)
+
+
+def _normed(args: argparse.Namespace, trunk: Any, embedded: Tensor) -> Tensor:
+    return trunk.blocks[0].norm1(embedded) if args.after_norm else embedded
+
+
+def _measure_all(
+    args: argparse.Namespace,
+    data: MaskData,
+    subject: Subject,
+    decoder: Decoder,
+    indices: Sequence[int],
+) -> tuple[list[list[dict[str, list[float]]]], list[_Example]]:
+    """For each image with objects the scores of each of them; and what the picture shows."""
+    images, examples = [], []
+    number = min(args.examples, len(indices))
+    shown = [indices[i] for i in evenly_spaced(len(indices), number)] if number else []
+    print(f'measuring {len(indices)} others', flush=True)
+    bar = ProgressBar(len(indices))
+    for index in indices:
+        objects, example = _measure(args, data, subject, decoder, index)
+        if objects:
+            images.append(objects)
+            if index in shown:
+                examples.append(example)
+        bar.update()
+    print()
+    return images, examples
+
+
+def _measure(
+    args: argparse.Namespace, data: MaskData, subject: Subject, decoder: Decoder, index: int
+) -> tuple[list[dict[str, list[float]]], Any]:
+    view = _view(args, data, subject, index)
+    labels = _labels(data, index, view)
+    counted = labels != IGNORED
+    found, sizes = np.unique(labels[counted & (labels > 0)], return_counts=True)
+    if not len(found):
+        return [], None
+    trunk: Any = subject.trunk
+    pixels = subject.normalize(view.pixels)
+    if subject.network is None or _kind_of_prior(subject).startswith('none'):
+        embedded, grid = trunk.forward_embed(pixels)
+        first = None
+    else:
+        first = subject.network.forward_first_pass(pixels)
+        embedded, grid = first.embedded, first.grid
+    tokens = embedded_patches(_normed(args, trunk, embedded), grid)
+    image, mean = view.pixels / 255, decoder.mean_image(grid)
+    objects, example = [], None
+    for label, size in zip(found.tolist(), sizes, strict=True):
+        if (labels[counted] == label).all():
+            continue  # there is no outside
+        name = data.class_name(label)
+        seed = zlib.crc32(f'{args.seed} {data.names[index]} {label}'.encode())
+        signals = {} if first is None else _signals(subject, first, name, args.alpha, seed)
+        decoded = {BOTTOM_UP: decoder(tokens, grid)}
+        for kind, signal in signals.items():
+            decoded[f'top-down, {kind}'] = decoder(signal, grid)
+            decoded[f'sum, {kind}'] = decoder(tokens + signal, grid)
+        inside = labels == label
+        objects.append(probe_scores(decoded, image, mean, inside, counted))
+        if size == sizes.max() or example is None:
+            example = _Example(image, inside, decoded, name or f'label {label}')
+    return objects, example
+
+
+def _labels(data: MaskData, index: int, view: View) -> np.ndarray:
+    """Labels at the pixels that the model sees."""
+    labels = seen_labels(data, index, view)
+    if labels.shape != (view.height, view.width):
+        raise InputError(
+            f'the mask of {data.paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels, and '
+            f'the image {view.width}x{view.height}: they must be of one size'
+        )
+    size = view.pixels.shape[1], view.pixels.shape[0]
+    return np.asarray(
+        Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    )
+
+
+def _signals(
+    subject: Subject, first: FirstPassOutput, name: str, alpha: float | None, seed: int
+) -> dict[str, Tensor]:
+    """Kind of prior -> top-down input of the first block, patches ``(h w, C)``."""
+    network = subject.network
+    rng = np.random.default_rng(seed)
+    priors: dict[str, Tensor | None] = {}
+    if not subject.priors:
+        priors['own prior'] = None if network.prior is None else network.prior.default()[0]
+    elif name in subject.priors:
+        priors['class prior'] = subject.priors[name]
+        if others := [each for each in subject.priors if each != name]:
+            priors['another class'] = subject.priors[str(rng.choice(others))]
+    if not priors:
+        return {}
+    stacked = None
+    if network.prior is not None:
+        vector = torch.from_numpy(rng.standard_normal(network.trunk.embed_dim)).float()
+        priors['random prior'] = vector.to(first.embedded.device)
+        stacked = torch.stack([*priors.values()])
+    count = len(priors)
+    tokens, embedded = (x.expand(count, -1, -1) for x in (first.output.tokens, first.embedded))
+    first = first._replace(output=first.output._replace(tokens=tokens), embedded=embedded)
+    top_down = network.forward_second_pass(first, stacked, alpha).top_down[0]
+    grid = network.trunk.block_grids(first.grid)[0]
+    signals = dict(zip(priors, grid.patch_tokens(top_down), strict=True))
+    order = torch.from_numpy(rng.permutation(grid.num_patches)).to(top_down.device)
+    for kind in OF_PRIOR:
+        if kind in signals:
+            signals[f'{kind}, shuffled'] = signals[kind][order]
+    return signals
+
+
+def _table(images: Sequence[Sequence[Mapping[str, list[float]]]], seed: int) -> Table:
+    """Over all objects; R2 is one less the sum of all errors over that of the mean patch."""
+    draws = Resamples(len(images), seed)
+    scored = [(i, scores) for i, objects in enumerate(images) for scores in objects]
+    rows: dict[str, list[Estimate]] = {}
+    for name in dict.fromkeys(name for _, scores in scored for name in scores):
+        tallies = [Tally() for _ in range(4)]
+        for i, scores in scored:
+            if name in scores:
+                for side in (0, 1):
+                    error, total, correlation = scores[name][3 * side : 3 * side + 3]
+                    tallies[side].add(i, total - error, total)
+                    tallies[2 + side].add(i, correlation)
+        inside, outside, r_inside, r_outside = tallies
+        rows[name] = [
+            draws.estimate(inside),
+            draws.estimate(outside),
+            draws.estimate(r_inside),
+            draws.estimate(r_outside),
+            draws.estimate(r_inside, minus=r_outside),
+        ]
+    return Table('images from the tokens of the first block (Fig. 2.9)', SCORES, rows)
+
+
+def _figure(examples: Sequence[_Example]) -> Any:
+    rows = []
+    for each in examples:
+        dimmed = np.where(each.inside[..., None], each.image, 0.25 * each.image)
+        panels = [Picture(each.image, title='image'), Picture(dimmed, title='object')]
+        for name, decoded in each.decoded.items():
+            if name == BOTTOM_UP or 'class prior' in name or 'own prior' in name:
+                kind, _, prior = name.partition(', ')
+                panels.append(Picture(_shown(decoded, each.image), title=kind, note=prior))
+        rows.append(Row(panels, each.label))
+    footer = (
+        'Each decoded image is brought to the mean and standard deviation of the image, a channel '
+        'at a time: what top-down input adds can be far from 0 to 1.'
+    )
+    width = max(len(row.panels) for row in rows)
+    rows = [row for row in rows if len(row.panels) == width]
+    return draw_figure(rows, examples[0].image.shape[:2], footer)
+
+
+def _shown(decoded: np.ndarray, image: np.ndarray) -> np.ndarray:
+    axes = (0, 1)
+    scaled = (decoded - decoded.mean(axes)) / np.maximum(decoded.std(axes), 1e-9)
+    return np.clip(scaled * image.std(axes) + image.mean(axes), 0, 1)
