@@ -54,6 +54,10 @@ _KNOWN = {
         'raise train_dataloader.batch_size, or set norm_cfg of that part to another norm, such as '
         "dict(type='GN', num_groups=32)"
     ),
+    r'The shape of the mask \[(\d+, \d+)\] at index 0 does not match .* tensor \[(\d+, \d+)\]': (
+        'labels have [{0}] pixels and predictions [{1}]: the test pipeline resizes labels with the '
+        'image, and predictions have the size of its file; put LoadAnnotations after Resize'
+    ),
 }
 """Pattern in the text of an error -> message."""
 

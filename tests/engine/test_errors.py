@@ -43,6 +43,10 @@ def raised(function) -> Exception:
         (URLError('[Errno -2] Name or service not known'), 'cannot be downloaded (urlopen error'),
         (HTTPError('http://x', 404, 'Not Found', None, None), '(HTTP Error 404: Not Found)'),
         (raised(lambda: nn.BatchNorm2d(2)(torch.zeros(1, 2, 1, 1))), 'one value a channel'),
+        (
+            raised(lambda: torch.zeros(40, 56)[torch.zeros(80, 112) > 0]),
+            'labels have [80, 112] pixels and predictions [40, 56]: the test pipeline resizes',
+        ),
         (FileNotFoundError(2, 'No such file', 'a.png'), 'file not found: a.png'),
     ],
 )
