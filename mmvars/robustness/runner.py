@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 _SECONDS_BETWEEN_LINES = 30
+_FILES_READ = 8  # images, with their labels, whose bytes tell data of the same names apart
 
 
 class View(Dataset):
@@ -118,6 +120,24 @@ class Images:
             )
         self.names = ['/'.join(Path(path).parts[-2:]) for path in paths]
 
+    def digest(self) -> str:
+        """Of labels, and of the sizes of all files and what is in some: others of the same names.
+
+        Sizes alone would not do, for those of uncompressed images are equal.
+        """
+        digest = hashlib.sha256()
+        looked_at = set(evenly_spaced(len(self.indices), _FILES_READ))
+        for position, index in enumerate(self.indices):
+            info = self.dataset.get_data_info(index)
+            digest.update(f'{info.get("gt_label")};'.encode())
+            for path in (info['img_path'], info.get('seg_map_path')):
+                if path is None or not os.path.isfile(path):  # read by a backend of its own
+                    continue
+                digest.update(f'{os.path.getsize(path)};'.encode())
+                if position in looked_at:
+                    digest.update(Path(path).read_bytes())
+        return digest.hexdigest()[:16]
+
 
 class Evaluation:
     """One model, tested in one setting after the other.
@@ -144,7 +164,7 @@ class Evaluation:
             self.loop.dataloader.dataset, protocol.images, self.class_ids
         )
         self._listed_for: Setting | None = None
-        self.names, self.totals = self._list_images()
+        self.names, self.totals, self.digests = self._list_images()
         runner.call_hook('before_run')
         runner.load_or_resume()
         self.model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -180,18 +200,23 @@ class Evaluation:
             self._listed, self._listed_for = Images(dataset, self.protocol.images), setting
         return self._listed
 
-    def _list_images(self) -> tuple[dict[Setting, list[str]], dict[Setting, int]]:
+    def _list_images(
+        self,
+    ) -> tuple[dict[Setting, list[str]], dict[Setting, int], dict[Setting, str]]:
         names: dict[Setting, list[str]] = {}
         totals: dict[Setting, int] = {}
+        digests: dict[Setting, str] = {}
+        own = self._own.digest()
         last: list[str] = []
         for setting in self.protocol.settings:
             images = self.images(setting)
             totals[setting] = images.total
+            digests[setting] = own if images is self._own else images.digest()
             last = names[setting] = last if images.names == last else images.names
         if self.shifted is not None and self.protocol.imagenet_c:
             stored = {setting: every for setting, every in names.items() if setting != CLEAN}
             self.shifted.check_images(stored)
-        return names, totals
+        return names, totals, digests
 
     def identities(self, cfg: Config) -> list[tuple[dict[str, Any], list[Setting]]]:
         """All that rows depend on, of a config as it was read, and the settings that it is of.
@@ -219,7 +244,7 @@ class Evaluation:
                 dataset = _without(loader['dataset'], 'data_root', 'backend_args', root=root)
             else:
                 dataset = _without(self.shifted.dataset, 'backend_args')
-            identity = dict(common, dataset=dataset, images=names)
+            identity = dict(common, dataset=dataset, images=names, content=self.digests[setting])
             if not identities or identity != identities[-1][0]:
                 identities.append((identity, []))
             identities[-1][1].append(setting)

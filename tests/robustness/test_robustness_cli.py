@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from mmvars.engine.samples import CheckedPipeline
 from mmvars.errors import InputError
 from mmvars.robustness import cli, corrupt
 from mmvars.robustness.protocols import CLEAN, PROTOCOLS, Setting
-from mmvars.robustness.runner import Evaluation
+from mmvars.robustness.runner import Evaluation, Images
 from mmvars.visualization.figure import draw_figure
 
 FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md', 'robustness.html')
@@ -114,6 +115,32 @@ def test_a_classifier_gets_top1_and_mce_of_imagenet_c(classifier, tmp_path, caps
         assert 100 * each['value'] == pytest.approx(row['metrics']['accuracy/top1'])
         assert row['labels'] == [0, 1, 3, 4]  # of ten images, evenly spaced
     assert ' CE\n' not in capsys.readouterr().out  # of all five severities only
+
+
+def identities(config: str, root: Path) -> list:
+    """All that the rows of a config depend on, with its data at another place."""
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.data_root = str(root)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        images = Images(DATASETS.build(cfg.test_dataloader.dataset), None)
+    evaluation = Evaluation.__new__(Evaluation)
+    evaluation.__dict__ |= dict(protocol=PROTOCOLS['quick'], shifted=None, class_ids=None)
+    evaluation.__dict__ |= dict(_own=images, weights='')
+    evaluation.names, evaluation.totals, evaluation.digests = evaluation._list_images()
+    return evaluation.identities(cfg)
+
+
+@pytest.mark.parametrize('folder', ['img', 'ann'])
+def test_rows_of_other_data_of_the_same_names_are_others(
+    segmentor, segmentation_data, tmp_path, folder
+) -> None:
+    shutil.copytree(segmentation_data, tmp_path / 'data')
+    before = identities(segmentor[0], segmentation_data)
+    assert identities(segmentor[0], tmp_path / 'data') == before
+    path = tmp_path / 'data' / folder / '3.png'
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
+    assert identities(segmentor[0], tmp_path / 'data') != before
 
 
 STEP = 'test_dataloader.dataset.pipeline'
