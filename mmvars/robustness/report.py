@@ -259,7 +259,7 @@ def write_report(
             [['', '%'], *([name, str(each)] for name, each in numbers.items())],
         ),
         _class_table(result, by_class),
-        ('metrics of the evaluator', _metric_table(result)),
+        _metric_table(result),
     ]
     if difference is not None and against is not None:
         parts.append(
@@ -393,17 +393,21 @@ def _class_table(
     return f'{unit} of each class, %{more}', [['', *columns], *rows]
 
 
-def _metric_table(result: Result) -> list[list[str]]:
+def _metric_table(result: Result) -> tuple[str, list[list[str]]]:
     """What the config's own evaluator says: clean, and in the mean over the changes."""
     settings = [*[CLEAN] * result.protocol.clean, *result.protocol.grid]
     metrics = {setting: result.rows.read(setting)['metrics'] for setting in settings}
     rows = [['', *['clean'] * result.protocol.clean, _word(result)]]
+    left_out = sorted({name for each in metrics.values() for name in each if each[name] is None})
     for name in next(iter(metrics.values())):
+        if name in left_out:
+            continue
         values = {setting: each.get(name, np.nan) for setting, each in metrics.items()}
         changed = np.mean(list(corruption_means(values).values()))
         numbers = [values[CLEAN], changed] if CLEAN in values else [changed]
         rows.append([name, *(f'{number:.2f}' for number in numbers)])
-    return rows
+    more = f' (left out, as not one number: {", ".join(left_out)})' if left_out else ''
+    return f'metrics of the evaluator{more}', rows
 
 
 def _word(result: Result) -> str:

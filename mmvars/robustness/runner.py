@@ -275,7 +275,7 @@ class Evaluation:
         with self._under(setting):
             metrics = self.loop.run()
         return dict(
-            metrics={key: float(value) for key, value in metrics.items()}, **self.scores.row
+            metrics={key: _number(value) for key, value in metrics.items()}, **self.scores.row
         )
 
     @torch.no_grad()
@@ -435,6 +435,14 @@ def _num_classes(model: nn.Module) -> int | None:
         head = head[-1]
     inner = getattr(model, 'model', None)  # of timm or Hugging Face, in mmpretrain's wrapper
     return getattr(head, 'num_classes', None) or getattr(inner, 'num_classes', None)
+
+
+def _number(metric: Any) -> float | None:
+    """A metric, if it is one number: not a confusion matrix, nor a number for each class."""
+    try:
+        return float(metric)
+    except (TypeError, ValueError, RuntimeError):  # of other objects, text, tensors
+        return None
 
 
 def evenly_spaced(total: int, count: int | None) -> list[int]:

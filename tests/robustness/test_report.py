@@ -25,7 +25,7 @@ def result(folder, predictions=PREDICTIONS, **identity) -> Result:
     rows = Rows.of(folder, [(identity, list(predictions))])
     for setting, values in predictions.items():
         right = 100 * np.mean(np.equal(values, LABELS))
-        metrics = {'accuracy/top1': right, 'x': 2 if setting == CLEAN else 4}
+        metrics = {'accuracy/top1': right, 'x': 2 if setting == CLEAN else 4, 'matrix': None}
         rows.write(setting, dict(metrics=metrics, labels=LABELS, predictions=values))
     about = dict(config='a<b>.py', checkpoint='a.pth')
     return Result(PROTOCOL, rows, ('cat', '<dog>'), 'top-1', about)
@@ -47,6 +47,7 @@ def test_tables_by_hand(tmp_path) -> None:
     assert ['<dog>', '100.00', '50.00', '50.00'] in lines  # 1 of 2, twice
     assert ['cat', '100.00', '75.00', '25.00'] in lines
     assert ['x', '2.00', '4.00'] in lines
+    assert 'metrics of the evaluator (left out, as not one number: matrix)' in text
     content = json.loads((tmp_path / 'robustness.json').read_text())
     assert content['numbers']['rPC']['value'] == 0.625
     assert (tmp_path / 'robustness.csv').read_text().splitlines()[2].startswith('fog,1,0.75,')

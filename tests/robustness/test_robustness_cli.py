@@ -107,6 +107,8 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(
 
 def test_a_classifier_gets_top1_and_mce_of_imagenet_c(classifier, tmp_path, capsys) -> None:
     options = ['--protocol', 'hendrycks', '--images', '4', '--severities', '3']
+    metrics = '[{"type": "Accuracy"}, {"type": "ConfusionMatrix"}]'
+    options += ['--cfg-options', f'test_evaluator={metrics}']
     cli.main([*classifier, '--out', str(tmp_path), *options, '--corruptions', 'fog'])
     content = json.loads(Path(tmp_path, 'robustness.json').read_text())
     assert content['score'] == 'top-1' and 'mCE' not in content['numbers']  # of all 15 only
@@ -114,7 +116,9 @@ def test_a_classifier_gets_top1_and_mce_of_imagenet_c(classifier, tmp_path, caps
         row = json.loads(Path(tmp_path, 'rows', content['rows'][name], f'{name}.json').read_text())
         assert 100 * each['value'] == pytest.approx(row['metrics']['accuracy/top1'])
         assert row['labels'] == [0, 1, 3, 4]  # of ten images, evenly spaced
-    assert ' CE\n' not in capsys.readouterr().out  # of all five severities only
+    text = capsys.readouterr().out
+    assert ' CE\n' not in text  # of all five severities only
+    assert 'left out, as not one number: confusion_matrix/result' in text
 
 
 def identities(config: str, root: Path) -> list:
