@@ -39,8 +39,8 @@ from mmvars.visualization.model import Sample, is_segmentor
 
 __all__ = [
     'Evaluation',
+    'Images',
     'Shown',
-    'evenly_spaced',
     'imagenet_c_pipeline',
     'leaves',
     'run_settings',

@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmvars.datasets.corrupt import Corrupt, insert_corrupt
 from mmvars.robustness.protocols import Protocol
-from mmvars.robustness.runner import evenly_spaced, imagenet_c_pipeline, leaves
+from mmvars.robustness.runner import Images, imagenet_c_pipeline, leaves
 from mmvars.robustness.write import write_corrupted
 
 __all__ = ['store_images']
@@ -33,10 +33,13 @@ def store_images(
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    images = Images(dataset, protocol.images)  # those that a test has, whose leaves may be many
+    tested = {dataset.get_data_info(index)['img_path'] for index in images.indices}
     parts = []
     for leaf in leaves(dataset):
-        indices = evenly_spaced(len(leaf), protocol.images)
-        paths = [leaf.get_data_info(index)['img_path'] for index in indices]
+        listed = [leaf.get_data_info(index)['img_path'] for index in range(len(leaf))]
+        if not (paths := [path for path in listed if path in tested]):
+            continue
         root = getattr(leaf, 'data_root', None) or os.path.commonpath(map(os.path.dirname, paths))
         if protocol.imagenet_c:
             root = leaf.data_prefix['img_path']

@@ -22,6 +22,7 @@ from mmvars.errors import InputError
 from mmvars.robustness import cli, corrupt
 from mmvars.robustness.protocols import CLEAN, PROTOCOLS, Setting
 from mmvars.robustness.runner import Evaluation, Images
+from mmvars.robustness.store import store_images
 from mmvars.visualization.figure import draw_figure
 
 FILES = ('robustness.txt', 'robustness.json', 'robustness.csv', 'robustness.md', 'robustness.html')
@@ -197,6 +198,21 @@ def test_a_corrupted_set_is_stored_without_a_model(segmentor, segmentation_data,
         np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
     with pytest.raises(InputError, match='leave out CHECKPOINT'):
         cli.main([*segmentor, '--write', str(tmp_path / 'c'), *options])
+
+
+def test_of_several_data_sets_those_images_are_stored_that_are_tested(
+    segmentor, segmentation_data, tmp_path
+) -> None:
+    (tmp_path / 'two' / 'img').mkdir(parents=True)
+    shutil.copy(segmentation_data / 'img' / '0.png', tmp_path / 'two' / 'img' / '9.png')
+    cfg = Config.fromfile(segmentor[0])
+    one = cfg.test_dataloader.dataset
+    both = [one, dict(one, data_root=str(tmp_path / 'two'))]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=both)
+    stored: list = []
+    protocol = replace(PROTOCOLS['quick'], changes=('contrast',), levels=(1,), images=3)
+    store_images(cfg, protocol, tmp_path / 'c', lambda *each: stored.append(each))
+    assert stored == [('contrast-1', 3)]  # of eight
 
 
 def test_what_is_not_of_this_task_is_refused(segmentor, classifier, tmp_path) -> None:
