@@ -382,15 +382,19 @@ def restrict_classes(sample: Any, class_ids: Sequence[int]) -> None:
     """Take the probability of all other classes from a prediction, in place.
 
     What is left is the softmax of the logits of ``class_ids`` alone; labels keep their numbers.
+    Where all of these are so improbable that they are 0, the answer is wrong: all but the true
+    class are as probable.
     """
     allowed = torch.zeros_like(sample.pred_score)
     allowed[list(class_ids)] = 1
     score = sample.pred_score * allowed
-    if not (total := score.sum()) > 0:
-        raise InputError(
-            f'the model gives none of the {len(class_ids)} classes any probability: its logits '
-            'are too large to tell them apart'
-        )
+    total = score.sum()
+    if not torch.isfinite(total):
+        raise InputError('the model gives probabilities of NaN: correct its weights or precision')
+    if total == 0:
+        score = allowed
+        score[sample.gt_label] = 0
+        total = score.sum()
     sample.set_pred_score(score / total).set_pred_label(score.argmax(dim=0, keepdim=True))
 
 

@@ -95,8 +95,11 @@ def test_only_classes_that_can_be_right_are_answered() -> None:
     share = 1 / (1 + np.exp(-1.0))  # of two logits, one larger by 1
     np.testing.assert_allclose(sample.pred_score, [0, share, 0, 0, 1 - share], rtol=1e-6)
     assert sample.pred_label.tolist() == [1]
-    sample.set_pred_score(torch.tensor([1.0, 0, 0, 0, 0]))
-    with pytest.raises(InputError, match='none of the 2 classes any probability'):
+    sample.set_pred_score(torch.tensor([1.0, 0, 0, 0, 0]))  # wrong, and so in the ranks
+    restrict_classes(sample, [1, 4])
+    assert sample.pred_score.tolist() == [0, 1, 0, 0, 0] and sample.pred_label.tolist() == [1]
+    sample.set_pred_score(torch.full((5,), torch.nan))
+    with pytest.raises(InputError, match='NaN'):
         restrict_classes(sample, [1, 4])
 
 
