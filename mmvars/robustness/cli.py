@@ -410,6 +410,7 @@ def _about(args: argparse.Namespace, evaluation: Evaluation, cfg: Config) -> dic
         'images': _images_text(evaluation),
         'seed': str(protocol.seed),
         **{name: shown(value) for name, value in preparation(cfg).items()},
+        **evaluation.own_steps,
         **({'note': note} if moving and evaluation.segmentation else {}),
     }
 

@@ -261,6 +261,18 @@ class Evaluation:
         prepare = imagenet_c_pipeline if self.protocol.imagenet_c else insert_corrupt
         return CheckedPipeline(prepare(original.transforms, corrupt))
 
+    @property
+    def own_steps(self) -> dict[str, str]:
+        """What is done to images of ImageNet-C in place of the steps of the config, for the report.
+
+        Setting -> steps; that of the first corruption stands for all.
+        """
+        if not self.protocol.imagenet_c:
+            return {}
+        setting = self.protocol.grid[0]
+        steps = self.pipeline(self.images(setting).pipelines[0][1], setting).transforms
+        return {f'steps of {setting.name}': ', '.join(map(repr, steps))}
+
     def run(self, setting: Setting) -> dict[str, Any]:
         """Test in a setting, in all processes of the run; the row is that of the main process."""
         images = self._prepare(setting)

@@ -118,6 +118,8 @@ def test_a_classifier_gets_top1_and_mce_of_imagenet_c(classifier, tmp_path, caps
         assert 100 * each['value'] == pytest.approx(row['metrics']['accuracy/top1'])
         assert row['labels'] == [0, 1, 3, 4]  # of ten images, evenly spaced
     text = capsys.readouterr().out
+    (steps,) = re.findall('steps of fog-3: .*', text)
+    assert re.search(r'ResizeEdge\(scale=256.*CenterCrop.*fog.*SaveAsJPEG\(quality=85\)', steps)
     assert ' CE\n' not in text  # of all five severities only
     assert 'left out, as not one number: confusion_matrix/result' in text
 
