@@ -90,8 +90,9 @@ def test_masks_scales_and_grouped_queries() -> None:
     mask[:, 0] = True
     (layer,) = attention_of(Attends(attn_mask=mask, scale=2.0), images)
     assert torch.equal(layer.first[0, 0] > 0, mask[0])
-    (grouped,) = attention_of(Attends(enable_gqa=True), images)
-    assert grouped.mean.shape == (1, 4, 6)
+    if 'enable_gqa' in F.scaled_dot_product_attention.__doc__:  # torch 2.5
+        (grouped,) = attention_of(Attends(enable_gqa=True), images)
+        assert grouped.mean.shape == (1, 4, 6)
 
 
 @pytest.mark.parametrize(
