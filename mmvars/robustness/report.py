@@ -42,7 +42,7 @@ __all__ = [
 
 FILE = 'robustness'
 _MOST_CLASSES = 30
-_SAME = ('images', 'seed', 'imagenet_c', 'corruptions_version', 'attacks_version')
+_SAME = ('images', 'content', 'seed', 'imagenet_c', 'corruptions_version', 'attacks_version')
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ PROTOCOL = Protocol('own', 1, 'by hand', ('clean', 'corrupted', 'rPC'), ('fog', 
 
 
 def result(folder, predictions=PREDICTIONS, **identity) -> Result:
-    same = dict(seed=0, imagenet_c=False, corruptions_version=1, attacks_version=1)
+    same = dict(content='x', seed=0, imagenet_c=False, corruptions_version=1, attacks_version=1)
     identity = dict(images=list('abcd')) | same | identity
     rows = Rows.of(folder, [(identity, list(predictions))])
     for setting, values in predictions.items():
@@ -74,6 +74,8 @@ def test_a_result_is_read_again_and_compared(tmp_path) -> None:
     assert difference['corrupted'].value == 0.25
     with pytest.raises(ValueError, match=r'images \(4 and 3, or others\)'):
         check_comparable(ours, result(tmp_path / 'z', images=list('abc')))
+    with pytest.raises(ValueError, match=r'content \(x and y\)'):
+        check_comparable(ours, result(tmp_path / 'w', content='y'))
 
 
 def test_what_no_draw_has_is_no_number(tmp_path) -> None:
