@@ -186,9 +186,9 @@ def check_comparable(ours: Result, theirs: Result, option: str = '--against') ->
         shown += [
             f'{name} ({len(one[name])} and {len(other[name])}, or others)'
             if name == 'images'
-            else f'{name} ({one[name]} and {other[name]})'
+            else f'{name} ({one.get(name)} and {other.get(name)})'
             for name in _SAME
-            if one[name] != other[name]
+            if one.get(name) != other.get(name)  # rows of before have no content
         ]
     shown = list(dict.fromkeys(shown))
     if shown:
