@@ -94,7 +94,7 @@ def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | Non
     of_pixels = [name for name in protocol.changes if name in SEGMENTATION_LOSSES]
     if of_pixels and not segmentation:
         raise InputError(
-            f'{first_of(of_pixels)} weigh the pixels of a segmentor, and {args.config} is a '
+            f'attacks of segmentors alone: {first_of(of_pixels)}; {args.config} is a '
             'classifier: take --protocol attacks, or --attacks fgsm pgd pgd20'
         )
     if args.reliability:

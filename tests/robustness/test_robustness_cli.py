@@ -287,7 +287,10 @@ def test_a_classifier_is_attacked_as_in_the_thesis(classifier, tmp_path, capsys)
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--protocol', 'segmentation-attacks'], r'segpgd.*weigh the pixels.*--protocol attacks'),
+        (
+            ['--protocol', 'segmentation-attacks'],
+            r'of segmentors alone: segpgd.*--protocol attacks',
+        ),
         (
             ['--attacks', 'pgd'],
             r'--attacks is for protocols of attacks.*take --protocol attacks or',
