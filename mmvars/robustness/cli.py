@@ -41,7 +41,13 @@ from mmvars.robustness.guard import (
 from mmvars.robustness.pictures import worst_pictures
 from mmvars.robustness.protocols import CLEAN, PROTOCOLS, Protocol, Setting
 from mmvars.robustness.published import find_published
-from mmvars.robustness.report import Result, check_comparable, read_result, write_report
+from mmvars.robustness.report import (
+    Result,
+    check_comparable,
+    check_own_report,
+    read_result,
+    write_report,
+)
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.runner import Evaluation, run_settings
 from mmvars.robustness.scores import Scores
@@ -80,10 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | None) -> Result:
     """Measure one model, and write its report."""
     args.config, checkpoint = run_files(args.config, args.checkpoint)
+    cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     if checkpoint is None:
         raise InputError(f'{args.config} is a config: give its CHECKPOINT too')
     args.checkpoint = str(checkpoint)
-    cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
     out = args.out or Path('work_dirs', Path(args.config).stem, 'robustness')
     _check_writable('--out', out)
     args.work_dir, args.brief = str(Path(out, 'log')), True
@@ -128,6 +134,7 @@ def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | Non
             'mIoU' if evaluation.segmentation else 'top-1',
             _about(args, evaluation, read),
         )
+        check_own_report(result, out)
         if against is not None:
             check_comparable(result, against, '--twins' if args.twins else '--against')
         say = _start(evaluation, result)

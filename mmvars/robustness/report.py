@@ -33,6 +33,7 @@ __all__ = [
     'Result',
     'aligned_table',
     'check_comparable',
+    'check_own_report',
     'compare',
     'markdown_table',
     'number_draws',
@@ -162,6 +163,23 @@ def read_result(folder: str | Path) -> Result:
         content['score'],
         content['about'],
     )
+
+
+def check_own_report(result: Result, folder: str | Path) -> None:
+    """Refuse to replace the report of another model.
+
+    Raises:
+        InputError: If one is in the folder.
+    """
+    path = Path(folder, f'{FILE}.json')
+    if not path.is_file():
+        return
+    other = json.loads(path.read_text(encoding='utf-8'))['about']
+    if any(other[key] != result.about[key] for key in ('config', 'checkpoint')):
+        raise InputError(
+            f'--out: {path} is the report of {other["config"]} {other["checkpoint"]}: give another '
+            'folder, or remove it'
+        )
 
 
 def check_comparable(ours: Result, theirs: Result, option: str = '--against') -> None:
@@ -324,7 +342,11 @@ def write_report(
 
 def _verdict(checks: list[tuple[str, str, bool]]) -> str:
     failed = failed_checks(checks)
-    return f'NOT TO BE BELIEVED: {failed}' if failed else 'all four checks hold'
+    return (
+        f'NOT TO BE BELIEVED, for this does not hold: {failed}'
+        if failed
+        else 'all four checks hold'
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -74,7 +74,7 @@ def write_twins(
     counts = ' and '.join(f'{len(r)} of {n}' for n, r in zip(names, (ours, theirs), strict=True))
     title = f'Robustness of {names[0]} and {names[1]}'
     doubts = [
-        f'NOT TO BE BELIEVED of {result.about["config"]}: {failed}'
+        f'NOT TO BE BELIEVED of {result.about["config"]}, for this does not hold: {failed}'
         for result in (*ours, *theirs)
         if (failed := failed_checks(result.checks(result.draws())))
     ]

@@ -70,13 +70,13 @@ def test_an_attack_that_worked_is_believed(tmp_path) -> None:
 def test_each_sign_of_failure_alone_is_named(tmp_path, zero, changes, message) -> None:
     made = attacked(tmp_path, zero, changes)
     believed = verdict(made, tmp_path)['believed']
-    assert believed.startswith('NOT TO BE BELIEVED: ') and message in believed
+    assert believed.startswith('NOT TO BE BELIEVED, for') and message in believed
     assert believed.count(';') == 0
     sound = attacked(tmp_path / 'sound')
     about = verdict(sound, tmp_path / 'sound', made)
     assert message in about['believed of the other'] and about['believed'].startswith('all')
     text = write_twins(('x', 'y'), [sound], [made], tmp_path)
-    assert f'NOT TO BE BELIEVED of a<b>.py: {message}' in text
+    assert f'NOT TO BE BELIEVED of a<b>.py, for this does not hold: {message}' in text
     assert len(json.loads((tmp_path / 'twins.json').read_text())['doubts']) == 1
 
 

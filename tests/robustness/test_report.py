@@ -7,10 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mmvars.errors import InputError
 from mmvars.robustness.page import render_page
 from mmvars.robustness.pictures import worst_images
 from mmvars.robustness.protocols import CLEAN, Protocol, Setting
-from mmvars.robustness.report import Result, check_comparable, compare, read_result, write_report
+from mmvars.robustness.report import (
+    Result,
+    check_comparable,
+    check_own_report,
+    compare,
+    read_result,
+    write_report,
+)
 from mmvars.robustness.rows import Rows
 
 FOG, SNOW = Setting('fog', 1), Setting('snow', 1)
@@ -116,3 +124,13 @@ def test_results_of_other_classes_are_not_compared(tmp_path, classes, message) -
         return check_comparable(ours, theirs, '--twins')
     with pytest.raises(ValueError, match=message):
         check_comparable(ours, theirs, '--twins')
+
+
+def test_the_report_of_another_model_is_not_replaced(tmp_path) -> None:
+    ours = result(tmp_path)
+    check_own_report(ours, tmp_path)  # there is none
+    write_report(ours, tmp_path)
+    check_own_report(ours, tmp_path)
+    other = replace(ours, about={**ours.about, 'checkpoint': 'b.pth'})
+    with pytest.raises(InputError, match=r'--out: .* is the report of a<b>.py a.pth: give another'):
+        check_own_report(other, tmp_path)
