@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmvars.robustness.report import aligned_table
 from mmvars.saliency.measures import FIXATION_SCORES, OBJECT_SCORES
 from mmvars.saliency.objects import Overlap
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
@@ -111,7 +112,7 @@ def write_report(
             cells.append([name, *(_shown(each, table.decimals) for each in estimates)])
             for column, each in zip(table.columns, estimates, strict=True):
                 writer.writerow([table.title, name, column, *_entry(each).values()])
-        text += ['', table.title, _aligned(cells)]
+        text += ['', table.title, aligned_table(cells)]
         top, *body = (f'| {" | ".join(row)} |' for row in cells)
         markdown += ['', f'## {table.title}', '', top, f'|---|{"---:|" * len(table.columns)}']
         markdown += body
@@ -147,14 +148,3 @@ def _shown(estimate: Estimate, decimals: int) -> str:
         return '-'
     half = (estimate.high - estimate.low) / 2
     return f'{estimate.value:.{decimals}f} ±{half:.{decimals}f}'
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return '\n'.join(
-        '  '.join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
