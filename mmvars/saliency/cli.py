@@ -27,8 +27,7 @@ from mmvars.saliency.data import (
     IGNORED,
     FixationData,
     MaskData,
-    read_config_data,
-    read_data,
+    find_data,
 )
 from mmvars.saliency.measures import (
     baselines,
@@ -123,15 +122,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace, config: str, options: dict) -> FixationData | MaskData:
-    if args.on == 'test':
-        if config.startswith(PREFIX) or args.data_root is not None:
-            raise InputError(
-                '--on test is the test data of a config, where the config says they are: leave '
-                '--data-root out, and give a config'
-            )
-        data: FixationData | MaskData = read_config_data(read_config(config, options))
-    else:
-        data = read_data(args.on, args.data_root)
+    data = find_data(args.on, args.data_root, config, options)
     if args.objects is None:
         return data
     if isinstance(data, FixationData):

@@ -4,17 +4,27 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 
 from mmvars.datasets.files import images_in, open_image
 from mmvars.errors import InputError, first_of
+from mmvars.networks.timm_trunk import PREFIX
 from mmvars.priors import find_class
 from mmvars.saliency.fixations import points_of_map
 from mmvars.steerability.photos import NO_CLASS, Photos
+from mmvars.visualization.model import read_config
 
-__all__ = ['IGNORED', 'FixationData', 'MaskData', 'read_config_data', 'read_data']
+__all__ = [
+    'IGNORED',
+    'FixationData',
+    'MaskData',
+    'find_data',
+    'read_config_data',
+    'read_data',
+]
 
 NAMED = {'osie': 'data/osie', 'mit1003': 'data/mit1003', 'voc': 'data/VOCdevkit/VOC2012'}
 """Name of ``--on`` -> where it is by default."""
@@ -118,6 +128,30 @@ def _file_labels(masks: Sequence[str]) -> Callable[[int], np.ndarray]:
         return labels.astype(int)
 
     return read
+
+
+def find_data(
+    on: str, root: str | None, config: str, options: Mapping[str, Any]
+) -> FixationData | MaskData:
+    """The data that ``--on`` and ``--data-root`` name, or those of a config.
+
+    Args:
+        on: ``'test'``, or what :func:`read_data` takes.
+        root: Where they are; ``None``: not given.
+        config: Path or name of the config, or ``timm/NAME``, which has none.
+        options: Its ``--cfg-options``.
+
+    Raises:
+        InputError: If they are not there, or ``'test'`` is asked for without a config.
+    """
+    if on != 'test':
+        return read_data(on, root)
+    if config.startswith(PREFIX) or root is not None:
+        raise InputError(
+            '--on test is the test data of a config, where the config says they are: leave '
+            '--data-root out, and give a config'
+        )
+    return read_config_data(read_config(config, options))
 
 
 def read_config_data(cfg: Config) -> MaskData:

@@ -25,7 +25,7 @@ from mmvars.networks.top_down import FirstPassOutput
 from mmvars.parsers.probe import parse_args
 from mmvars.predictor import run_files
 from mmvars.robustness.runner import evenly_spaced
-from mmvars.saliency.data import IGNORED, FixationData, MaskData, read_config_data, read_data
+from mmvars.saliency.data import IGNORED, FixationData, MaskData, find_data
 from mmvars.saliency.measures import seen_labels
 from mmvars.saliency.probing import (
     SCORES,
@@ -38,7 +38,6 @@ from mmvars.saliency.report import Table, write_report
 from mmvars.saliency.subject import Subject, View, load_subject
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
 from mmvars.visualization.figure import Picture, Row, draw_figure, save_figure
-from mmvars.visualization.model import read_config
 
 __all__ = ['main']
 
@@ -131,15 +130,7 @@ def _make_folder(out: Path) -> None:
 
 
 def _masks(args: argparse.Namespace, config: str, options: dict) -> MaskData:
-    if args.on == 'test':
-        if config.startswith(PREFIX) or args.data_root is not None:
-            raise InputError(
-                '--on test is the test data of a config, where the config says they are: leave '
-                '--data-root out, and give a config'
-            )
-        data: FixationData | MaskData = read_config_data(read_config(config, options))
-    else:
-        data = read_data(args.on, args.data_root)
+    data = find_data(args.on, args.data_root, config, options)
     if isinstance(data, FixationData):
         raise InputError(
             f'--on {args.on} are fixations, and R2 is measured inside and outside of masks: give '
