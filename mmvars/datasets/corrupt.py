@@ -1,7 +1,6 @@
 """Corruptions in the pipeline of a data set, of either framework."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from mmcv.transforms import BaseTransform
 from mmcv.transforms import LoadImageFromFile as StockLoader
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 
+from mmvars.datasets.files import image_name
 from mmvars.datasets.loading import LoadImageFromFile
 from mmvars.errors import InputError, check_choice
 from mmvars.registry import TRANSFORMS
@@ -64,7 +64,7 @@ class Corrupt(BaseTransform):
         if dtype == np.float32 and np.array_equal(image, np.clip(np.rint(image), 0, 255)):
             image = image.astype(np.uint8)
         order = slice(None, None, -1 if self.channel_order == 'bgr' else 1)
-        identity = '/'.join(Path(path).parts[-2:])
+        identity = image_name(path)
         try:
             image = corrupt(image[..., order], self.name, self.severity, identity, self.seed)
         except InputError as error:

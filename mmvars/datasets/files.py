@@ -3,18 +3,24 @@
 import math
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
 from mmvars.errors import InputError
 
-__all__ = ['SUFFIXES', 'images_in', 'max_pixels', 'open_image', 'refuse_special_file']
+__all__ = ['SUFFIXES', 'image_name', 'images_in', 'max_pixels', 'open_image', 'refuse_special_file']
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 _BYTES_PER_PIXEL = 16  # four channels of 32 bits
 _REMEDY = 'Replace it, or allow as many pixels by MMVARS_MAX_PIXELS=NUMBER in the environment'
+
+
+def image_name(path: str) -> str:
+    """The folder and the file: what names an image on every machine, wherever its data are."""
+    return '/'.join(Path(path).parts[-2:])
 
 
 def images_in(folder: str, left_out: str | None = None) -> list[str]:

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmvars.datasets.files import image_name
 from mmvars.errors import InputError
 from mmvars.visualization.model import is_segmentor
 
@@ -244,8 +244,8 @@ class Attacker:
 
     def _random(self, image: Tensor, sample: Any) -> Tensor:
         """Uniform in -1 to 1, the same for an image in every batch and process."""
-        file = '/'.join(Path(sample.img_path).parts[-2:])
-        digest = hashlib.sha256(f'{file} {self.name} {self.seed}'.encode()).digest()
+        name = image_name(sample.img_path)
+        digest = hashlib.sha256(f'{name} {self.name} {self.seed}'.encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], 'little') >> 1)
         return (2 * torch.rand(image.shape, generator=generator) - 1).to(image)
 

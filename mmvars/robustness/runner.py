@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmvars.datasets.corrupt import Corrupt, insert_corrupt
+from mmvars.datasets.files import image_name
 from mmvars.engine.hooks import FuseHook
 from mmvars.engine.samples import CheckedPipeline, check_pipelines
 from mmvars.errors import InputError
@@ -118,7 +119,7 @@ class Images:
                 'the random numbers of a corruption follow from the name of the file: write the '
                 'images to files, and take mmpretrain.CustomDataset'
             )
-        self.names = ['/'.join(Path(path).parts[-2:]) for path in paths]
+        self.names = [image_name(path) for path in paths]
 
     def digest(self) -> str:
         """Of labels, and of the sizes of all files and what is in some: others of the same names.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
-from mmvars.datasets.files import images_in, open_image
+from mmvars.datasets.files import image_name, images_in, open_image
 from mmvars.errors import InputError, first_of
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.priors import find_class
@@ -176,7 +176,7 @@ def read_config_data(cfg: Config) -> MaskData:
         labels = photos[index].labels
         return np.where(labels == NO_CLASS, IGNORED, labels + 1)
 
-    names = ['/'.join(Path(path).parts[-2:]) for path in paths]
+    names = [image_name(path) for path in paths]
     known = None if classes is None else ('background', *classes)
     return MaskData('test data of the config', names, paths, read, known)
 
