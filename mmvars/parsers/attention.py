@@ -21,6 +21,8 @@ maps of a block, each at the patches, then bilinear at the pixels of the file:
                   matrix; of VARS, which has none, mean over channels of |d mean_n out / d v|
   class attention what the class token looks at, mean over heads
   reconstruction  VARS: norms of P u
+  token weights   cosine of the output tokens of the pass before with the prior, at least 0: what
+                  the top-down input is made of
   bottom-up is the first pass, top-down the last. Beside them: center, a Gaussian, its standard
   deviation a quarter of each side; random, a uniform number for each patch.
 
@@ -36,7 +38,8 @@ objects:
             largest pixels as it has, that is on it
   Jaccard   DINO's: patches that hold 60 % of the mass, the head that is best for the object
   An object is all that an image has of one class; means over all objects. "class prior": of a
-  network with a prior for each class, the pass that was told to look for the object's.
+  network with a prior for each class, the pass that was told to look for the object's;
+  "another class", the control: for one of the others, drawn.
 
 Results of 20 images at a time are files in DIR/rows: a run that was stopped goes on with the same
 command. DIR holds attention.txt, .json, .csv and .md; intervals are a bootstrap over the images.

@@ -44,7 +44,7 @@ from mmvars.visualization.model import read_config
 
 __all__ = ['main']
 
-_VERSION = 1  # of the rows: raise it where a number changes
+_VERSION = 2  # of the rows: raise it where a number changes
 _CHUNK = 20  # images in a row
 
 
@@ -245,11 +245,11 @@ def _measure_objects(
         return None
     objects = []
     for label in np.unique(labels[foreground]).tolist():
-        steered = {}
-        prior = subject.priors.get(data.class_name(label))
-        if prior is not None:
+        steered: dict[str, Tensor] = {}
+        seed = zlib.crc32(f'{args.seed} {data.names[index]} {label}'.encode())
+        for kind, prior in _priors_of(subject, data.class_name(label), seed).items():
             own = subject.maps(view.pixels, blocks, args.steps, prior, args.alpha)
-            steered = {f'{k}, class prior': v for k, v in own.items() if k.stage != BOTTOM_UP}
+            steered |= {f'{k}, {kind}': v for k, v in own.items() if k.stage != BOTTOM_UP}
         objects.append(object_scores(maps | steered, view, labels == label, counted))
     return dict(
         name=data.names[index],
@@ -257,6 +257,17 @@ def _measure_objects(
         foreground=foreground_counts(maps, view, foreground, counted),
         objects=objects,
     )
+
+
+def _priors_of(subject: Subject, name: str, seed: int) -> dict[str, Tensor]:
+    """The prior of a class and, as a control, that of another."""
+    if name not in subject.priors:
+        return {}
+    priors = {'class prior': subject.priors[name]}
+    if others := [each for each in subject.priors if each != name]:
+        other = np.random.default_rng(seed).choice(others)
+        priors['another class'] = subject.priors[str(other)]
+    return priors
 
 
 def _about(

@@ -37,6 +37,7 @@ __all__ = [
     'MEAN',
     'NORMS',
     'RECONSTRUCTION',
+    'WEIGHTS',
     'MapName',
     'Subject',
     'View',
@@ -48,6 +49,7 @@ NORMS = 'token norms'
 MEAN = 'mean attention'
 CLASS = 'class attention'
 RECONSTRUCTION = 'reconstruction'
+WEIGHTS = 'token weights'
 
 
 class MapName(NamedTuple):
@@ -58,8 +60,9 @@ class MapName(NamedTuple):
         stage: :data:`BOTTOM_UP`, the first pass; ``'top-down'``, the last; ``'pass 2'``, ...
             between them.
         kind: One of :data:`NORMS` (of the tokens after the block), :data:`MEAN` (what the average
-            token looks at), :data:`CLASS` (what the class token looks at) and
-            :data:`RECONSTRUCTION` (of VARS: the norms of P u).
+            token looks at), :data:`CLASS` (what the class token looks at),
+            :data:`RECONSTRUCTION` (of VARS: the norms of P u) and :data:`WEIGHTS` (cosine of the
+            output tokens of the pass before with the prior, at least 0).
         step: Of the code of VARS, 0 at its start; ``None``: the last, or no VARS.
     """
 
@@ -326,6 +329,11 @@ def _of_network(
         if isinstance(network, PerceiverIO):  # one pass, whose output is reweighted
             name = MapName(trunk.depth - 1, 'top-down', NORMS)
             maps[name] = _heads(_norms(last.tokens), last.grid)
+        if getattr(network, 'prior', None) is not None:
+            # FAN's class token is in the output, but not among the tokens that go back.
+            weights = output.token_weights[:, -last.grid.num_patches :].transpose(1, 2)
+            name = MapName(trunk.depth - 1, 'top-down', WEIGHTS)
+            maps[name] = _heads(weights, last.grid._replace(num_prefix=0))
         return maps
 
     steered = None if isinstance(network, Trunk) else network

@@ -13,6 +13,7 @@ from PIL import Image
 from mmvars.cli import run_tool
 from mmvars.saliency import cli
 from mmvars.saliency.cli import main
+from mmvars.saliency.subject import WEIGHTS, MapName, load_subject
 
 STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 SMALL = dict(embed_dims=16, num_layers=2, num_heads=2)
@@ -157,14 +158,14 @@ def test_fixations_with_baselines_and_both_passes(run, write_model, data, tmp_pa
         for block in (0, 1)
         for kind in kinds
         for stage in ('bottom-up', 'top-down')
-    ]
+    ] + ['block 1, top-down, token weights']
     for name, scores in table.items():
         assert [*scores] == ['NSS', 'AUC-Judd', 'sAUC', 'CC', 'KL', 'SIM']
         for score in scores.values():
             assert score['count'] == 3 and score['low'] <= score['value'] <= score['high'], name
     assert '18; 3 outside of their images left out' in content['about']['fixations']
     lines = (tmp_path / 'out' / 'attention.csv').read_text().splitlines()
-    assert len(lines) == 1 + 14 * 6
+    assert len(lines) == 1 + 15 * 6
     assert (tmp_path / 'out' / 'attention.txt').read_text().strip() in said
     assert '| center |' in (tmp_path / 'out' / 'attention.md').read_text()
 
@@ -192,15 +193,30 @@ def test_class_priors_on_the_test_data_of_a_config(run, segmentor) -> None:
     foreground, objects = content['tables'].values()
     assert not [name for name in foreground if 'top-down' in name]
     steered = [name for name in objects if 'top-down' in name]
-    assert len(steered) == 3 and all(name.endswith('class prior') for name in steered)
+    kinds = 'token norms', 'mean attention', 'class attention', 'token weights'
+    asked_for = 'class prior', 'another class'
+    assert steered == [f'block 1, top-down, {kind}, {of}' for of in asked_for for kind in kinds]
     assert objects['center']['mass']['count'] == 6
     alone = run(*asked)[2]['tables']['objects']
     assert alone['center']['mass']['count'] == 3
-    for name in steered:  # a prior changes the map
-        plain = name.replace('top-down', 'bottom-up').removesuffix(', class prior')
-        assert objects[name]['mass']['value'] != objects[plain]['mass']['value']
+    for kind in kinds:  # a prior changes the map, and another prior otherwise
+        same = [f'block 1, top-down, {kind}, {of}' for of in asked_for]
+        same += [f'block 1, bottom-up, {kind}'] * (kind != 'token weights')
+        assert len({objects[name]['mass']['value'] for name in same}) == len(same)
     status, said, _ = run(*segmentor, '--on', 'test', '--objects', 'sqare')
     assert status == 2 and "no class is called 'sqare'; did you mean 'square'" in said
+
+
+def test_token_weights_are_cosines_with_the_prior(segmentor) -> None:
+    subject = load_subject(*segmentor, torch.device('cpu'))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
+    prior = subject.priors['dog']
+    weights = subject.maps(pixels, [0], prior=prior)[MapName(1, 'top-down', WEIGHTS)]
+    first = subject.network.forward_first_pass(subject.normalize(pixels)).output
+    patches = first.grid.patch_tokens(first.tokens)[0]
+    cosines = torch.nn.functional.cosine_similarity(patches, prior, dim=-1)
+    assert 0 < (cosines < 0).sum() < 24
+    torch.testing.assert_close(weights, cosines.clamp(min=0).view(1, 4, 6))
 
 
 def test_a_foreign_transformer_and_the_middle_of_images(run, write_model, data) -> None:
