@@ -120,9 +120,15 @@ class AbSViT(Backbone):
         prior: What to look for: ``'learned_query'``, ``'given'`` (a prior in every call, such as
             ``data_samples[i].prior``), or one vector a class, asked for by class ids, -1 for
             none: ``dict(type='class_prototype', num_classes=K)`` from a file or a classifier,
-            ``dict(type='learned_classes', num_classes=K)`` learned.
+            ``dict(type='learned_classes', num_classes=K)`` learned. Or
+            ``dict(type='text', text_dim=D)``: a learned linear map of a text vector ``(D,)``, which
+            each call passes; without one nothing is asked for.
         alpha: Scale of the top-down signal; 1 in the release, 10 for scenes with several objects
             (Section 2.7).
+        modulation: What the tokens carry back: ``'weight'``, themselves times their weights
+            (Section 2.5), or ``'project'``, multiples of the prior, as in the released
+            vision-language models, whose alpha is 5 (the thesis says 10). For designs with a prior
+            and decoders.
         num_passes: Passes through the trunk: 2, or more rounds of feedback.
         first_pass_scale: Scale of the images in pass 1; below 1 it is cheaper, and another
             function.
@@ -172,6 +178,7 @@ class AbSViT(Backbone):
         reconstruction_loss: str = 'l2',
         stop_gradient: bool = True,
         code_sparsity: float = 0.0,
+        modulation: str = 'weight',
     ) -> None:
         check_choice('design', design, TOP_DOWN_DESIGNS)
         network = build_network(
@@ -194,6 +201,7 @@ class AbSViT(Backbone):
             reconstruction_loss=reconstruction_loss,
             stop_gradient=stop_gradient,
             code_sparsity=code_sparsity,
+            modulation=modulation,
         )
         if not reconstruction_loss_weight and (
             reconstruction_loss != 'l2' or not stop_gradient or code_sparsity

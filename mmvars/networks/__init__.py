@@ -11,6 +11,7 @@ from mmvars.networks.factory import (
 )
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import (
+    MODULATIONS,
     PRIORS,
     RECONSTRUCTION_LOSSES,
     ClassPrototype,
@@ -19,6 +20,7 @@ from mmvars.networks.feedback import (
     LayerDecoder,
     LearnedClasses,
     LearnedQuery,
+    LearnedText,
     MaskFeedback,
     Prior,
     StageUpsample,
@@ -35,6 +37,7 @@ __all__ = [
     'ARCH_ZOO',
     'FAN',
     'MODELS',
+    'MODULATIONS',
     'PRIORS',
     'RECONSTRUCTION_LOSSES',
     'RVT',
@@ -49,6 +52,7 @@ __all__ = [
     'LayerDecoder',
     'LearnedClasses',
     'LearnedQuery',
+    'LearnedText',
     'MaskFeedback',
     'PerceiverIO',
     'Prior',

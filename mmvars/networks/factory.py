@@ -137,6 +137,7 @@ def create_model(
     reconstruction_loss: str = 'l2',
     stop_gradient: bool = True,
     code_sparsity: float = 0.0,
+    modulation: str = 'weight',
     **overrides: Any,
 ) -> Trunk | TopDown | PerceiverIO:
     """Build a network by name, with torch's current default device and dtype.
@@ -170,7 +171,7 @@ def create_model(
             parameters (safetensors, LBFGS, FSDP2) refuse such a network.
         reconstruction_loss, stop_gradient: With ``top_down`` through decoders: see
             :class:`Feedback`.
-        code_sparsity: Likewise: see :class:`TopDown`.
+        code_sparsity, modulation: Likewise: see :class:`TopDown`.
         **overrides: Arguments of the trunk that replace those of the named size; of a trunk of timm
             those of :func:`~mmvars.networks.timm_trunk.build_timm_trunk` (of MMPretrain
             :func:`~mmvars.networks.mmpretrain_zoo.build_mmpretrain_trunk`), and ``pretrained``:
@@ -191,10 +192,11 @@ def create_model(
             ('reconstruction_loss', reconstruction_loss, 'l2'),
             ('stop_gradient', stop_gradient, True),
             ('code_sparsity', code_sparsity, 0),
+            ('modulation', modulation, 'weight'),
         ):
             if value != default:
                 raise InputError(
-                    f'{option}={value!r} is of the reconstruction loss of decoders, which only '
+                    f'{option}={value!r} is for feedback through decoders, which only '
                     f"top_down='absvit', 'absvit_qkv' and 'feedback' have: leave it out"
                 )
     injection = _INJECTIONS.get(top_down or '', 'value')
@@ -226,7 +228,14 @@ def create_model(
         else Feedback(trunk.widths, trunk.strides, gated, reconstruction_loss, stop_gradient)
     )
     return TopDown(
-        trunk, prior_module, feedback, alpha, num_passes, first_pass_scale, code_sparsity
+        trunk,
+        prior_module,
+        feedback,
+        alpha,
+        num_passes,
+        first_pass_scale,
+        code_sparsity,
+        modulation,
     )
 
 
@@ -310,12 +319,14 @@ def build_prior(
     arguments = dict(prior) if isinstance(prior, dict) else dict(type=prior)
     name: Any = arguments.pop('type', None)
     check_choice('prior', name, PRIORS)
-    known = ['num_classes'] if issubclass(PRIORS[name], ClassPrototype) else []
+    size = 'num_classes' if issubclass(PRIORS[name], ClassPrototype) else None
+    size = 'text_dim' if name == 'text' else size
+    known = [size] if size else []
     if unknown := sorted(set(arguments) - set(known), key=str):
         raise InputError(
             f'prior {name!r} takes {" ".join(known) or "no options"}; unknown: {unknown}'
         )
-    if name == 'class_prototype' and 'num_classes' not in arguments:
+    if name == 'class_prototype' and size not in arguments:
         if not isinstance(classifier, nn.Linear):
             raise InputError(
                 "prior='class_prototype' copies the rows of a classifier, and this "
@@ -323,10 +334,9 @@ def build_prior(
                 'num_classes=K)'
             )
         return ClassPrototype.from_classifier(classifier, has_center)
-    if known and 'num_classes' not in arguments:
-        raise InputError(
-            f'prior={name!r} needs the number of classes: prior=dict(type={name!r}, num_classes=K)'
-        )
+    if size and size not in arguments:
+        meaning = 'number of classes' if size == 'num_classes' else 'width of the text vectors'
+        raise InputError(f'prior={name!r} needs the {meaning}: prior=dict(type={name!r}, {size}=K)')
     return PRIORS[name](embed_dim, has_center=has_center, **arguments)
 
 

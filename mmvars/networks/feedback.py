@@ -27,9 +27,12 @@ __all__ = [
     'LayerDecoder',
     'LearnedClasses',
     'LearnedQuery',
+    'LearnedText',
+    'MODULATIONS',
     'MaskFeedback',
     'Prior',
     'StageUpsample',
+    'project_tokens',
     'resample_tokens',
     'token_weights',
 ]
@@ -54,15 +57,36 @@ def token_weights(tokens: Tensor, prior: Tensor) -> Tensor:
     return (dot / length).clamp(0, 1).to(tokens.dtype)
 
 
+MODULATIONS = ('weight', 'project')
+"""What output tokens z with weights w carry back: ``alpha w z`` (Section 2.5), or, with the prior
+xi, ``alpha w (z xi') xi``, the released vision-language models' form, where alpha is 5 and each
+token becomes a multiple of the prior."""
+
+
+def project_tokens(tokens: Tensor, prior: Tensor) -> Tensor:
+    """``(z xi') xi`` for each token z: its part along the prior, times the prior's squared length.
+
+    Args:
+        tokens: ``(B, N, C)``.
+        prior: ``(B, C)`` or ``(1, C)``, of any floating dtype.
+
+    Returns:
+        ``(B, N, C)`` in the dtype of the tokens. Differentiable in both arguments.
+    """
+    prior = prior.unsqueeze(1)
+    return ((tokens * prior).sum(dim=-1, keepdim=True) * prior).to(tokens.dtype)
+
+
 class Prior(nn.Module):
     """A source of prior vectors. A prior passed to the call always takes precedence.
 
     Args:
-        embed_dim: Width C of the vectors.
+        embed_dim: Width C of the priors.
         has_center: Whether tokens are compared with the prior after ``center`` was subtracted, as
             on pretrained trunks.
 
     Attributes:
+        requested_dim: Width of the vectors that a call passes: C, or that of a text vector.
         center: Buffer ``(C,)``, zeros at first, or ``None``. ``mmvars pretune`` fills it with the
             mean output token: a large part that all tokens of a pretrained network share would
             make their cosines alike. The priors are then differences from it, too. The thesis,
@@ -78,6 +102,7 @@ class Prior(nn.Module):
     def __init__(self, embed_dim: int, has_center: bool = False) -> None:
         super().__init__()
         self.embed_dim = embed_dim
+        self.requested_dim = embed_dim
         self.register_buffer('center', torch.zeros(embed_dim) if has_center else None)
         self.register_buffer('whitening', torch.eye(embed_dim) if has_center else None)
 
@@ -92,9 +117,9 @@ class Prior(nn.Module):
         """The prior of each image.
 
         Args:
-            requested: ``None`` for the module's default; a float tensor ``(C,)`` or ``(B, C)``; or,
-                for :class:`ClassPrototype`, integer class ids of shape ``()`` or ``(B,)``, -1 for
-                the default.
+            requested: ``None`` for the module's default; a float tensor ``(C,)`` or ``(B, C)``, of
+                the width of text vectors for :class:`LearnedText`; or, for :class:`ClassPrototype`,
+                integer class ids of shape ``()`` or ``(B,)``, -1 for the default.
             batch_size: B.
 
         Returns:
@@ -112,7 +137,7 @@ class Prior(nn.Module):
         ):
             kind = requested.dtype if isinstance(requested, Tensor) else type(requested).__name__
             raise InputError(
-                f'prior must be a tensor, a float vector of width {self.embed_dim} or '
+                f'prior must be a tensor, a float vector of width {self.requested_dim} or '
                 f'integer class ids, such as torch.tensor(3); got {kind}'
             )
         if not requested.is_floating_point():
@@ -120,11 +145,16 @@ class Prior(nn.Module):
                 requested.reshape(-1) if requested.ndim == 0 else requested, batch_size
             )
         vectors = requested.unsqueeze(0) if requested.ndim == 1 else requested
-        if vectors.shape not in ((batch_size, self.embed_dim), (1, self.embed_dim)):
+        width = self.requested_dim
+        if vectors.shape not in ((batch_size, width), (1, width)):
             raise InputError(
-                f'prior must have shape ({self.embed_dim},) or ({batch_size}, '
-                f'{self.embed_dim}), got {tuple(requested.shape)}'
+                f'prior must have shape ({width},) or ({batch_size}, {width}), '
+                f'got {tuple(requested.shape)}'
             )
+        return self.from_vectors(vectors)
+
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        """The priors ``(1 or B, C)`` of float vectors ``(1 or B, requested_dim)``."""
         return vectors
 
     def default(self) -> Tensor:
@@ -138,7 +168,7 @@ class Prior(nn.Module):
         """The priors ``(1 or B, C)`` of integer ids."""
         raise InputError(
             f'{type(self).__name__} knows no classes; pass a float vector of width '
-            f'{self.embed_dim}, or build the network with prior=dict('
+            f'{self.requested_dim}, or build the network with prior=dict('
             "type='class_prototype', num_classes=K)"
         )
 
@@ -226,10 +256,39 @@ class ExternalPrior(Prior):
     """No default: every call passes a prior, such as a text embedding."""
 
 
+class LearnedText(Prior):
+    """A linear map from a text vector to a prior, learned with the network (Section 2.6).
+
+    A float prior of a call is a text vector here. The default asks for nothing, as that of
+    :class:`ClassPrototype`.
+
+    Args:
+        embed_dim: Width C of the priors.
+        text_dim: Width D of the text vectors.
+        has_center: See :class:`Prior`.
+    """
+
+    nothing: Tensor
+
+    def __init__(self, embed_dim: int, text_dim: int, has_center: bool = False) -> None:
+        super().__init__(embed_dim, has_center)
+        check_number('text_dim of the text prior', text_dim, 1, 1_000_000, whole=True)
+        self.requested_dim = text_dim
+        self.projection = nn.Linear(text_dim, embed_dim)
+        self.register_buffer('nothing', torch.zeros(1, embed_dim), persistent=False)
+
+    def default(self) -> Tensor:
+        return self.nothing
+
+    def from_vectors(self, vectors: Tensor) -> Tensor:
+        return self.projection(vectors.to(self.nothing.dtype))
+
+
 PRIORS: dict[str, type[Prior]] = {
     'learned_query': LearnedQuery,
     'class_prototype': ClassPrototype,
     'learned_classes': LearnedClasses,
+    'text': LearnedText,
     'given': ExternalPrior,
 }
 

@@ -9,9 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from mmvars.errors import InputError, check_number
+from mmvars.errors import InputError, check_choice, check_number
 from mmvars.layers import TokenGrid, fuse, unfuse
-from mmvars.networks.feedback import Feedback, MaskFeedback, Prior, resample_tokens, token_weights
+from mmvars.networks.feedback import (
+    MODULATIONS,
+    Feedback,
+    MaskFeedback,
+    Prior,
+    project_tokens,
+    resample_tokens,
+    token_weights,
+)
 from mmvars.networks.old_keys import rename_entries
 from mmvars.networks.trunk import Trunk, TrunkOutput
 
@@ -30,6 +38,13 @@ class FirstPassOutput(NamedTuple):
     output: TrunkOutput
     embedded: Tensor
     grid: TokenGrid
+
+    def repeat(self, times: int) -> 'FirstPassOutput':
+        """Each image ``times`` times, one after the other: for as many priors of each."""
+        return self._replace(
+            output=self.output.repeat(times),
+            embedded=self.embedded.repeat_interleave(times, dim=0),
+        )
 
 
 class TopDownOutput(NamedTuple):
@@ -83,6 +98,8 @@ class TopDown(nn.Module):
             the factor that makes half a sum of squares their mean; u is the code of the block's
             mixer, which must be VARS. The thesis has 0, since self-attention has no such code. It
             trains the network, and runs each mixer once more.
+        modulation: What the weighted tokens carry back, one of
+            :data:`~mmvars.networks.feedback.MODULATIONS`.
 
     Raises:
         InputError: If a mixer takes no top-down input or has no code, or a number cannot be used.
@@ -97,13 +114,20 @@ class TopDown(nn.Module):
         num_passes: int = 2,
         first_pass_scale: float = 1.0,
         code_sparsity: float = 0.0,
+        modulation: str = 'weight',
     ) -> None:
         super().__init__()
+        check_choice('modulation', modulation, MODULATIONS)
         check_number('num_passes', num_passes, 2, 100, whole=True)
         check_number('first_pass_scale', first_pass_scale, 1e-3, 1)
         check_number('code_sparsity', code_sparsity, 0)
         if prior is None and isinstance(feedback, MaskFeedback):
             raise InputError('MaskFeedback feeds the weights of a prior back: pass a prior')
+        if modulation == 'project' and (prior is None or isinstance(feedback, MaskFeedback)):
+            raise InputError(
+                "modulation='project' projects the tokens that are fed back on the prior, and this "
+                'network has no prior, or feeds no tokens back: leave modulation out'
+            )
         for index, block in enumerate(trunk.blocks):
             if not getattr(block.attn, 'takes_top_down', True):
                 raise InputError(
@@ -124,6 +148,7 @@ class TopDown(nn.Module):
         self.num_passes = num_passes
         self.first_pass_scale = first_pass_scale
         self.code_sparsity = code_sparsity
+        self.modulation = modulation
 
     def forward(
         self,
@@ -218,6 +243,8 @@ class TopDown(nn.Module):
                 compared = tokens if center is None else tokens - center
                 asked = self.prior(prior, tokens.shape[0])
                 weights = token_weights(compared, asked)
+                if self.modulation == 'project':
+                    tokens = project_tokens(compared, asked)
                 if isinstance(self.feedback, MaskFeedback):
                     weights = weights + _is_zero(asked)
             top_down = self.feedback(tokens, scale * weights, grids)
@@ -327,11 +354,23 @@ class PerceiverIO(nn.Module):
             raise InputError(
                 'reconstruction needs feedback through decoders, which this network does not have'
             )
-        first = self.trunk(images, out_indices, pooled_only)
+        first = self.forward_first_pass(images, out_indices, pooled_only)
+        return self.forward_second_pass(first, prior, alpha)
+
+    def forward_first_pass(
+        self, images: Tensor, out_indices: Sequence[int] = (), pooled_only: bool = False
+    ) -> TrunkOutput:
+        """The only pass, whose output many priors can share."""
+        return self.trunk(images, out_indices, pooled_only)
+
+    def forward_second_pass(
+        self, first: TrunkOutput, prior: Tensor | None = None, alpha: float | Tensor | None = None
+    ) -> TopDownOutput:
+        """Weight the tokens of :meth:`forward_first_pass`."""
         scale = self.alpha if alpha is None else _per_image(alpha, first.tokens)
         center = self.prior.center
         compared = first.tokens if center is None else first.tokens - center
-        asked = self.prior(prior, images.shape[0])
+        asked = self.prior(prior, first.tokens.shape[0])
         weights = token_weights(compared, asked) + _is_zero(asked)
         second = first._replace(tokens=scale * weights * first.tokens)
         return TopDownOutput(second, first, weights)

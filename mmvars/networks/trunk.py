@@ -34,6 +34,15 @@ class TrunkOutput(NamedTuple):
     grids: tuple[TokenGrid, ...] = ()
     block_io: tuple[tuple[Tensor, Tensor], ...] = ()
 
+    def repeat(self, times: int) -> 'TrunkOutput':
+        """Each image ``times`` times, one after the other, without ``block_io``."""
+        return TrunkOutput(
+            self.tokens.repeat_interleave(times, dim=0),
+            self.grid,
+            tuple(each.repeat_interleave(times, dim=0) for each in self.intermediates),
+            self.grids,
+        )
+
 
 class Trunk(nn.Module):
     """The loop over the blocks, common to all trunks.

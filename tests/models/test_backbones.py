@@ -219,7 +219,7 @@ def test_layer_depth_covers_every_parameter(tiny_arch):
         ),
         (
             dict(stop_gradient=False, design='perceiver_io'),
-            "stop_gradient=False is of the reconstruction loss .* which only design='absvit'",
+            "stop_gradient=False is for feedback through decoders, which only design='absvit'",
         ),
         (dict(prior='text'), 'prior must be one of'),
         # values of a wrong type, as a typing error in a config gives them
