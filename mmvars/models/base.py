@@ -13,7 +13,14 @@ from mmvars.checkpoints import load_pretrained, load_timm_weights
 from mmvars.errors import InputError, check_choice, check_flag, check_number
 from mmvars.models.arguments import split_init_cfg
 from mmvars.models.transfer import added_names, apply_transfer
-from mmvars.networks import PerceiverIO, TopDown, Trunk, TrunkOutput
+from mmvars.networks import (
+    FirstPassOutput,
+    PerceiverIO,
+    TopDown,
+    TopDownOutput,
+    Trunk,
+    TrunkOutput,
+)
 
 __all__ = ['Backbone', 'BackboneTrainOutput']
 
@@ -208,27 +215,62 @@ class Backbone(BaseModule):
         # In eval mode with gradients all tokens are computed: class activation maps read them.
         pooled_only = self._is_class_token_alone and (self.training or not torch.is_grad_enabled())
         if isinstance(network, Trunk):
-            if prior is not None or alpha is not None:
-                raise InputError(
-                    f'mmvars.{type(self).__name__} has no top-down attention and '
-                    'takes no prior or alpha: leave it out, or use mmvars.AbSViT'
-                )
+            self._check_asked_nothing(prior, alpha)
             feats = self._features(network(x, self._raw_indices, pooled_only))
             return BackboneTrainOutput(feats, None, {}) if return_losses else feats
         if weight and self.training and not return_losses:
             self._warn_of_ignored_loss()
         reconstruction = return_losses and weight > 0
         output = network(x, prior, alpha, self._raw_indices, reconstruction, pooled_only)
-        feats = self._features(output.second)
-        if not return_losses:
-            return feats
-        first = None if isinstance(network, PerceiverIO) else self._features(output.first)
-        losses = {'loss_reconstruction': weight * output.reconstruction.sum()} if weight else {}
-        compared = None
-        if network.prior is not None:
-            tokens, center = output.first.tokens, network.prior.center
-            compared = output.first.grid.to_map(tokens if center is None else tokens - center)
-        return BackboneTrainOutput(feats, first, losses, compared)
+        return self._train_output(output) if return_losses else self._features(output.second)
+
+    def forward_first_pass(self, x: Tensor) -> FirstPassOutput | TrunkOutput:
+        """All of :meth:`forward` that does not depend on a prior.
+
+        Args:
+            x: Images ``(B, in_channels, H, W)``.
+        """
+        if isinstance(self.network, TopDown):
+            return self.network.forward_first_pass(x)
+        network: Any = self.network
+        run = network.forward_first_pass if isinstance(network, PerceiverIO) else network
+        return run(x, self._raw_indices)
+
+    def forward_second_pass(
+        self,
+        first: FirstPassOutput | TrunkOutput,
+        prior: Tensor | None = None,
+        alpha: float | Tensor | None = None,
+        priors_per_image: int = 1,
+        return_losses: bool = False,
+    ) -> tuple[Tensor, ...] | BackboneTrainOutput:
+        """What :meth:`forward` returns, from the output of :meth:`forward_first_pass`.
+
+        Many captions of an image share its first pass, in training too.
+
+        Args:
+            first: Of B images; it can be used any number of times.
+            prior, alpha: As in :meth:`forward`, of ``B * priors_per_image`` images.
+            priors_per_image: K priors of the first image come first, then those of the second.
+            return_losses: As in :meth:`forward`.
+
+        Returns:
+            The features of ``B * priors_per_image`` images.
+        """
+        first = first if priors_per_image == 1 else first.repeat(priors_per_image)
+        network: Any = self.network
+        if isinstance(network, Trunk):
+            self._check_asked_nothing(prior, alpha)
+            feats = self._features(first)
+            return BackboneTrainOutput(feats, None, {}) if return_losses else feats
+        if isinstance(network, PerceiverIO):
+            output = network.forward_second_pass(first, prior, alpha)
+        else:
+            reconstruction = return_losses and self.reconstruction_loss_weight > 0
+            output = network.forward_second_pass(
+                first, prior, alpha, self._raw_indices, reconstruction
+            )
+        return self._train_output(output) if return_losses else self._features(output.second)
 
     def forward_priors(
         self, x: Tensor, priors: Sequence[Tensor] | Tensor, alpha: float | Tensor | None = None
@@ -381,6 +423,26 @@ class Backbone(BaseModule):
                 maps = grid.to_map(tokens).contiguous()
                 feats.append(maps if self.out_type == 'featmap' else (maps, tokens[:, 0]))
         return tuple(feats)
+
+    def _train_output(self, output: TopDownOutput) -> BackboneTrainOutput:
+        network: Any = self.network
+        first = None if isinstance(network, PerceiverIO) else self._features(output.first)
+        losses = {}
+        if output.reconstruction is not None:
+            weight = self.reconstruction_loss_weight
+            losses = {'loss_reconstruction': weight * output.reconstruction.sum()}
+        compared = None
+        if network.prior is not None:
+            tokens, center = output.first.tokens, network.prior.center
+            compared = output.first.grid.to_map(tokens if center is None else tokens - center)
+        return BackboneTrainOutput(self._features(output.second), first, losses, compared)
+
+    def _check_asked_nothing(self, prior: Any, alpha: Any) -> None:
+        if prior is not None or alpha is not None:
+            raise InputError(
+                f'mmvars.{type(self).__name__} has no top-down attention and '
+                'takes no prior or alpha: leave it out, or use mmvars.AbSViT'
+            )
 
     def _two_pass_network(self) -> TopDown:
         if not isinstance(self.network, TopDown):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from mmvars.errors import InputError, check_number
 from mmvars.registry import MODELS
 
-__all__ = ['PriorSampler', 'PromptHead', 'prior_loss']
+__all__ = ['PriorSampler', 'PromptHead']
 
 _LAYOUTS = ((1, 2), (2, 1), (2, 2))
 """Rows and columns of the tiles of a mosaic."""
@@ -233,40 +233,3 @@ class PromptHead(BaseModule):
             loss_bce=self.loss_weight * bce / counted.sum().clamp_min(1),
             loss_dice=self.loss_weight * dice / (asked >= 0).sum().clamp_min(1),
         )
-
-
-def prior_loss(
-    tokens: Tensor,
-    priors: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    temperature: float = 0.07,
-) -> Tensor:
-    """The prior loss, ``-log`` of Eq. 2.15, with regions for images and classes for captions.
-
-    z is the mean token of a class in an image, its prior the class's, and negatives are the regions
-    of all other classes in the batch. Where the thesis has inner products, here are cosines over a
-    temperature, as in CLIP, to which it refers.
-
-    Args:
-        tokens: Map ``(B, C, h, w)`` of the tokens that are compared with the prior.
-        priors: ``(K, C)``.
-        labels: ``(B, 1, H, W)``.
-        ignore_index: Label of pixels without a class.
-        temperature: What cosines are divided by.
-
-    Returns:
-        The mean over all regions; zero where the batch has only one class.
-    """
-    num_classes, size = len(priors), tokens.shape[-2:]
-    small = F.interpolate(labels.float(), size, mode='nearest-exact').flatten(1).long()
-    small = torch.where((small == ignore_index) | (small >= num_classes), num_classes, small)
-    shares = F.one_hot(small, num_classes + 1)[..., :num_classes].float()  # (B, N, K)
-    image, classes = (shares.sum(1) > 0).nonzero(as_tuple=True)
-    with torch.autocast(tokens.device.type, enabled=False):  # cosines over 0.07 need their digits
-        sums = torch.einsum('bnk,bcn->bkc', shares, tokens.flatten(2).float())
-        regions = F.normalize(sums[image, classes], dim=-1)  # a mean's direction is the sum's
-        logits = F.normalize(priors.float()[classes], dim=-1) @ regions.T / temperature
-    same = classes.unsqueeze(1) == classes
-    others = logits.masked_fill(same, torch.finfo(logits.dtype).min).logsumexp(1)
-    return F.softplus(others - logits.diagonal()).sum() / max(len(classes), 1)

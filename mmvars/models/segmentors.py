@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_flag, check_number
 from mmvars.models.arguments import fill_in_channels, stack_priors, with_num_classes
-from mmvars.models.prompting import prior_loss
+from mmvars.models.prior_loss import region_prior_loss
 from mmvars.models.sliding_window import (
     InferenceOptions,
     Window,
@@ -66,7 +66,7 @@ class EncoderDecoder(_EncoderDecoder):
             trunk of timm it is then, to the bit, what it was without feedback (alpha 0), where it
             is asked for nothing.
         prior_loss_weight: Weight of ``loss_prior``, see
-            :func:`~mmvars.models.prompting.prior_loss`.
+            :func:`~mmvars.models.prior_loss.region_prior_loss`.
 
     Raises:
         InputError: If the backbone is none of mmvars or cannot be steered, or ``test_cfg`` cannot
@@ -260,7 +260,7 @@ class EncoderDecoder(_EncoderDecoder):
             losses = {f'prompt.{name}': value for name, value in prompt_losses.items()}
         if self.prior_loss_weight:
             prior = self.backbone.network.prior
-            loss = prior_loss(output.compared, prior.prototypes, labels, ignore_index)
+            loss = region_prior_loss(output.compared, prior.prototypes, labels, ignore_index)
             losses['loss_prior'] = self.prior_loss_weight * loss
         return losses
 

@@ -17,7 +17,8 @@ pytest.importorskip('mmseg.models', exc_type=ImportError)
 
 from mmseg.structures import SegDataSample  # noqa: E402
 
-from mmvars.models.prompting import PriorSampler, PromptHead, prior_loss  # noqa: E402
+from mmvars.models.prior_loss import region_prior_loss  # noqa: E402
+from mmvars.models.prompting import PriorSampler, PromptHead  # noqa: E402
 
 CLASSES, IGNORED = 5, 255
 GN = dict(type='GN', num_groups=2)
@@ -183,13 +184,13 @@ class TestPriorLoss:
             own = math.exp(F.cosine_similarity(priors[class_id], region, dim=0) / 0.07)
             negatives = sum(scores[i] for i, (c, _) in enumerate(regions) if c != class_id)
             terms.append(-math.log(own / (own + negatives)))
-        loss = prior_loss(tokens, priors, labels, IGNORED)
+        loss = region_prior_loss(tokens, priors, labels, IGNORED)
         torch.testing.assert_close(loss, torch.tensor(sum(terms) / 3))
 
     def test_one_class_has_nothing_to_tell_apart(self):
         priors = torch.randn(CLASSES, 6, requires_grad=True)
         for label in (2, IGNORED):
-            loss = prior_loss(
+            loss = region_prior_loss(
                 torch.randn(2, 6, 4, 6), priors, torch.full((2, 1, 8, 12), label), IGNORED
             )
             loss.backward()
@@ -198,7 +199,7 @@ class TestPriorLoss:
     def test_reaches_a_prior_that_the_clamped_cosine_does_not(self):
         tokens = torch.randn(1, 6, 4, 6) + 3
         priors = (-torch.ones(CLASSES, 6)).requires_grad_()
-        prior_loss(tokens, priors, halves(0, 1)[None, None], IGNORED).backward()
+        region_prior_loss(tokens, priors, halves(0, 1)[None, None], IGNORED).backward()
         assert priors.grad[:2].any() and not priors.grad[2:].any()
 
 
