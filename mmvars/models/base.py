@@ -215,7 +215,8 @@ class Backbone(BaseModule):
         # In eval mode with gradients all tokens are computed: class activation maps read them.
         pooled_only = self._is_class_token_alone and (self.training or not torch.is_grad_enabled())
         if isinstance(network, Trunk):
-            self._check_asked_nothing(prior, alpha)
+            if prior is not None or alpha is not None:
+                raise self._takes_no_prior()
             feats = self._features(network(x, self._raw_indices, pooled_only))
             return BackboneTrainOutput(feats, None, {}) if return_losses else feats
         if weight and self.training and not return_losses:
@@ -260,7 +261,8 @@ class Backbone(BaseModule):
         first = first if priors_per_image == 1 else first.repeat(priors_per_image)
         network: Any = self.network
         if isinstance(network, Trunk):
-            self._check_asked_nothing(prior, alpha)
+            if prior is not None or alpha is not None:
+                raise self._takes_no_prior()
             feats = self._features(first)
             return BackboneTrainOutput(feats, None, {}) if return_losses else feats
         if isinstance(network, PerceiverIO):
@@ -437,12 +439,11 @@ class Backbone(BaseModule):
             compared = output.first.grid.to_map(tokens if center is None else tokens - center)
         return BackboneTrainOutput(self._features(output.second), first, losses, compared)
 
-    def _check_asked_nothing(self, prior: Any, alpha: Any) -> None:
-        if prior is not None or alpha is not None:
-            raise InputError(
-                f'mmvars.{type(self).__name__} has no top-down attention and '
-                'takes no prior or alpha: leave it out, or use mmvars.AbSViT'
-            )
+    def _takes_no_prior(self) -> InputError:
+        return InputError(
+            f'mmvars.{type(self).__name__} has no top-down attention and '
+            'takes no prior or alpha: leave it out, or use mmvars.AbSViT'
+        )
 
     def _two_pass_network(self) -> TopDown:
         if not isinstance(self.network, TopDown):
