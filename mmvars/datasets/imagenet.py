@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmvars.errors import InputError, check_choice, first_of
 from mmvars.registry import DATASETS
 
-__all__ = ['ImageNetFolders', 'imagenet_numbers', 'imagenet_wnids']
+__all__ = ['ImageNetFolders', 'imagenet_numbers', 'imagenet_synsets', 'imagenet_wnids']
 
 _EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
@@ -25,6 +25,16 @@ def imagenet_wnids(subset: str | None = None) -> tuple[str, ...]:
 def imagenet_numbers(subset: str) -> list[int]:
     """Which of the 1000 classes those of a subset are."""
     return [imagenet_wnids().index(wnid) for wnid in imagenet_wnids(subset)]
+
+
+@cache
+def imagenet_synsets() -> tuple[str, ...]:
+    """WordNet's names of the 1000 classes in order, ``tench.n.01``: unlike words, none is twice.
+
+    Of WordNet 3.0: the first word of each synset, and the number of its sense among those of this
+    word. LVIS names its categories so.
+    """
+    return tuple((files('mmvars.data') / 'imagenet_synsets.txt').read_text().split())
 
 
 @DATASETS.register_module()

@@ -11,6 +11,8 @@ _EPILOG = """\
 data (--on):
   osie, mit1003   fixations of people, in --data-root (default: data/osie, data/mit1003)
   voc             PASCAL VOC 2012 val (default: data/VOCdevkit/VOC2012)
+  lvis            LVIS v1 val (default: data/lvis_v1): its images with two or more categories whose
+                  synsets are classes of ImageNet, which are the objects
   test            the labeled test data of a segmentor's config; give --objects
   FOLDER          images/ with fixations.json {"NAME": [[[x, y], ...], ...]}, a list of points in
                   pixels for each observer; or with masks/NAME.png, 0 the background, 255 unlabeled
@@ -37,9 +39,11 @@ objects:
   pointing  whether the maximum is on the object;  mass, rank: share of the map, and of as many
             largest pixels as it has, that is on it
   Jaccard   DINO's: patches that hold 60 % of the mass, the head that is best for the object
-  An object is all that an image has of one class; means over all objects. "class prior": of a
-  network with a prior for each class, the pass that was told to look for the object's;
-  "another class", the control: for one of the others, drawn.
+  An object is all that an image has of one class; means over all objects. "class prior": the
+  pass that was told to look for the object's class; "another class", the control: for one of the
+  others, drawn. Priors are those of the network, if it has one for each class, else the rows of a
+  classifier. Classes match by name; those of ImageNet have the names of WordNet, zebra.n.01, which
+  LVIS has too.
 
 Results of 20 images at a time are files in DIR/rows: a run that was stopped goes on with the same
 command. DIR holds attention.txt, .json, .csv and .md; intervals are a bootstrap over the images.
@@ -65,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='CLASS',
         help='of masks: only these are objects, all else is background',
     )
-    add('--data-root', metavar='DIR', help='where osie, mit1003 or voc are')
+    add('--data-root', metavar='DIR', help='where osie, mit1003, voc or lvis are')
     add('--images', type=int, metavar='N', help='as many, evenly spaced in the data')
     add('--size', type=int, default=256, metavar='PX', help='short side of images (default: 256)')
     add('--crop', type=int, metavar='PX', help='only the middle of them (default: whole)')

@@ -17,7 +17,7 @@ from mmvars.datasets.files import open_image
 from mmvars.engine.cpu import pick_device
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
-from mmvars.networks.steering import check_top_down
+from mmvars.networks.steering import check_top_down, feeds_back_unasked
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.parsers.attention import parse_args
 from mmvars.predictor import run_files
@@ -210,7 +210,11 @@ def _measure(
     seed = zlib.crc32(f'{args.seed} {data.names[index]}'.encode())
     maps: dict[str, Tensor] = baselines(view, grid, seed)
     # Where priors are classes, the second pass looks for nothing unless it is told a class.
-    maps |= {str(k): v for k, v in own.items() if k.stage == BOTTOM_UP or not subject.priors}
+    maps |= {
+        str(k): v
+        for k, v in own.items()
+        if k.stage == BOTTOM_UP or feeds_back_unasked(subject.network)
+    }
     if isinstance(data, FixationData):
         points, others = seen_points(data, index, view)
         if not len(points):

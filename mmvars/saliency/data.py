@@ -10,10 +10,12 @@ import numpy as np
 from mmengine.config import Config
 
 from mmvars.datasets.files import image_name, images_in, open_image
+from mmvars.datasets.imagenet import imagenet_synsets
 from mmvars.errors import InputError, first_of
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.priors import find_class
 from mmvars.saliency.fixations import points_of_map
+from mmvars.saliency.lvis import read_lvis
 from mmvars.steerability.photos import NO_CLASS, Photos
 from mmvars.visualization.model import read_config
 
@@ -26,7 +28,12 @@ __all__ = [
     'read_data',
 ]
 
-NAMED = {'osie': 'data/osie', 'mit1003': 'data/mit1003', 'voc': 'data/VOCdevkit/VOC2012'}
+NAMED = {
+    'osie': 'data/osie',
+    'mit1003': 'data/mit1003',
+    'voc': 'data/VOCdevkit/VOC2012',
+    'lvis': 'data/lvis_v1',
+}
 """Name of ``--on`` -> where it is by default."""
 
 _LAYOUTS = """a folder of fixations:        a folder of masks:
@@ -41,7 +48,8 @@ _VOC = """data/VOCdevkit/VOC2012
   ImageSets/Segmentation/val.txt
   JPEGImages/NAME.jpg
   SegmentationClass/NAME.png"""
-IGNORED = 255
+IGNORED = -1
+_IGNORED_IN_FILES = 255
 
 VOC_CLASSES = (
     'background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,'
@@ -83,8 +91,8 @@ class MaskData:
     Attributes:
         title: For the report.
         names, paths: Of the images.
-        labels: From the number of an image to its labels ``(H, W)``: 0 is the background, 255 does
-            not count.
+        labels: From the number of an image to its labels ``(H, W)``: 0 is the background,
+            :data:`IGNORED` does not count.
         classes: Names of the labels from 0 on, the background first; ``None`` where unknown.
     """
 
@@ -125,7 +133,7 @@ def _file_labels(masks: Sequence[str]) -> Callable[[int], np.ndarray]:
                 f'{masks[index]} is a color image, and a mask has a label in each pixel: save it '
                 'as a gray or palette PNG'
             )
-        return labels.astype(int)
+        return np.where(labels == _IGNORED_IN_FILES, IGNORED, labels.astype(int))
 
     return read
 
@@ -209,6 +217,9 @@ def read_data(on: str, root: str | None = None) -> FixationData | MaskData:
         raise InputError(f'the folder {folder} does not exist. {remedy}')
     if on == 'voc':
         return _read_voc(folder)
+    if on == 'lvis':
+        classes = ('background', *imagenet_synsets())
+        return MaskData('lvis', *read_lvis(folder, IGNORED), classes)
     if (folder / 'fixations.json').is_file():
         # 24 pixels a degree on the 800 columns that people saw (Xu et al., 2014).
         degree = {'osie': (24.0, 800), 'mit1003': (35.0, 1024)}.get(on)

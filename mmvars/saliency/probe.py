@@ -144,9 +144,9 @@ def _kind_of_prior(subject: Subject) -> str:
     network = subject.network
     if not isinstance(network, TopDown) or not isinstance(network.feedback, Feedback):
         return 'none: the network has no decoders'
-    if subject.priors:
-        return 'class prior'
-    return 'own prior' if feeds_back_unasked(network) else 'none: no class has a prior and a name'
+    own, of_class = feeds_back_unasked(network), bool(subject.priors)
+    kinds = ['own prior'] * own + ['class prior'] * of_class
+    return ', '.join(kinds) or 'none: no class has a prior and a name'
 
 
 def _fit(
@@ -247,7 +247,7 @@ def _labels(data: MaskData, index: int, view: View) -> np.ndarray:
         )
     size = view.pixels.shape[1], view.pixels.shape[0]
     return np.asarray(
-        Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
     )
 
 
@@ -258,9 +258,9 @@ def _signals(
     network = subject.network
     rng = np.random.default_rng(seed)
     priors: dict[str, Tensor | None] = {}
-    if not subject.priors:
+    if feeds_back_unasked(network):
         priors['own prior'] = None if network.prior is None else network.prior.default()[0]
-    elif name in subject.priors:
+    if name in subject.priors:
         priors['class prior'] = subject.priors[name]
         if others := [each for each in subject.priors if each != name]:
             priors['another class'] = subject.priors[str(rng.choice(others))]

@@ -13,13 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmvars.checkpoints import read_checkpoint
-from mmvars.checkpoints.load import load_timm_weights
+from mmvars.checkpoints.load import load_heads, load_timm_weights
+from mmvars.datasets.imagenet import imagenet_synsets, imagenet_wnids
 from mmvars.engine.errors import user_errors
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.models.base import Backbone
 from mmvars.networks import ClassPrototype, PerceiverIO, Trunk
 from mmvars.networks.timm_trunk import PREFIX, build_timm_trunk
+from mmvars.priors import class_vectors
 from mmvars.saliency.attention import attention_of
 from mmvars.visualization.model import (
     ClassTable,
@@ -27,6 +29,7 @@ from mmvars.visualization.model import (
     build_model,
     class_sources,
     dataset_of,
+    is_segmentor,
     read_config,
 )
 from mmvars.visualization.recorder import recording
@@ -105,7 +108,8 @@ class Subject:
         patch: Pixels that the sides of an image must be multiples of.
         network: With top-down attention; ``None``: other.
         weights: All of the network, by which results are kept.
-        priors: Class -> prior ``(C,)``, where the network has such.
+        priors: Class -> prior ``(C,)``: of a network with a prior for each class, or the rows of a
+            classifier. Classes of ImageNet have WordNet's names, ``tench.n.01``.
         trunk: Of a network of mmvars or timm; ``None``: another.
     """
 
@@ -216,7 +220,7 @@ def load_subject(
         backbone_class = MODELS.get(cfg.model.backbone.type)
     if isinstance(backbone_class, type) and issubclass(backbone_class, Backbone):
         model, _ = build_model(cfg, checkpoint, device, heads=False)
-        priors = _class_priors(cfg, model)
+        priors = _class_priors(cfg, model, checkpoint)
         return _of_network(model.backbone.network, _preprocessor(model), priors)
     model = _foreign_model(cfg, checkpoint).to(device).eval()
     return _of_foreign(model.backbone, _preprocessor(model), device)
@@ -279,14 +283,29 @@ def _of_foreign(
     return Subject(run, normalize, len(layers), patch, None, backbone.state_dict())
 
 
-def _class_priors(cfg: Config, model: Any) -> dict[str, Tensor]:
-    """Class -> prior of a network that has a prior for each, where the config names them."""
+def _class_priors(cfg: Config, model: Any, checkpoint: str) -> dict[str, Tensor]:
+    """Class -> prior, where the network takes one and the config names the classes."""
     prior = getattr(model.backbone.network, 'prior', None)
-    if not isinstance(prior, ClassPrototype) or cfg.get('test_dataloader') is None:
+    if prior is None or cfg.get('test_dataloader') is None:
         return {}
-    vectors = prior.prototypes.detach()
+    if not isinstance(prior, ClassPrototype) and not is_segmentor(model):
+        content = read_checkpoint(checkpoint)
+        if not any(key.startswith('head.') for key in content.get('state_dict', content)):
+            return {}
+        load_heads(model, checkpoint)
+    vectors = class_vectors(model)
+    if vectors is None or vectors.shape[1] != model.backbone.embed_dims:
+        return {}
     table = ClassTable.of(len(vectors), *class_sources(dataset_of(cfg), {}))
-    return dict(zip(table.names, vectors, strict=True)) if table.named else {}
+    names = _imagenet_names(table.names) or table.names
+    return dict(zip(names, vectors.detach(), strict=True)) if table.named else {}
+
+
+def _imagenet_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """WordNet's, if these are the names or WordNet ids of ImageNet's classes in order."""
+    from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+
+    return imagenet_synsets() if names in (IMAGENET_CATEGORIES, imagenet_wnids()) else ()
 
 
 def _of_network(

@@ -20,6 +20,7 @@ from mmvars.checkpoints.io import check_checkpoint_file, read_checkpoint, read_m
 from mmvars.checkpoints.load import load_heads, load_pretrained
 from mmvars.checkpoints.partial import ADDED, check_trunk, recorded_trunk
 from mmvars.checkpoints.report import Status
+from mmvars.datasets.checks import dataset_class
 from mmvars.engine.errors import user_errors
 from mmvars.engine.runner import load_config
 from mmvars.engine.samples import CheckedPipeline
@@ -259,12 +260,10 @@ def dataset_of(cfg: Config) -> dict:
 
 def class_sources(dataset: Mapping, checkpoint_meta: Mapping) -> list[Mapping | None]:
     """Where class names and palette stand: the data set's config, its class, the checkpoint."""
-    kind = dataset['type']  # a class itself in configs that are plain Python
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     stored = checkpoint_meta.get('dataset_meta')
     return [
         dataset.get('metainfo'),
-        getattr(kind, 'METAINFO', None),
+        getattr(dataset_class(dataset), 'METAINFO', None),
         stored if isinstance(stored, Mapping) else None,
     ]
 
