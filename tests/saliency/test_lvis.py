@@ -204,9 +204,13 @@ def test_rows_of_a_classifier_are_priors(classifier, tmp_path) -> None:
     root = write(tmp_path / 'lvis', content())
     tables = measure(classifier, 'whole.pth', root, tmp_path / 'whole')
     objects = tables['objects']
-    steered = {name for name in objects if name.endswith('class prior')}
-    kinds = ('token norms', 'mean attention', 'class attention')
-    assert steered == {f'block 1, top-down, {kind}, class prior' for kind in kinds}
+    steered = {name for name in objects if name.endswith(('class prior', 'another class'))}
+    kinds = ('token norms', 'mean attention', 'class attention', 'token weights')
+    assert steered == {
+        f'block 1, top-down, {kind}, {whose}'
+        for kind in kinds
+        for whose in ('class prior', 'another class')
+    }
     assert objects['center']['mass']['count'] == 4
     # The learned query asks too, for no class.
     own = 'block 1, top-down, token norms'
