@@ -256,7 +256,7 @@ def test_what_is_done_is_not_done_again(run, write_model, data, monkeypatch) -> 
     ('options', 'message'),
     [
         (['--on', 'mit1003'], 'data/mit1003 does not exist. It is that of --on mit1003: give'),
-        (['--on', 'nowhere'], 'nowhere does not exist. --on takes osie, mit1003, voc, lvis, or a folder'),
+        (['--on', 'nowhere'], 'nowhere does not exist. --on takes osie, mit1003, voc, lvis, or a'),
         (['--on', '{data}/images'], 'neither fixations.json nor masks'),
         (['--on', '{data}', '--data-root', 'x'], 'leave it out'),
         (['--on', 'mit1003', '--data-root', '{data}/masks'], 'ALLFIXATIONMAPS/NAME_fixPts.jpg'),
