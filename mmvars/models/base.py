@@ -258,19 +258,19 @@ class Backbone(BaseModule):
         Returns:
             The features of ``B * priors_per_image`` images.
         """
-        first = first if priors_per_image == 1 else first.repeat(priors_per_image)
         network: Any = self.network
+        first_pass: Any = first if priors_per_image == 1 else first.repeat(priors_per_image)
         if isinstance(network, Trunk):
             if prior is not None or alpha is not None:
                 raise self._takes_no_prior()
-            feats = self._features(first)
+            feats = self._features(first_pass)
             return BackboneTrainOutput(feats, None, {}) if return_losses else feats
         if isinstance(network, PerceiverIO):
-            output = network.forward_second_pass(first, prior, alpha)
+            output = network.forward_second_pass(first_pass, prior, alpha)
         else:
             reconstruction = return_losses and self.reconstruction_loss_weight > 0
             output = network.forward_second_pass(
-                first, prior, alpha, self._raw_indices, reconstruction
+                first_pass, prior, alpha, self._raw_indices, reconstruction
             )
         return self._train_output(output) if return_losses else self._features(output.second)
 

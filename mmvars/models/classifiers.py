@@ -3,12 +3,15 @@
 import inspect
 from typing import Any
 
+import torch
 from mmpretrain.models import ImageClassifier as _ImageClassifier
 from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import Tensor, nn
 
-from mmvars.errors import InputError
+from mmvars.errors import InputError, check_choice, check_number
 from mmvars.models.arguments import fill_in_channels, stack_priors
+from mmvars.models.prior_loss import PRIOR_LOSSES, prior_loss
+from mmvars.networks import ClassPrototype
 from mmvars.registry import MODELS
 
 __all__ = ['ImageClassifier']
@@ -31,9 +34,16 @@ class ImageClassifier(_ImageClassifier):
     Args:
         backbone, neck, head, pretrained, train_cfg, data_preprocessor, init_cfg: As for
             mmpretrain's. ``in_channels`` of the head may be left out.
+        prior_loss_weight: Weight of ``loss_prior`` (Eq. 2.15), which aligns the feature that the
+            head reads with its prior: that of the image's class, for a backbone with
+            ``prior=dict(type='learned_classes')``, or that which the data sample brings, such as a
+            text vector. Images of one class are no negatives of each other.
+        prior_loss_form: ``'clip'`` or ``'thesis'``, see
+            :func:`~mmvars.models.prior_loss.prior_loss`.
 
     Raises:
-        InputError: If the backbone is none of mmvars, or its last output is not the last block's.
+        InputError: If the backbone is none of mmvars, or its last output is not the last block's,
+            or the prior loss has nothing to align.
     """
 
     hands_priors_on = True
@@ -48,6 +58,8 @@ class ImageClassifier(_ImageClassifier):
         train_cfg: dict | None = None,
         data_preprocessor: Any = None,
         init_cfg: Any = None,
+        prior_loss_weight: float = 0.0,
+        prior_loss_form: str = 'clip',
     ) -> None:
         if not isinstance(backbone, nn.Module):
             backbone = MMPRETRAIN.build(backbone)
@@ -68,11 +80,30 @@ class ImageClassifier(_ImageClassifier):
         if isinstance(head, dict) and _takes_in_channels(head):
             head = fill_in_channels(head, backbone, neck, in_index=-1)
         super().__init__(backbone, neck, head, pretrained, train_cfg, data_preprocessor, init_cfg)
+        check_number('prior_loss_weight', prior_loss_weight, 0)
+        check_choice('prior_loss_form', prior_loss_form, PRIOR_LOSSES)
+        self.prior_loss_weight = prior_loss_weight
+        self.prior_loss_form = prior_loss_form
+        if prior_loss_weight and getattr(self.backbone.network, 'prior', None) is None:
+            raise InputError(
+                f'prior_loss_weight={prior_loss_weight:g} aligns priors with features, and this '
+                "backbone has no prior: use mmvars.AbSViT with prior=dict(type='learned_classes', "
+                "num_classes=K) or dict(type='text', text_dim=D)"
+            )
+        if prior_loss_weight and (neck is not None or self.backbone.out_type.startswith('featmap')):
+            raise InputError(
+                f'prior_loss_weight={prior_loss_weight:g} needs one feature an image from the '
+                f"backbone: use neck=None and out_type='pooled', got "
+                f'out_type={self.backbone.out_type!r}'
+            )
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses of both passes and of the backbone for ``inputs (B, C, H, W)``."""
-        output = self.backbone(inputs, stack_priors(data_samples, inputs), return_losses=True)
+        asked = stack_priors(data_samples, inputs)
+        output = self.backbone(inputs, asked, return_losses=True)
         losses = {f'backbone.{name}': value for name, value in output.losses.items()}
+        if self.prior_loss_weight:
+            losses['loss_prior'] = self._prior_loss(output.feats[-1], asked, data_samples)
         if output.first_pass_feats is None:
             return losses | self._head_loss(output.feats, data_samples)
         for name, feats in (('bottom_up', output.first_pass_feats), ('top_down', output.feats)):
@@ -100,6 +131,24 @@ class ImageClassifier(_ImageClassifier):
         return self.head.predict(
             self.neck(feats) if self.with_neck else feats, data_samples, **kwargs
         )
+
+    def _prior_loss(self, features: Tensor, asked: Any, data_samples: list) -> Tensor:
+        prior = self.backbone.network.prior
+        labels = torch.stack([sample.gt_label for sample in data_samples]).to(features.device)
+        if labels.numel() != len(features):
+            raise InputError(
+                f'prior_loss_weight={self.prior_loss_weight:g} needs one label an image, got '
+                f'{tuple(labels.shape)} labels of {len(features)} images'
+            )
+        labels = labels.flatten()
+        if asked is None and not isinstance(prior, ClassPrototype):
+            raise InputError(
+                f'prior_loss_weight={self.prior_loss_weight:g} needs the prior of each image: '
+                'data_samples[i].prior is missing, and the backbone has no priors of classes'
+            )
+        priors = prior(labels if asked is None else asked, len(features))
+        loss = prior_loss(features, priors, labels, self.prior_loss_form)
+        return self.prior_loss_weight * loss
 
     def _head_loss(self, feats: tuple[Tensor, ...], data_samples: list) -> dict[str, Tensor]:
         return self.head.loss(self.neck(feats) if self.with_neck else feats, data_samples)

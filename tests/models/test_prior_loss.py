@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 from mmvars.errors import InputError
 from mmvars.models.prior_loss import prior_loss
@@ -70,6 +71,69 @@ def test_mistakes_are_named():
         prior_loss(OUTPUTS, PRIORS, form='CLIP')
     with pytest.raises(InputError, match=r'of one shape, got \(3, 2\) and \(2, 2\)'):
         prior_loss(OUTPUTS, PRIORS[:2])
+
+
+def classifier(prior, weight=0.5, **options):
+    pytest.importorskip('mmpretrain.models', exc_type=ImportError)
+    torch.manual_seed(1)
+    backbone = dict(
+        type='mmvars.AbSViT',
+        arch=dict(embed_dims=16, num_layers=2, num_heads=2),
+        img_size=32,
+        prior=prior,
+    )
+    return MODELS.build(
+        dict(
+            type='mmvars.ImageClassifier',
+            backbone=dict(backbone, out_type='pooled') | options,
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=4),
+            prior_loss_weight=weight,
+        )
+    )
+
+
+def samples(labels, priors=()):
+    from mmpretrain.structures import DataSample
+
+    made = [DataSample().set_gt_label(label) for label in labels]
+    for sample, prior in zip(made, priors, strict=False):
+        sample.set_field(prior, 'prior')
+    return made
+
+
+@pytest.mark.parametrize('kind', ['class', 'text'])
+def test_a_classifier_aligns_its_feature_with_the_prior(kind):
+    images, labels = torch.randn(3, 3, 32, 32), [2, 0, 2]
+    prior = dict(type='learned_classes', num_classes=4)
+    asked = torch.randn(3, 12) if kind == 'text' else None
+    model = classifier(dict(type='text', text_dim=12) if kind == 'text' else prior)
+    losses = model.loss(images, samples(labels, () if asked is None else asked))
+    (features,) = model.backbone(images, asked)
+    table = model.backbone.network.prior
+    priors = table.prototypes[labels] if kind == 'class' else table(asked, 3)
+    expected = 0.5 * prior_loss(features, priors, torch.tensor(labels))
+    torch.testing.assert_close(losses['loss_prior'], expected)
+    losses['loss_prior'].backward()
+    assert all(parameter.grad.any() for parameter in table.parameters())
+
+
+@pytest.mark.parametrize(
+    ('prior', 'options', 'message'),
+    [
+        ('learned_query', dict(design='feedback'), 'this backbone has no prior'),
+        ('class_prototype', dict(out_type='featmap'), "out_type='pooled', got out_type='featmap'"),
+    ],
+)
+def test_a_classifier_without_a_prior_is_refused(prior, options, message):
+    prior = dict(type=prior, num_classes=4) if prior == 'class_prototype' else prior
+    with pytest.raises(InputError, match=message):
+        classifier(prior, **options)
+
+
+def test_a_prior_loss_without_priors_is_refused():
+    model = classifier(dict(type='text', text_dim=12))
+    with pytest.raises(InputError, match='data_samples.i..prior is missing'):
+        model.loss(torch.randn(2, 3, 32, 32), samples([0, 1]))
 
 
 PROCESS = """
