@@ -19,7 +19,12 @@ __all__ = [
     'TRANSFORMS',
 ]
 
-MODELS = Registry('model', parent=_root.MODELS, scope='mmvars', locations=['mmvars.models'])
+MODELS = Registry(
+    'model',
+    parent=_root.MODELS,
+    scope='mmvars',
+    locations=['mmvars.models', 'mmvars.vision_language'],
+)
 DATASETS = Registry('dataset', parent=_root.DATASETS, scope='mmvars', locations=['mmvars.datasets'])
 DATA_SAMPLERS = Registry(
     'data sampler', parent=_root.DATA_SAMPLERS, scope='mmvars', locations=['mmvars.datasets']
