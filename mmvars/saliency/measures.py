@@ -12,6 +12,7 @@ from mmvars.saliency.fixations import (
     auc_judd,
     auc_shuffled,
     cc,
+    checked_map,
     fixation_density,
     kl_divergence,
     nss,
@@ -65,7 +66,8 @@ def at_pixels(maps: Tensor, view: View) -> np.ndarray:
     mean = maps.double().mean(dim=0)[None, None]
     size = view.height, view.width
     pixels = F.interpolate(mean, size=size, mode='bilinear', align_corners=False)[0, 0].numpy()
-    return pixels / (pixels.max() or 1)
+    pixels /= pixels.max() or 1
+    return pixels
 
 
 def seen_points(data: FixationData, index: int, view: View) -> tuple[np.ndarray, np.ndarray]:
@@ -87,19 +89,23 @@ def fixation_scores(
     definition: str,
 ) -> dict[str, list[float]]:
     """:data:`FIXATION_SCORES` of each map."""
-    density = fixation_density(points, (view.height, view.width), sigma)
+    size = view.height, view.width
+    density = checked_map('density', fixation_density(points, size, sigma))
     scores = {}
     for name, each in maps.items():
-        values = at_pixels(each, view)
-        spread = np.ptp(values)  # the jitter of the AUC is for maps from 0 to 1
-        scores[name] = [
-            nss(values, points, definition),
-            auc_judd((values - values.min()) / (spread or 1), points, definition),
-            auc_shuffled(values, points, other_points),
-            cc(values, density),
-            kl_divergence(values, density),
-            sim(values, density, definition),
+        saliency = checked_map('saliency', at_pixels(each, view))
+        values, low, high, _ = saliency
+        own = [
+            nss(saliency, points, definition),
+            auc_shuffled(saliency, points, other_points),
+            cc(saliency, density),
+            kl_divergence(saliency, density),
+            sim(saliency, density, definition),
         ]
+        values -= low  # the jitter of this AUC is for maps from 0 to 1
+        values /= high - low or 1
+        own.insert(1, auc_judd(values, points, definition))
+        scores[name] = own
     return scores
 
 

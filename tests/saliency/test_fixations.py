@@ -1,6 +1,7 @@
 """Fixation metrics: equal to pysaliency, right by hand, and deaf to planted mistakes."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from mmvars.saliency.fixations import (
     auc_judd,
     auc_shuffled,
     cc,
+    checked_map,
     fixation_density,
     kl_divergence,
     nss,
@@ -142,3 +144,44 @@ def test_a_map_of_points_gives_them_back() -> None:
     counts = np.zeros((9, 9))
     counts[[1, 2], [3, 0]] = 255
     np.testing.assert_array_equal(points_of_map(counts), points)
+
+
+@pytest.mark.parametrize('kind', ['smooth', 'ties', 'outlier', 'negative'])
+def test_what_is_taken_in_pieces_is_what_the_definitions_say(kind) -> None:
+    """A map larger than a piece, against one line of NumPy for each score."""
+    rng = np.random.default_rng(0)
+    values = rng.random((211, 300))
+    if kind == 'ties':
+        values = np.round(4 * values)
+    elif kind == 'outlier':  # all else is in one bin
+        values[7, 9] = 1e9
+    elif kind == 'negative':
+        values -= 0.5
+    points, others = (rng.random((n, 2)) * (300, 211) for n in (40, 5000))
+    density = fixation_density(points, values.shape, 9)
+    own, other = (values[tuple(p.astype(int).T[::-1])] for p in (points, others))
+    rest = np.delete(values.ravel(), np.unique(points.astype(int) @ (1, 300)))
+    thresholds = np.sort(own)[::-1]
+    hits, false = (
+        np.concatenate([[0], [(each >= t).mean() for t in thresholds], [1]]) for each in (own, rest)
+    )
+    shares = [(each - min(each.min(), 0)) for each in (values, density)]
+    saliency, truth = (each / each.sum() for each in shares)
+    expected = dict(
+        nss=((own - values.mean()) / values.std()).mean(),
+        auc_judd=(np.diff(false) * (hits[1:] + hits[:-1])).sum() / 2,
+        auc_shuffled=np.mean((own[:, None] > other) + (own[:, None] == other) / 2),
+        cc=np.corrcoef(values.ravel(), density.ravel())[0, 1],
+        kl=(truth * np.log(2.2204e-16 + truth / (saliency + 2.2204e-16))).sum(),
+        sim=np.minimum(saliency, truth).sum(),
+    )
+    for each, truth in ((values, density), map(partial(checked_map, ''), (values, density))):
+        measured = dict(
+            nss=nss(each, points),
+            auc_judd=auc_judd(each, points, jitter=False),
+            auc_shuffled=auc_shuffled(each, points, others),
+            cc=cc(each, truth),
+            kl=kl_divergence(each, truth),
+            sim=sim(each, truth),
+        )
+        assert measured == pytest.approx(expected, abs=1e-10)
