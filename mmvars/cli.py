@@ -33,6 +33,10 @@ COMMANDS = {
         'mmvars.saliency.cli',
         'measure maps of attention against eye fixations and masks of objects',
     ),
+    'faithfulness': (
+        'mmvars.saliency.faithfulness',
+        'measure whether a model needs what its attention marks: deletion and insertion',
+    ),
     'probe': (
         'mmvars.saliency.probe',
         'decode images from bottom-up and top-down tokens, inside and outside objects',
@@ -67,6 +71,7 @@ _OPENMMLAB = (
     'test',
     'robustness',
     'attention',
+    'faithfulness',
     'probe',
     'predict',
     'compare',

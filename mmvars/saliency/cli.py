@@ -42,7 +42,7 @@ from mmvars.saliency.subject import BOTTOM_UP, Subject, View, load_subject
 from mmvars.visualization.draw import resolve_layer
 from mmvars.visualization.model import read_config
 
-__all__ = ['main']
+__all__ = ['main', 'parse_blocks']
 
 _VERSION = 2  # of the rows: raise it where a number changes
 _CHUNK = 20  # images in a row
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if subject.network is None:
             raise InputError('--alpha is for top-down attention, and this model has none')
         check_top_down(subject.network, False, True, 'leave --alpha out')
-    blocks = _blocks(args.blocks, subject.depth)
+    blocks = parse_blocks(args.blocks, subject.depth)
     if args.crop is not None and args.crop % subject.patch:
         raise InputError(
             f'--crop {args.crop} is no multiple of the patch of this model, {subject.patch} pixels'
@@ -130,7 +130,12 @@ def _data(args: argparse.Namespace, config: str, options: dict) -> FixationData 
     return data.only(args.objects)
 
 
-def _blocks(words: Sequence[str], depth: int) -> list[int]:
+def parse_blocks(words: Sequence[str], depth: int) -> list[int]:
+    """The numbers that ``--blocks`` means.
+
+    Raises:
+        InputError: If there are no such blocks.
+    """
     if words == ['default']:
         return [resolve_layer(None, depth)]
     if words == ['all']:

@@ -45,6 +45,7 @@ __all__ = [
     'Subject',
     'View',
     'load_subject',
+    'subject_of',
 ]
 
 BOTTOM_UP = 'bottom-up'
@@ -220,9 +221,21 @@ def load_subject(
         backbone_class = MODELS.get(cfg.model.backbone.type)
     if isinstance(backbone_class, type) and issubclass(backbone_class, Backbone):
         model, _ = build_model(cfg, checkpoint, device, heads=False)
+    else:
+        model = _foreign_model(cfg, checkpoint).to(device).eval()
+    return subject_of(cfg, model, checkpoint)
+
+
+def subject_of(cfg: Config, model: Any, checkpoint: str) -> Subject:
+    """Of a segmentor or classifier in eval mode that is filled, of its config and checkpoint.
+
+    Raises:
+        InputError: If it has no maps.
+    """
+    if isinstance(model.backbone, Backbone):
         priors = _class_priors(cfg, model, checkpoint)
         return _of_network(model.backbone.network, _preprocessor(model), priors)
-    model = _foreign_model(cfg, checkpoint).to(device).eval()
+    device = next(model.parameters()).device
     return _of_foreign(model.backbone, _preprocessor(model), device)
 
 

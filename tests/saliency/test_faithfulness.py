@@ -1,0 +1,277 @@
+"""Deletion and insertion of patches: models and maps whose curves are worked out by hand."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmseg.registry import MODELS as SEGMENTORS
+from PIL import Image
+from torch import nn
+
+from mmvars.cli import run_tool
+from mmvars.saliency import faithfulness
+from mmvars.saliency.faithfulness import main
+from mmvars.saliency.removal import (
+    Patches,
+    at_stride,
+    fill_of,
+    kept_patches,
+    order_of,
+    shifted,
+    steps_of,
+)
+from mmvars.saliency.subject import MapName, Subject
+
+RED, GREEN, BLUE = range(3)
+LAYOUT = np.array([[GREEN, RED, RED], [RED, GREEN, BLUE]])  # classes of patches of 8 x 8 pixels
+MAP = [[5.0, 0.2, 0.3], [0.1, 3.0, 4.0]]  # the order is the first patch, blue, green, reds
+NAME, INVERSE = 'block 0, bottom-up, mean attention', 'block 1, bottom-up, mean attention'
+
+
+@SEGMENTORS.register_module()
+class ColorBackbone(nn.Module):
+    """The image itself; ``key``: all red unless the mean of the first patch is green.
+
+    The mean color of the image is reddest, so that removed pixels are red.
+    """
+
+    def __init__(self, key: bool) -> None:
+        super().__init__()
+        self.key = key
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        if self.key:
+            seen = images[:, 1:2, :8, :8].mean(dim=(2, 3), keepdim=True) > 200
+            images = torch.where(seen, images, torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1))
+        return (images,)
+
+
+@pytest.fixture
+def write_model(tmp_path):
+    """A segmentor that takes the largest color of each pixel for its class; padded to 32 x 32."""
+
+    def write(key: bool) -> tuple[str, str]:
+        for folder in ('images', 'masks'):
+            (tmp_path / folder).mkdir()
+        labels = np.kron(LAYOUT, np.ones((8, 8), dtype=np.uint8)).astype(np.uint8)
+        Image.fromarray(255 * np.eye(3, dtype=np.uint8)[labels]).save(tmp_path / 'images' / 'a.png')
+        Image.fromarray(labels).save(tmp_path / 'masks' / 'a.png')
+        loader = dict(
+            dataset=dict(
+                type='BaseSegDataset',
+                data_root=str(tmp_path),
+                img_suffix='.png',
+                seg_map_suffix='.png',
+                data_prefix=dict(img_path='images', seg_map_path='masks'),
+                metainfo=dict(classes=('red', 'green', 'blue')),
+                pipeline=[
+                    dict(type='LoadImageFromFile'),
+                    dict(type='LoadAnnotations'),
+                    dict(type='PackSegInputs'),
+                ],
+            ),
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        )
+        cfg = Config(
+            dict(
+                default_scope='mmseg',
+                model=dict(
+                    type='EncoderDecoder',
+                    data_preprocessor=dict(
+                        type='SegDataPreProcessor',
+                        bgr_to_rgb=True,
+                        pad_val=0,
+                        test_cfg=dict(size_divisor=32),
+                    ),
+                    backbone=dict(type='ColorBackbone', key=key),
+                    decode_head=dict(
+                        type='FCNHead',
+                        num_convs=0,
+                        concat_input=False,
+                        in_channels=3,
+                        channels=3,
+                        num_classes=3,
+                        dropout_ratio=0.0,
+                    ),
+                    test_cfg=dict(mode='whole'),
+                ),
+                test_dataloader=loader,
+                test_cfg=dict(type='TestLoop'),
+                test_evaluator=dict(type='IoUMetric'),
+            )
+        )
+        cfg.dump(tmp_path / 'config.py')
+        weights = {
+            'decode_head.conv_seg.weight': torch.eye(3)[..., None, None],
+            'decode_head.conv_seg.bias': torch.zeros(3),
+        }
+        torch.save(dict(state_dict=weights), tmp_path / 'model.pth')
+        return str(tmp_path / 'config.py'), str(tmp_path / 'model.pth')
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Exit status, what was said, and the tables, with two maps: by hand, and its inverse."""
+    padded = torch.full((1, 4, 4), 9.0)  # largest in the padding, where there is nothing to remove
+    padded[0, :2, :3] = torch.tensor(MAP)
+
+    def maps(images, *_):
+        assert images.shape[-2:] == (32, 32)
+        return {
+            MapName(0, 'bottom-up', 'mean attention'): padded,
+            MapName(1, 'bottom-up', 'mean attention'): -padded,
+        }
+
+    stub = Subject(maps, None, depth=2, patch=8, network=None, weights={})
+    monkeypatch.setattr(faithfulness, 'subject_of', lambda *_: stub)
+
+    def call(*arguments):
+        out = tmp_path / 'out'
+        status = run_tool(main, [*arguments, '--fractions', '20', '40', '--out', str(out)])
+        captured = capsys.readouterr()
+        file = out / 'faithfulness.json'
+        tables = json.loads(file.read_text())['tables'] if file.exists() else None
+        return status, captured.err if status else captured.out, tables
+
+    return call
+
+
+def numbers(table: dict, name: str) -> list[float]:
+    return [table[name][column]['value'] for column in ('deletion', 'insertion', 'gain')]
+
+
+def test_a_model_without_context_by_hand(run, write_model, tmp_path, monkeypatch) -> None:
+    """What is kept stays right, so no map says anything; yet of all pixels rare classes count."""
+    model = write_model(key=False)
+    status, said, tables = run(*model)
+    assert status == 0, said
+    everything = tables['mIoU, all pixels']
+    # Removed: 0, 1 (a green one), 2 (blue), 4, 5, 6 of 6 patches, which are then called red.
+    iou = [(3 / 3, 2 / 2, 1 / 1), (3 / 4, 1 / 2, 1), (3 / 5, 1 / 2, 0), *[(3 / 6, 0, 0)] * 3]
+    assert curve(tmp_path, 'mIoU, all pixels', NAME) == pytest.approx(
+        np.mean(iou, axis=1), abs=1e-6
+    )
+    deletion = 0.2 * (np.mean(iou, axis=1).sum() - (1 + 1 / 6) / 2)
+    iou = [(3 / 6, 0, 0), (3 / 5, 1 / 2, 0), (3 / 4, 1 / 2, 1), *[(1, 1, 1)] * 3]
+    insertion = 0.2 * (np.mean(iou, axis=1).sum() - (1 + 1 / 6) / 2)
+    expected = [deletion, insertion, insertion - deletion]
+    assert numbers(everything, NAME) == pytest.approx(expected)
+    assert numbers(everything, INVERSE) == pytest.approx([insertion, deletion, -expected[2]])
+    for name in everything:
+        assert numbers(tables['mIoU, kept pixels'], name) == pytest.approx([1, 1, 0])
+        assert numbers(tables['agreement, kept pixels'], name) == pytest.approx([1, 1, 0])
+    draws = [everything[f'random {draw}']['gain']['value'] for draw in (1, 2, 3)]
+    assert -expected[2] < min(draws) < max(draws) < expected[2]
+    assert everything['center']['over shifted']['value'] is None
+    moved = NAME + ', shifted'
+    areas = [
+        torch.trapezoid(torch.tensor(curve(tmp_path, 'mIoU, all pixels', moved, kind)), dx=0.2)
+        for kind in ('deletion', 'insertion')
+    ]
+    over = expected[2] - float(areas[1] - areas[0])
+    assert everything[NAME]['over shifted']['value'] == pytest.approx(over, abs=1e-5)
+
+    monkeypatch.setattr(faithfulness._Measurement, 'of', None)  # what is made is not made again
+    monkeypatch.setattr(faithfulness, 'save_figure', lambda *_: None)
+    status, again, same = run(*model)
+    assert (status, same) == (0, tables) and '1 of them made earlier' in again
+    assert (tmp_path / 'out' / 'faithfulness.png').stat().st_size > 10_000
+    assert '| center |' in (tmp_path / 'out' / 'faithfulness.md').read_text()
+
+
+def test_a_model_that_needs_one_patch_by_hand(run, write_model, monkeypatch) -> None:
+    """Without the first patch all is called red, also where nothing is removed."""
+    monkeypatch.setattr(faithfulness, 'save_figure', lambda *_: None)
+    status, said, tables = run(*write_model(key=True), '--images', '1')
+    assert status == 0, said
+    # Kept after deletion: all; RRRGB; RRRG; two red ones; one.
+    shares = [1, 3 / 5 / 3, 3 / 4 / 2, 1, 1]
+    deletion = (sum(shares) - (shares[0] + shares[-1]) / 2) / 4
+    assert numbers(tables['mIoU, kept pixels'], NAME) == pytest.approx([deletion, 1, 1 - deletion])
+    shares = [1, 3 / 5, 3 / 4, 1, 1]
+    deletion = (sum(shares) - (shares[0] + shares[-1]) / 2) / 4
+    kept = tables['agreement, kept pixels']
+    assert numbers(kept, NAME) == pytest.approx([deletion, 1, 1 - deletion])
+    assert numbers(kept, INVERSE) == pytest.approx([1, deletion, deletion - 1])
+    draws = [kept[f'random {draw}']['gain']['value'] for draw in (1, 2, 3)]
+    assert deletion - 1 < np.mean(draws) < 1 - deletion
+
+
+def curve(folder: Path, score: str, name: str, kind: str = 'deletion') -> list[float]:
+    """A curve that was written."""
+    with open(folder / 'out' / 'faithfulness_curves.csv') as file:
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if (row['score'], row['map'], row['curve']) == (score, name, kind)
+        ]
+    assert [float(row['fraction']) for row in rows] == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    return [float(row['value']) for row in rows]
+
+
+def test_patches_are_those_of_the_image() -> None:
+    padded = Patches.of((16, 20), 8, (4, 4))  # the last column is half a patch
+    assert padded.shape == (2, 3)
+    values = torch.arange(32.0).view(2, 4, 4)
+    assert padded.values(values).tolist() == [[8, 9, 10], [12, 13, 14]]  # mean of two heads
+    kept = np.array([True, False, True, False, False, True])
+    pixels = padded.pixels(kept, (16, 20))
+    assert (pixels.sum(axis=0) == [*[8] * 8, *[0] * 8, *[16] * 4]).all()
+    assert (padded.pixels(kept, (32, 40))[::2, ::2] == pixels).all()
+    cut = Patches.of((16, 20), 8, (2, 2))  # a network that leaves the rest out
+    assert cut.columns.tolist() == [0] * 8 + [1] * 12
+    finer = torch.tensor([[[1.0, 3, 5], [1, 3, 5]]])
+    assert at_stride(finer, 16, (16, 24)).tolist() == [[[2, 5]]]
+    assert at_stride(values, 8, (32, 32)) is values
+
+
+def test_orders_and_what_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    values = np.array([[0.5, 2.0], [0.5, 1.0]])
+    orders = {tuple(order_of(values, rng)) for _ in range(20)}
+    assert orders == {(1, 3, 0, 2), (1, 3, 2, 0)}  # ties in any order
+    for _ in range(20):
+        moved = shifted(np.arange(6).reshape(2, 3), rng)
+        assert sorted(moved.ravel()) == [*range(6)] and moved[0, 0] != 0
+        assert ((moved[:, 1:] - moved[:, :-1]) % 3 == 1).all()  # neighbors stay neighbors
+    steps = steps_of([0, 0.1, 0.3], 11)
+    assert steps == [0, 1, 3, 8, 10, 11]
+    order = rng.permutation(11)
+    deleted = kept_patches(order, steps, inserts=False)
+    inserted = kept_patches(order[::-1], steps, inserts=True)
+    assert np.array_equal(deleted, inserted[::-1])
+    assert not deleted[1][order[0]] and deleted[1].sum() == 10
+
+
+def test_what_removed_pixels_are() -> None:
+    pixels = torch.zeros(3, 40, 40)
+    pixels[0, :, 20:] = 200
+    mean = fill_of(pixels, 'mean', 8)
+    assert mean.shape == pixels.shape and mean[:, 3, 30].tolist() == [100, 0, 0]
+    blurred = fill_of(pixels, 'blur', 4)
+    assert 100 < blurred[0, 20, 20] < 110 and blurred[0, 20, 0] < 1 and blurred[0, 0, 39] > 199
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['timm/vit_tiny_patch16_224'], 'has no head'),
+        (['{config}'], 'give its CHECKPOINT too'),
+        (['{config}', '{model}', '--fractions', '50'], '--fractions 50: give percent'),
+        (['{config}', '{model}', '--images', '0'], '--images'),
+        (['{config}', '{model}', '--classes', 'red'], 'a prior for each class: leave it out'),
+        (['{config}', '{model}', '--blocks', '2'], 'block index from 0 to 1'),
+    ],
+)
+def test_bad_input_is_one_message(arguments, message, run, write_model, capsys) -> None:
+    config, model = write_model(key=False)
+    words = [each.format(config=config, model=model) for each in arguments]
+    status = run_tool(main, [*words, '--out', str(Path(config).parent / 'out')])
+    assert status == 2 and message in capsys.readouterr().err
