@@ -13,6 +13,7 @@ __all__ = [
     'DATASETS',
     'DATA_SAMPLERS',
     'HOOKS',
+    'LOOPS',
     'METRICS',
     'MODELS',
     'OPTIM_WRAPPER_CONSTRUCTORS',
@@ -36,7 +37,13 @@ HOOKS = Registry(
     'hook', parent=_root.HOOKS, scope='mmvars', locations=['mmvars.engine', 'mmvars.visualization']
 )
 METRICS = Registry(
-    'metric', parent=_root.METRICS, scope='mmvars', locations=['mmvars.robustness.metric']
+    'metric',
+    parent=_root.METRICS,
+    scope='mmvars',
+    locations=['mmvars.robustness.metric', 'mmvars.vision_language.evaluation'],
+)
+LOOPS = Registry(
+    'loop', parent=_root.LOOPS, scope='mmvars', locations=['mmvars.vision_language.evaluation']
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

@@ -103,6 +103,11 @@ def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> No
             )
         for metric in metrics:
             metric['output_dir'] = args.out
+    elif answers := [metric for metric in metrics if class_name(metric['type']) == 'VQAMetric']:
+        if not args.out.endswith('.json'):
+            raise InputError(f'--out {args.out!r}: answers to questions go to a .json file')
+        for metric in answers:
+            metric['out_file'] = args.out
     elif args.out.endswith(('.pkl', '.pickle')):
         dump = dict(type='mmengine.WholeDumpResults', out_file_path=args.out)
         cfg.test_evaluator = [*metrics, dump]
