@@ -41,6 +41,10 @@ COMMANDS = {
         'mmvars.saliency.probe',
         'decode images from bottom-up and top-down tokens, inside and outside objects',
     ),
+    'ask': (
+        'mmvars.vision_language.ask',
+        'ask a METER about images: answers, and where each question makes it look',
+    ),
     'predict': ('mmvars.predict', 'predict images and videos, with a prior too'),
     'compare': (
         'tools/compare_runs.py',
@@ -73,6 +77,7 @@ _OPENMMLAB = (
     'attention',
     'faithfulness',
     'probe',
+    'ask',
     'predict',
     'compare',
     'export',

@@ -336,6 +336,9 @@ class Sample:
         """Normalized and padded for ``model``: ``(1, 3, H', W')`` with ``H' >= H``, ``W' >= W``."""
         # A sample of its own: preprocessing and prediction write into it.
         blank = type(self.data_sample)(metainfo=dict(self.data_sample.metainfo))
+        if hasattr(model, 'text_backbone'):  # whose preprocessor takes a list for frames
+            data = {'inputs': self.inputs[None], 'data_samples': [blank]}
+            return model.data_preprocessor(data, False)['images']
         data = {'inputs': [self.inputs], 'data_samples': [blank]}
         return model.data_preprocessor(data, False)['inputs']
 

@@ -1,9 +1,13 @@
-"""A tiny text encoder in a folder, as transformers writes it."""
+"""A tiny text encoder in a folder, and questions that people answered."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 WORDS = 'what color shape is the circle square red blue green a and of in not'.split()
 
@@ -42,3 +46,29 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(7)
         transformers.RobertaModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def write_vqa_hat() -> Callable[..., Path]:
+    rng = np.random.default_rng(0)
+
+    def write_vqa_hat(folder, questions, maps, size=(32, 48)):
+        """The layout of VQA-HAT with random maps: questions are ``(id, image id, words)``."""
+        (folder / 'vqahat_val').mkdir(parents=True)
+        (folder / 'val2014').mkdir()
+        entries = [
+            dict(question_id=number, image_id=image, question=words)
+            for number, image, words in questions
+        ]
+        path = folder / 'OpenEnded_mscoco_val2014_questions.json'
+        path.write_text(json.dumps(dict(questions=entries)))
+        for image in {image for _, image, _ in questions}:
+            pixels = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / 'val2014' / f'COCO_val2014_{image:012d}.jpg')
+        for number, count in maps.items():
+            for person in range(1, count + 1):
+                pixels = rng.integers(0, 255, size, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / 'vqahat_val' / f'{number}_{person}.png')
+        return folder
+
+    return write_vqa_hat

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from mmvars.datasets.files import open_image
 from mmvars.errors import InputError, first_of
+from mmvars.states import Frame
 
-__all__ = ['GRID', 'QuestionData', 'question_scores', 'rank_correlation', 'read_vqa_hat', 'seen_map']
+__all__ = ['QuestionData', 'rank_correlation', 'read_vqa_hat', 'seen_map']
 
 GRID = 14
 """Maps are compared at 14x14 places, as in VQA-HAT."""
@@ -65,8 +66,11 @@ def read_vqa_hat(folder: Path) -> QuestionData:
         if match := re.fullmatch(r'(\d+)_\d+', file.stem):
             maps.setdefault(match[1], []).append(str(file))
     if not path.is_file() or not maps:
-        found = f'{len(maps)} questions with maps, and {"a" if path.is_file() else "no"} {path.name}'
-        raise InputError(f'{folder} holds {found}. VQA-HAT must be laid out as\n{_LAYOUT}')
+        has_questions = 'a' if path.is_file() else 'no'
+        raise InputError(
+            f'{folder} holds maps of {len(maps)} questions and {has_questions} {path.name}. '
+            f'VQA-HAT must be laid out as\n{_LAYOUT}'
+        )
     try:
         entries = json.loads(path.read_text(encoding='utf-8'))['questions']
         known = {
@@ -80,9 +84,7 @@ def read_vqa_hat(folder: Path) -> QuestionData:
     if missing := [name for name in maps if name not in known]:
         raise InputError(f'{path} lacks the questions {first_of(missing)}, which have maps')
     names = list(maps)
-    paths = [
-        str(folder / 'val2014' / f'COCO_val2014_{known[name][1]:012d}.jpg') for name in names
-    ]
+    paths = [str(folder / 'val2014' / f'COCO_val2014_{known[name][1]:012d}.jpg') for name in names]
     if missing := [each for each in dict.fromkeys(paths) if not Path(each).is_file()]:
         raise InputError(f'VQA-HAT lacks {first_of(missing, 2)}. It must be\n{_LAYOUT}')
     return QuestionData(
@@ -90,22 +92,27 @@ def read_vqa_hat(folder: Path) -> QuestionData:
     )
 
 
-def seen_map(path: str, size: tuple[int, int], window: tuple[slice, slice]) -> np.ndarray:
-    """The map of a person at the pixels of the image ``size (H, W)`` within a window of it.
+def seen_map(path: str, frame: Frame) -> np.ndarray:
+    """The map of a person, within what a network sees of the image: ``(H', W')``.
+
+    Args:
+        path: Of the file.
+        frame: From the pixels of the image to those that the network sees.
 
     Raises:
         InputError: If it is of another shape than the image.
     """
     with open_image(path, path) as image:
-        values = np.asarray(image.convert('L'), dtype=float)
-    wanted = size[1] / size[0]
-    if abs(values.shape[1] / values.shape[0] / wanted - 1) > 0.05:
+        values = np.asarray(image.convert('L'), dtype=np.float32)
+    if abs(values.shape[1] * frame.size[0] / values.shape[0] / frame.size[1] - 1) > 0.05:
         raise InputError(
             f'{path} has {values.shape[1]}x{values.shape[0]} pixels, and its image '
-            f'{size[1]}x{size[0]}: they must be of one shape'
+            f'{frame.size[1]}x{frame.size[0]}: they must be of one shape'
         )
-    pixels = F.interpolate(torch.from_numpy(values)[None, None], size, mode='bilinear')
-    return pixels[0, 0].numpy()[window]
+    tensor = torch.from_numpy(values)[None, None]
+    pixels = F.interpolate(tensor, frame.scaled, mode='bilinear')[0, 0].numpy()
+    top, left = frame.corner
+    return pixels[top : top + frame.seen[0], left : left + frame.seen[1]]
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -121,11 +128,9 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
             f'two maps (H, W) of one size are needed, got {first.shape} and {second.shape}'
         )
     ranks = [_ranks(_averaged(values)) for values in (first, second)]
-    spreads = [values.std() for values in ranks]
-    if not all(spreads):
+    if not all(values.std() for values in ranks):
         return float('nan')
-    a, b = ((values - values.mean()) / spread for values, spread in zip(ranks, spreads, strict=True))
-    return float((a * b).mean())
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _averaged(values: np.ndarray) -> np.ndarray:
@@ -135,4 +140,4 @@ def _averaged(values: np.ndarray) -> np.ndarray:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[inverse].reshape(values.shape)
+    return (counts.cumsum() - (counts - 1) / 2)[inverse].ravel()
