@@ -1,19 +1,32 @@
 """Image files: those of a folder, and those that a loader would hang on, refused by name."""
 
+import hashlib
 import math
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from mmvars.errors import InputError
 
-__all__ = ['SUFFIXES', 'image_name', 'images_in', 'max_pixels', 'open_image', 'refuse_special_file']
+__all__ = [
+    'SUFFIXES',
+    'contents_digest',
+    'evenly_spaced',
+    'image_name',
+    'images_in',
+    'max_pixels',
+    'open_image',
+    'refuse_special_file',
+]
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
+_FILES_READ = 8  # whose bytes tell data of the same names apart
 _BYTES_PER_PIXEL = 16  # four channels of 32 bits
 _REMEDY = 'Replace it, or allow as many pixels by MMVARS_MAX_PIXELS=NUMBER in the environment'
 
@@ -41,6 +54,27 @@ def images_in(folder: str, left_out: str | None = None) -> list[str]:
     if not paths:
         raise InputError(f'the folder {folder!r} holds no image ({" ".join(SUFFIXES)})')
     return sorted(paths)
+
+
+def evenly_spaced(total: int, count: int | None) -> list[int]:
+    """Indices of ``count`` of ``total`` images, of the first and the last too; of all for None."""
+    return np.linspace(0, total - 1, min(count or total, total)).round().astype(int).tolist()
+
+
+def contents_digest(paths: Sequence[str]) -> str:
+    """Of the sizes of all files and what is in some: tells others of the same names apart.
+
+    Sizes alone would not do, for those of uncompressed images are equal. What is no file, read by a
+    backend of its own, is passed over.
+    """
+    digest = hashlib.sha256()
+    read = set(evenly_spaced(len(paths), _FILES_READ))
+    for position, path in enumerate(paths):
+        if os.path.isfile(path):
+            digest.update(f'{os.path.getsize(path)};'.encode())
+            if position in read:
+                digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def max_pixels() -> float:

@@ -2,12 +2,10 @@
 
 import hashlib
 import io
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmvars.datasets.corrupt import Corrupt, insert_corrupt
-from mmvars.datasets.files import image_name
+from mmvars.datasets.files import contents_digest, evenly_spaced, image_name
 from mmvars.engine.hooks import FuseHook
 from mmvars.engine.samples import CheckedPipeline, check_pipelines
 from mmvars.errors import InputError
@@ -48,7 +46,6 @@ __all__ = [
 ]
 
 _SECONDS_BETWEEN_LINES = 30
-_FILES_READ = 8  # images, with their labels, whose bytes tell data of the same names apart
 
 
 class View(Dataset):
@@ -122,22 +119,12 @@ class Images:
         self.names = [image_name(path) for path in paths]
 
     def digest(self) -> str:
-        """Of labels, and of the sizes of all files and what is in some: others of the same names.
-
-        Sizes alone would not do, for those of uncompressed images are equal.
-        """
-        digest = hashlib.sha256()
-        looked_at = set(evenly_spaced(len(self.indices), _FILES_READ))
-        for position, index in enumerate(self.indices):
-            info = self.dataset.get_data_info(index)
-            digest.update(f'{info.get("gt_label")};'.encode())
-            for path in (info['img_path'], info.get('seg_map_path')):
-                if path is None or not os.path.isfile(path):  # read by a backend of its own
-                    continue
-                digest.update(f'{os.path.getsize(path)};'.encode())
-                if position in looked_at:
-                    digest.update(Path(path).read_bytes())
-        return digest.hexdigest()[:16]
+        """Of labels and files: others of the same names have another."""
+        infos = [self.dataset.get_data_info(index) for index in self.indices]
+        parts = [str([info.get('gt_label') for info in infos])]
+        for key in ('img_path', 'seg_map_path'):
+            parts.append(contents_digest([info.get(key) or '' for info in infos]))
+        return hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]
 
 
 class Evaluation:
@@ -460,11 +447,6 @@ def _number(metric: Any) -> float | None:
         return float(metric)
     except (TypeError, ValueError, RuntimeError):  # of other objects, text, tensors
         return None
-
-
-def evenly_spaced(total: int, count: int | None) -> list[int]:
-    """Indices of ``count`` of ``total`` images, of the first and the last too; of all for None."""
-    return np.linspace(0, total - 1, min(count or total, total)).round().astype(int).tolist()
 
 
 def leaves(dataset: Any) -> list[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from mmvars.checkpoints.partial import sha256_of
-from mmvars.datasets.files import open_image
+from mmvars.datasets.files import contents_digest, evenly_spaced, open_image
 from mmvars.engine.cpu import pick_device
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
@@ -22,7 +22,6 @@ from mmvars.networks.timm_trunk import PREFIX
 from mmvars.parsers.attention import parse_args
 from mmvars.predictor import run_files
 from mmvars.robustness.rows import Rows
-from mmvars.robustness.runner import evenly_spaced
 from mmvars.saliency.data import (
     IGNORED,
     FixationData,
@@ -155,13 +154,15 @@ def _identity(
     blocks: Sequence[int],
     indices: Sequence[int],
 ) -> dict[str, Any]:
-    """All that the rows depend on. Images count by their names: they may be elsewhere."""
-    digest = hashlib.sha256()
-    for index in range(len(data.names)):
-        digest.update(data.names[index].encode())
-        if isinstance(data, FixationData):
-            digest.update(data.points[index].tobytes())
-    names = ('on', 'size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed')
+    """All that the rows depend on. Files count by what they hold: they may be elsewhere."""
+    digest = hashlib.sha256(f'{data.title} {data.names}'.encode())
+    if isinstance(data, FixationData):
+        for points in data.points:
+            digest.update(points.tobytes())
+        digest.update(str(data.degree).encode())
+    else:
+        digest.update(f'{data.classes} {contents_digest(data.files)}'.encode())
+    names = ('size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed')
     return dict(
         version=_VERSION,
         weights=sha256_of(subject.weights),
@@ -169,6 +170,7 @@ def _identity(
         objects=args.objects,
         data=digest.hexdigest(),
         images=[data.names[index] for index in indices],
+        contents=contents_digest([data.paths[index] for index in indices]),
         blocks=list(blocks),
         **{name: getattr(args, name) for name in names},
     )

@@ -15,7 +15,7 @@ from mmvars.errors import InputError, first_of
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.priors import find_class
 from mmvars.saliency.fixations import points_of_map
-from mmvars.saliency.lvis import read_lvis
+from mmvars.saliency.lvis import ANNOTATIONS, read_lvis
 from mmvars.steerability.photos import NO_CLASS, Photos
 from mmvars.visualization.model import read_config
 
@@ -93,6 +93,7 @@ class MaskData:
         names, paths: Of the images.
         labels: From the number of an image to its labels ``(H, W)``: 0 is the background,
             :data:`IGNORED` does not count.
+        files: That the labels are in.
         classes: Names of the labels from 0 on, the background first; ``None`` where unknown.
     """
 
@@ -100,6 +101,7 @@ class MaskData:
     names: Sequence[str]
     paths: Sequence[str]
     labels: Callable[[int], np.ndarray]
+    files: Sequence[str]
     classes: Sequence[str] | None = None
 
     def class_name(self, label: int) -> str:
@@ -185,8 +187,9 @@ def read_config_data(cfg: Config) -> MaskData:
         return np.where(labels == NO_CLASS, IGNORED, labels + 1)
 
     names = [image_name(path) for path in paths]
+    masks = [entry.get('seg_map_path') or '' for entry in entries]
     known = None if classes is None else ('background', *classes)
-    return MaskData('test data of the config', names, paths, read, known)
+    return MaskData('test data of the config', names, paths, read, masks, known)
 
 
 def read_data(on: str, root: str | None = None) -> FixationData | MaskData:
@@ -219,7 +222,7 @@ def read_data(on: str, root: str | None = None) -> FixationData | MaskData:
         return _read_voc(folder)
     if on == 'lvis':
         classes = ('background', *imagenet_synsets())
-        return MaskData('lvis', *read_lvis(folder, IGNORED), classes)
+        return MaskData('lvis', *read_lvis(folder, IGNORED), [str(folder / ANNOTATIONS)], classes)
     if (folder / 'fixations.json').is_file():
         # 24 pixels a degree on the 800 columns that people saw (Xu et al., 2014).
         degree = {'osie': (24.0, 800), 'mit1003': (35.0, 1024)}.get(on)
@@ -305,7 +308,7 @@ def _read_voc(folder: Path) -> MaskData:
     masks = [str(folder / 'SegmentationClass' / f'{name}.png') for name in names]
     if missing := [path for path in (*paths, *masks) if not Path(path).is_file()]:
         raise InputError(f'VOC 2012 lacks {first_of(missing, 2)}. It must be\n{_VOC}')
-    return MaskData('voc', names, paths, _file_labels(masks), VOC_CLASSES)
+    return MaskData('voc', names, paths, _file_labels(masks), masks, VOC_CLASSES)
 
 
 def _read_masks(folder: Path) -> MaskData:
@@ -314,4 +317,5 @@ def _read_masks(folder: Path) -> MaskData:
     names = [Path(path).stem for path in paths]
     if missing := [name for name in names if name not in masks]:
         raise InputError(f'{folder}/masks lacks {first_of(missing)} (.png)')
-    return MaskData(folder.name, names, paths, _file_labels([masks[name] for name in names]))
+    files = [masks[name] for name in names]
+    return MaskData(folder.name, names, paths, _file_labels(files), files)

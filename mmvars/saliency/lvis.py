@@ -11,14 +11,14 @@ import numpy as np
 from mmvars.datasets.imagenet import imagenet_synsets
 from mmvars.errors import InputError, first_of
 
-__all__ = ['LAYOUT', 'LvisPhotos', 'read_lvis']
+__all__ = ['ANNOTATIONS', 'LAYOUT', 'LvisPhotos', 'read_lvis']
 
 LAYOUT = """data/lvis_v1
   annotations/lvis_v1_val.json
   train2017/NAME.jpg, val2017/NAME.jpg
 in the file: "images" (id, height, width, coco_url), "categories" (id, synset) and "annotations"
 (image_id, category_id, area, segmentation: polygons)"""
-_ANNOTATIONS = 'annotations/lvis_v1_val.json'
+ANNOTATIONS = 'annotations/lvis_v1_val.json'
 
 
 class LvisPhotos(NamedTuple):
@@ -51,7 +51,7 @@ def read_lvis(folder: Path, ignored: int) -> LvisPhotos:
         InputError: If the file is not there or laid out otherwise, or an image that it names is
             missing.
     """
-    path = folder / _ANNOTATIONS
+    path = folder / ANNOTATIONS
     if not path.is_file():
         raise InputError(f'{path} does not exist. LVIS must be laid out as\n{LAYOUT}')
     try:

@@ -13,7 +13,7 @@ from mmengine.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
-from mmvars.datasets.files import open_image
+from mmvars.datasets.files import evenly_spaced, open_image
 from mmvars.engine.cpu import pick_device
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
@@ -24,7 +24,6 @@ from mmvars.networks.timm_trunk import PREFIX
 from mmvars.networks.top_down import FirstPassOutput
 from mmvars.parsers.probe import parse_args
 from mmvars.predictor import run_files
-from mmvars.robustness.runner import evenly_spaced
 from mmvars.saliency.data import IGNORED, FixationData, MaskData, find_data
 from mmvars.saliency.measures import seen_labels
 from mmvars.saliency.probing import (

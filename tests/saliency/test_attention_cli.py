@@ -1,6 +1,7 @@
 """``mmvars attention`` from the command line to its files, on random weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +251,22 @@ def test_what_is_done_is_not_done_again(run, write_model, data, monkeypatch) -> 
     monkeypatch.setattr(cli, '_measure', measure)
     for other in (['--sigma', 3], ['--cfg-options', 'model.backbone.alpha=2']):
         assert 'made earlier' not in run(*model, '--on', data, *other)[1]
+
+
+def test_other_masks_or_images_of_the_same_names_are_measured_anew(
+    run, write_model, masks, tmp_path
+) -> None:
+    moved = shutil.copytree(masks, tmp_path / masks.name)
+    model = write_model('vars')
+    before = run(*model, '--on', masks)[2]
+    assert 'made earlier' in run(*model, '--on', moved)[1]
+    for folder in ('masks', 'images'):
+        path = moved / folder / '1.png'
+        Image.fromarray(np.asarray(Image.open(path))[::-1]).save(path)
+        status, said, content = run(*model, '--on', moved)
+        assert status == 0 and 'made earlier' not in said
+        assert content['tables'] != before['tables']
+        before = content
 
 
 @pytest.mark.parametrize(
