@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from mmvars.errors import InputError, did_you_mean
-from mmvars.networks import ClassPrototype
+from mmvars.networks import LearnedText
 from mmvars.networks.steering import check_top_down
 from mmvars.prompts import Box, Example, Mask, Points, as_prompt
 from mmvars.prototypes import read_prototypes
 from mmvars.states import State
-from mmvars.text import TextPriors, load_text_encoder
+from mmvars.text import TextEncoder, TextPriors, embed, load_text_encoder
 from mmvars.visualization.figure import short_name
 from mmvars.visualization.model import ClassTable, Model, is_segmentor, network_of
 
@@ -25,8 +25,8 @@ __all__ = ['PriorVectors', 'class_vectors', 'find_class']
 def class_vectors(model: Model) -> Tensor | None:
     """Vectors ``(K, C)`` of a model's classes: those of its prior, else rows of its classifier."""
     prior = getattr(network_of(model), 'prior', None)
-    if isinstance(prior, ClassPrototype):
-        return prior.prototypes
+    if getattr(prior, 'num_classes', 0):
+        return prior.class_priors()
     if is_segmentor(model):
         return None
     table = getattr(getattr(model.head, 'fc', None), 'weight', None)
@@ -62,6 +62,31 @@ def find_class(name: str, names: Sequence[str] | None) -> int:
     hint = did_you_mean(name.strip(), by_name, limit=5)
     hint = hint or f'; the {len(names)} classes start with {start}'
     raise InputError(f'no class is called {name!r}{hint}')
+
+
+def check_encoder(encoder: TextEncoder, prior: LearnedText, names: Sequence[str]) -> None:
+    """Refuse another text encoder than that which a map was learned for.
+
+    Args:
+        encoder: What embeds text.
+        prior: The map.
+        names: Of its classes.
+    """
+    vectors = embed(encoder, names)
+    remedy = 'give the encoder that its `mmvars prototypes --text FOLDER` had'
+    if vectors.shape[1] != prior.requested_dim:
+        raise InputError(
+            f'the vectors of this text encoder have width {vectors.shape[1]}, and the text prior '
+            f'of the network takes {prior.requested_dim}: {remedy}'
+        )
+    if prior.texts is None or len(names) != prior.num_classes:
+        return
+    known = prior.texts[:, 0].cpu().double()
+    if known.any() and (known * vectors).sum(dim=1).max() < 0.99:
+        raise InputError(
+            'this text encoder is another than the text prior of the network was trained with, '
+            f'and its vectors mean nothing here: {remedy}'
+        )
 
 
 class PriorVectors:
@@ -115,8 +140,14 @@ class PriorVectors:
         return names if len(names) == len(vectors) else None, vectors.to(self.device)
 
     @cached_property
-    def text_priors(self) -> TextPriors:
-        """From text to vectors."""
+    def text_priors(self) -> Callable[[str], Tensor]:
+        """From text to vectors: by the map of the network, else by one that is fitted."""
+        prior = self.network.prior
+        if isinstance(prior, LearnedText):
+            check_encoder(self.text, prior, self.table.names)
+            return lambda text: prior.from_vectors(embed(self.text, [text]).to(self.device))[
+                0
+            ].detach()
         names, vectors = self.classes
         if names is None:
             raise InputError(

@@ -20,9 +20,10 @@ from mmvars.engine.cpu import pick_device
 from mmvars.engine.errors import building, user_errors
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number, first_of
-from mmvars.networks import TopDown
+from mmvars.networks import PHRASINGS, LearnedText, TopDown
 from mmvars.parsers.prototypes import parse_args
 from mmvars.predictor import run_files
+from mmvars.text import TextEncoder, TextPriors, embed, load_text_encoder
 from mmvars.visualization.model import (
     ClassTable,
     Model,
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = check_destination(args.output, checkpoint, args.overwrite)
     cfg = read_config(config, parse_cfg_options(args.cfg_options))
     device = pick_device(args.device)
+    encoder = None if args.text is None else load_text_encoder(args.text)
     with user_errors():
         data = _training_data(cfg)
         checkpoint = checkpoint or cfg.get('load_from')
@@ -71,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "no use to it: they are for mmvars.AbSViT with any design but 'feedback'"
         )
     classes = ClassTable.of(num_classes_of(model), data.datasets[0].metainfo)
+    _check_text(network, encoder, classes)
     sums = ClassSums(len(classes.names), network.prior.embed_dim)
     count = min(args.max_images or len(data), len(data))
     chosen = torch.linspace(0, len(data) - 1, count).round().long().tolist()
@@ -89,8 +92,74 @@ def main(argv: Sequence[str] | None = None) -> int:
             center.copy_(sums.total / sums.total_count)
         else:  # what trained compares its tokens so
             print(f'prior.center of {checkpoint}, made without `mmvars pretune`, stays zero')
-    _write(output, network, sums, classes, count, args.overwrite)
+    whitening = sums.whitening(center)
+    table = sums.prototypes(center, whitening)
+    tensors = {'prior.prototypes': table}
+    if encoder is not None:
+        sampler = getattr(model, 'prior_sampler', None)
+        tensors = _text_map(encoder, classes.names, table, sampler.held_out if sampler else [])
+    if center is not None:
+        tensors |= {'prior.center': center, 'prior.whitening': whitening}
+    meta = dict(classes=json.dumps(classes.names), prototypes_of=f'{count} images')
+    others = {
+        name: value
+        for name, value in network.state_dict().items()
+        if not name.startswith(('trunk.', 'prior.'))
+    }
+    write_partial(output, network, others | tensors, meta, args.overwrite)
+    absent = [name for name, n in zip(classes.names, sums.counts, strict=True) if not n]
+    if absent:
+        print(
+            f'warning: no patch of these images is of {first_of(absent)}: the prototypes of these '
+            'classes are zero'
+        )
+    print(f'{output}: prototypes of {len(classes.names) - len(absent)} classes from {count} images')
     return 0
+
+
+def _check_text(network: Network, encoder: TextEncoder | None, classes: ClassTable) -> None:
+    """Refuse a text encoder where it is of no use, and its lack or width where it is needed."""
+    prior = network.prior
+    if not isinstance(prior, LearnedText):
+        if encoder is not None:
+            raise InputError(
+                '--text is for a network whose prior is a map from text: set --cfg-options '
+                "model.backbone.prior=dict(type='text', text_dim=D), or leave --text out"
+            )
+        return
+    if encoder is None:
+        raise InputError(
+            'the prior of this network is a map from text: give --text FOLDER, a sentence encoder'
+        )
+    width = embed(encoder, ['a']).shape[1]
+    if width != prior.requested_dim:
+        raise InputError(
+            f'the text vectors of --text have width {width}, and the prior of the network takes '
+            f'{prior.requested_dim}: set --cfg-options model.backbone.prior.text_dim={width}'
+        )
+    if not classes.named or prior.num_classes != len(classes.names):
+        raise InputError(
+            f'the text prior of this network has {prior.num_classes} classes, and the data '
+            f'{len(classes.names)}{"" if classes.named else " without names"}: set --cfg-options '
+            f'model.backbone.prior.num_classes={len(classes.names)}, and metainfo.classes of the '
+            'training data'
+        )
+
+
+def _text_map(
+    encoder: TextEncoder, names: Sequence[str], prototypes: Tensor, held_out: Sequence[int]
+) -> dict[str, Tensor]:
+    """The table of names, and the map that is fitted to their phrasings and prototypes."""
+    phrases = [phrasing.format(name) for name in names for phrasing in PHRASINGS]
+    known = prototypes.clone()
+    known[[*held_out]] = 0
+    fitted = TextPriors(encoder, phrases, known.repeat_interleave(len(PHRASINGS), dim=0))
+    texts = embed(encoder, phrases).view(len(names), len(PHRASINGS), -1)
+    return {
+        'prior.texts': texts.float(),
+        'prior.projection.weight': fitted.map.T.float().contiguous(),
+        'prior.projection.bias': (fitted.mean_prior - fitted.mean_text @ fitted.map).float(),
+    }
 
 
 def _unchanged(sample: dict) -> dict:
@@ -261,32 +330,6 @@ def _add_image(sums: ClassSums, model: Model, sample: Sample, device: torch.devi
         sums.add(tokens, classes[:rows, :columns].flatten())
     else:
         sums.add(tokens.mean(dim=0).expand(len(labels), -1), labels)
-
-
-def _write(
-    output: Path, network: Network, sums: ClassSums, classes: ClassTable, count: int, force: bool
-) -> None:
-    """Write prototypes, and all of the network but trunk and prior, and say what there is."""
-    center = network.prior.center
-    tensors = {
-        name: value
-        for name, value in network.state_dict().items()
-        if not name.startswith(('trunk.', 'prior.'))
-    }
-    whitening = sums.whitening(center)
-    tensors['prior.prototypes'] = sums.prototypes(center, whitening)
-    if center is not None:
-        tensors['prior.center'] = center
-        tensors['prior.whitening'] = whitening
-    meta = dict(classes=json.dumps(classes.names), prototypes_of=f'{count} images')
-    write_partial(output, network, tensors, meta, force)
-    absent = [name for name, n in zip(classes.names, sums.counts, strict=True) if not n]
-    if absent:
-        print(
-            f'warning: no patch of these images is of {first_of(absent)}: the prototypes of these '
-            'classes are zero'
-        )
-    print(f'{output}: prototypes of {len(classes.names) - len(absent)} classes from {count} images')
 
 
 def read_prototypes(path: str | Path, network: Network) -> tuple[tuple[str, ...], Tensor]:

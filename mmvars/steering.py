@@ -30,7 +30,7 @@ from mmvars.networks import (
     Trunk,
     TrunkOutput,
 )
-from mmvars.networks.steering import check_top_down, feeds_back_unasked, scale_of
+from mmvars.networks.steering import check_top_down, feeds_back_unasked, given_priors, scale_of
 from mmvars.predictor import Prediction
 from mmvars.priors import PriorVectors
 from mmvars.states import Frame, State, output_of, picture_of
@@ -220,6 +220,7 @@ class SteeredModel:
         feats: list[Any] = []
         with ExitStack() as stack:
             calls = stack.enter_context(self._norms())
+            stack.enter_context(given_priors(network))
 
             def record(module: Any, args: Any, output: Any) -> None:
                 outputs.append(output)

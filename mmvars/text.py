@@ -1,7 +1,8 @@
 """Priors from text: a sentence encoder, and a linear map from its space to that of the tokens.
 
 Nothing here is downloaded, and nothing trains: the map is a ridge regression from the names of
-classes to their prototypes, so that it takes text that names no class, too.
+classes to their prototypes, so that it takes text that names no class, too. It is for models that
+have no map of their own, and the start of one that is learned, ``prior=dict(type='text')``.
 """
 
 import json
@@ -16,7 +17,14 @@ from torch.nn import functional as F
 
 from mmvars.errors import InputError, check_number
 
-__all__ = ['RIDGE', 'SentenceEncoder', 'TextEncoder', 'TextPriors', 'load_text_encoder']
+__all__ = [
+    'RIDGE',
+    'SentenceEncoder',
+    'TextEncoder',
+    'TextPriors',
+    'embed',
+    'load_text_encoder',
+]
 
 RIDGE = 2.0
 """For embeddings and prototypes of length 1."""
@@ -82,6 +90,18 @@ def load_text_encoder(text: str | Path | TextEncoder) -> TextEncoder:
     return SentenceEncoder(text) if isinstance(text, str | Path) else text
 
 
+def embed(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
+    """Text vectors ``(n, D)`` of length 1, float64, on the CPU; ``traffic_light`` is two words.
+
+    Raises:
+        InputError: If a text is blank.
+    """
+    if blank := [text for text in texts if not text.strip()]:
+        raise InputError(f'a text prior needs words, got {blank[0]!r}')
+    words = [' '.join(text.replace('_', ' ').replace('-', ' ').split()) for text in texts]
+    return F.normalize(encoder.encode(words).cpu().double(), dim=1)
+
+
 class TextPriors:
     """From text to priors, fitted to the names of classes and their prototypes.
 
@@ -114,7 +134,7 @@ class TextPriors:
                 'CHECKPOINT -o FILE`'
             )
         self.encoder = encoder
-        texts = self._embed([names[index] for index in known])
+        texts = embed(encoder, [names[index] for index in known])
         table = prototypes[known].cpu().double()
         self.mean_text, self.mean_prior = texts.mean(dim=0), table.mean(dim=0)
         texts -= self.mean_text
@@ -124,11 +144,5 @@ class TextPriors:
 
     def __call__(self, text: str) -> Tensor:
         """The prior ``(C,)`` of a text."""
-        if not text.strip():
-            raise InputError(f'a text prior needs words, got {text!r}')
-        (embedding,) = self._embed([text])
+        (embedding,) = embed(self.encoder, [text])
         return (self.mean_prior + (embedding - self.mean_text) @ self.map).float()
-
-    def _embed(self, texts: Sequence[str]) -> Tensor:
-        words = [' '.join(text.replace('_', ' ').replace('-', ' ').split()) for text in texts]
-        return F.normalize(self.encoder.encode(words).cpu().double(), dim=1)

@@ -307,7 +307,7 @@ def _is_of_prototypes(path: str) -> bool:
     """Whether a file holds a part of a network, with prototypes of classes."""
     content = read_checkpoint(path)
     names = _network_names(content.get('state_dict', content)).values()
-    return 'prior.prototypes' in names and (
+    return not {'prior.prototypes', 'prior.texts'}.isdisjoint(names) and (
         recorded_trunk(read_meta(path, content), path) is not None
     )
 

@@ -19,6 +19,7 @@ from mmvars.networks import (
     PRIORS,
     TIMM_PREFIXES,
     ClassPrototype,
+    LearnedText,
     PerceiverIO,
     TopDown,
     Trunk,
@@ -337,11 +338,11 @@ def _as_prior(name: str, prior: Any) -> Tensor:
 
 
 def with_num_classes(backbone: ConfigDict, decode_head: dict) -> ConfigDict:
-    """A backbone's config whose class priors are as many as the head's classes, where left out."""
+    """A backbone's config whose priors of classes are as many as the head's, where left out."""
     prior = backbone.get('prior')
     prior = ConfigDict(type=prior) if isinstance(prior, str) else prior
     kind = PRIORS.get(prior.get('type', '')) if isinstance(prior, dict) else None
-    if kind is None or not issubclass(kind, ClassPrototype) or 'num_classes' in prior:
+    if kind is None or not issubclass(kind, ClassPrototype | LearnedText) or 'num_classes' in prior:
         return backbone
     if decode_head.get('num_classes') is None:
         return backbone

@@ -43,6 +43,9 @@ class PriorSampler:
         alpha_factors: Least and greatest factor of the network's alpha, drawn log-uniformly for
             each image, so that the scale can be turned afterwards. Designs whose feedback takes no
             alpha, or no prior, have none.
+        held_out: Class ids that are never asked for. To prompt head and prior loss their pixels
+            are without a label, so that they can be asked for by their names as by any other text
+            afterwards.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class PriorSampler:
         mosaic: float = 0.25,
         min_share: float = 0.005,
         alpha_factors: tuple[float, float] = (0.5, 2.0),
+        held_out: Sequence[int] = (),
     ) -> None:
         for name, value in dict(present=present, absent=absent, mosaic=mosaic).items():
             check_number(f'{name} of the PriorSampler', value, 0, 1)
@@ -74,6 +78,9 @@ class PriorSampler:
         check_number('alpha_factors[0] of the PriorSampler', least, 1e-3, 1e3)
         check_number('alpha_factors[1] of the PriorSampler', greatest, least, 1e3)
         self.alpha_factors = least, greatest
+        self.held_out = [*held_out]
+        for class_id in self.held_out:
+            check_number('held_out of the PriorSampler', class_id, 0, whole=True)
         self._has_warned = False
 
     def __call__(
@@ -99,6 +106,11 @@ class PriorSampler:
                 sample.set_metainfo(dict(prior=self._draw(labels, num_classes, ignore_index)))
         return images, samples
 
+    def without_held_out(self, labels: Tensor, ignore_index: int) -> Tensor:
+        """Labels without those of the classes that are held out."""
+        held_out = torch.tensor(self.held_out, dtype=labels.dtype, device=labels.device)
+        return torch.where(torch.isin(labels, held_out), ignore_index, labels)
+
     def draw_factors(self, count: int) -> Tensor:
         """Factors of alpha ``(count,)``."""
         least, greatest = self.alpha_factors
@@ -115,6 +127,7 @@ class PriorSampler:
             candidates = counts == 0
         else:
             return -1
+        candidates[self.held_out] = False
         ids = candidates.nonzero().flatten().tolist()
         return ids[int(torch.randint(len(ids), ()))] if ids else -1
 

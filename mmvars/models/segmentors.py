@@ -24,7 +24,7 @@ from mmvars.models.sliding_window import (
     whole_image_metas,
     window_mean,
 )
-from mmvars.networks import ClassPrototype, Feedback
+from mmvars.networks import Feedback
 from mmvars.registry import MODELS
 
 __all__ = ['EncoderDecoder', 'SegTTAModel']
@@ -137,9 +137,10 @@ class EncoderDecoder(_EncoderDecoder):
     def _check_steering(self) -> None:
         """Refuse what would train nothing."""
         prior = getattr(self.backbone.network, 'prior', None)
+        knows_classes = prior is not None and prior.num_classes > 0
         if self.prior_loss_weight:
             trains = [*self.backbone.trunk.parameters(), *(prior.parameters() if prior else ())]
-            if not isinstance(prior, ClassPrototype):
+            if not knows_classes:
                 raise InputError(
                     f'prior_loss_weight={self.prior_loss_weight:g} aligns class priors with '
                     "tokens: give the backbone prior=dict(type='learned_classes')"
@@ -155,7 +156,13 @@ class EncoderDecoder(_EncoderDecoder):
                 'prior_sampler asks, and prompt_head answers: give both, or neither; got '
                 f'{"prior_sampler" if self.prior_sampler else "prompt_head"} alone'
             )
-        if self.prior_sampler and not isinstance(prior, ClassPrototype):
+        held_out = self.prior_sampler.held_out if self.prior_sampler else []
+        if max(held_out, default=-1) >= self.num_classes:
+            raise InputError(
+                f'held_out={held_out} of the PriorSampler names a class that is not there: they '
+                f'are numbered from 0 to {self.num_classes - 1}'
+            )
+        if self.prior_sampler and not knows_classes:
             if prior is not None or not _has_decoders(self.backbone.network):
                 raise InputError(
                     'prior_sampler asks for classes, and this backbone has no class priors: use '
@@ -169,11 +176,12 @@ class EncoderDecoder(_EncoderDecoder):
         if self._has_prototypes:
             return
         prior = self.backbone.network.prior
-        if prior is not None and not prior.prototypes.any():
+        if prior is not None and not prior.class_priors().any():
             raise InputError(
-                'the class prototypes of the backbone are all zero, which asks for nothing: load '
-                'a file of `mmvars prototypes` by init_cfg of the backbone, or use '
-                "prior=dict(type='learned_classes') and prior_loss_weight=1"
+                'the class priors of the backbone are all zero, which asks for nothing: load a '
+                'file of `mmvars prototypes` (with --text FOLDER, where they are texts) by '
+                "init_cfg of the backbone, or use prior=dict(type='learned_classes') and "
+                'prior_loss_weight=1'
             )
         self._has_prototypes = True
 
@@ -239,6 +247,8 @@ class EncoderDecoder(_EncoderDecoder):
         losses = {f'backbone.{name}': value for name, value in output.losses.items()}
         if self.prompt_head is not None or self.prior_loss_weight:
             labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+            if self.prior_sampler is not None:
+                labels = self.prior_sampler.without_held_out(labels, ignore_index)
             losses.update(self._steering_losses(output, labels, asked, ignore_index))
         losses.update(self._decode_head_forward_train(feats, data_samples))
         if self.with_auxiliary_head:
@@ -260,7 +270,7 @@ class EncoderDecoder(_EncoderDecoder):
             losses = {f'prompt.{name}': value for name, value in prompt_losses.items()}
         if self.prior_loss_weight:
             prior = self.backbone.network.prior
-            loss = region_prior_loss(output.compared, prior.prototypes, labels, ignore_index)
+            loss = region_prior_loss(output.compared, prior.class_priors(), labels, ignore_index)
             losses['loss_prior'] = self.prior_loss_weight * loss
         return losses
 

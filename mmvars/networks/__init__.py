@@ -12,6 +12,7 @@ from mmvars.networks.factory import (
 from mmvars.networks.fan import FAN
 from mmvars.networks.feedback import (
     MODULATIONS,
+    PHRASINGS,
     PRIORS,
     RECONSTRUCTION_LOSSES,
     ClassPrototype,
@@ -38,6 +39,7 @@ __all__ = [
     'FAN',
     'MODELS',
     'MODULATIONS',
+    'PHRASINGS',
     'PRIORS',
     'RECONSTRUCTION_LOSSES',
     'RVT',

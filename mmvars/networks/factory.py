@@ -322,9 +322,10 @@ def build_prior(
     size = 'num_classes' if issubclass(PRIORS[name], ClassPrototype) else None
     size = 'text_dim' if name == 'text' else size
     known = [size] if size else []
+    known += ['num_classes'] if name == 'text' else []
     if unknown := sorted(set(arguments) - set(known), key=str):
         raise InputError(
-            f'prior {name!r} takes {" ".join(known) or "no options"}; unknown: {unknown}'
+            f'prior {name!r} takes {", ".join(known) or "no options"}; unknown: {unknown}'
         )
     if name == 'class_prototype' and size not in arguments:
         if not isinstance(classifier, nn.Linear):

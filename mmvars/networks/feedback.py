@@ -30,6 +30,7 @@ __all__ = [
     'LearnedText',
     'MODULATIONS',
     'MaskFeedback',
+    'PHRASINGS',
     'Prior',
     'StageUpsample',
     'project_tokens',
@@ -87,6 +88,7 @@ class Prior(nn.Module):
 
     Attributes:
         requested_dim: Width of the vectors that a call passes: C, or that of a text vector.
+        num_classes: K, of the classes that a call can name by their ids; 0: none.
         center: Buffer ``(C,)``, zeros at first, or ``None``. ``mmvars pretune`` fills it with the
             mean output token: a large part that all tokens of a pretrained network share would
             make their cosines alike. The priors are then differences from it, too. The thesis,
@@ -103,6 +105,7 @@ class Prior(nn.Module):
         super().__init__()
         self.embed_dim = embed_dim
         self.requested_dim = embed_dim
+        self.num_classes = 0
         self.register_buffer('center', torch.zeros(embed_dim) if has_center else None)
         self.register_buffer('whitening', torch.eye(embed_dim) if has_center else None)
 
@@ -118,7 +121,7 @@ class Prior(nn.Module):
 
         Args:
             requested: ``None`` for the module's default; a float tensor ``(C,)`` or ``(B, C)``, of
-                the width of text vectors for :class:`LearnedText`; or, for :class:`ClassPrototype`,
+                the width of text vectors for :class:`LearnedText`; or, where there are classes,
                 integer class ids of shape ``()`` or ``(B,)``, -1 for the default.
             batch_size: B.
 
@@ -164,13 +167,29 @@ class Prior(nn.Module):
             f'of width {self.embed_dim}>, or data_samples[i].prior in OpenMMLab'
         )
 
-    def from_class_ids(self, class_ids: Tensor, batch_size: int) -> Tensor:
-        """The priors ``(1 or B, C)`` of integer ids."""
+    def class_priors(self) -> Tensor:
+        """The priors ``(K, C)`` of the classes; zeros for one that cannot be asked for."""
         raise InputError(
             f'{type(self).__name__} knows no classes; pass a float vector of width '
             f'{self.requested_dim}, or build the network with prior=dict('
             "type='class_prototype', num_classes=K)"
         )
+
+    def from_class_ids(self, class_ids: Tensor, batch_size: int) -> Tensor:
+        """The priors ``(1 or B, C)`` of integer ids."""
+        priors = self.class_priors()
+        if class_ids.shape not in ((batch_size,), (1,)):
+            raise InputError(
+                f'prior must be one class id or {batch_size} of them, got shape '
+                f'{tuple(class_ids.shape)}'
+            )
+        # Where values cannot be read, index_select itself refuses an id that is out of range.
+        if can_read_values(class_ids) and (class_ids.min() < -1 or class_ids.max() >= len(priors)):
+            raise InputError(
+                f'prior names class {class_ids.tolist()}; the classes are 0 to '
+                f'{len(priors) - 1}, and -1 asks for none'
+            )
+        return torch.cat([self.default(), priors]).index_select(0, class_ids.long() + 1)
 
 
 class LearnedQuery(Prior):
@@ -207,6 +226,7 @@ class ClassPrototype(Prior):
     def __init__(self, embed_dim: int, num_classes: int, has_center: bool = False) -> None:
         super().__init__(embed_dim, has_center)
         check_number('num_classes of the class prototypes', num_classes, 1, 1_000_000, whole=True)
+        self.num_classes = num_classes
         self.register_buffer('prototypes', torch.zeros(num_classes, embed_dim))
 
     @classmethod
@@ -219,21 +239,8 @@ class ClassPrototype(Prior):
     def default(self) -> Tensor:
         return torch.zeros_like(self.prototypes[:1])
 
-    def from_class_ids(self, class_ids: Tensor, batch_size: int) -> Tensor:
-        num_classes = len(self.prototypes)
-        if class_ids.shape not in ((batch_size,), (1,)):
-            raise InputError(
-                f'prior must be one class id or {batch_size} of them, got shape '
-                f'{tuple(class_ids.shape)}'
-            )
-        # Where values cannot be read, index_select itself refuses an id that is out of range.
-        if can_read_values(class_ids) and (class_ids.min() < -1 or class_ids.max() >= num_classes):
-            raise InputError(
-                f'prior names class {class_ids.tolist()}; the classes are 0 to '
-                f'{num_classes - 1}, and -1 asks for none'
-            )
-        rows = torch.cat([self.default(), self.prototypes])
-        return rows.index_select(0, class_ids.long() + 1)
+    def class_priors(self) -> Tensor:
+        return self.prototypes
 
 
 class LearnedClasses(ClassPrototype):
@@ -256,29 +263,56 @@ class ExternalPrior(Prior):
     """No default: every call passes a prior, such as a text embedding."""
 
 
+PHRASINGS = ('{}', 'the {}', 'a photo of a {}', 'there is a {}')
+"""Of the name of a class, as CLIP has them; the first is the name alone."""
+
+
 class LearnedText(Prior):
     """A linear map from a text vector to a prior, learned with the network (Section 2.6).
 
     A float prior of a call is a text vector here. The default asks for nothing, as that of
-    :class:`ClassPrototype`.
+    :class:`ClassPrototype`. With ``num_classes`` it can also be asked for a class, by the text
+    vector of its name. All names share one map, so that it takes others, too.
 
     Args:
         embed_dim: Width C of the priors.
         text_dim: Width D of the text vectors.
+        num_classes: Rows K of the table of names; 0: there is none.
         has_center: See :class:`Prior`.
+
+    Attributes:
+        texts: Buffer ``(K, T, D)``: the text vectors of each name in the T :data:`PHRASINGS`, zeros
+            at first, loaded from a file of ``mmvars prototypes --text``; ``None`` without classes.
     """
 
     nothing: Tensor
+    texts: Tensor | None
 
-    def __init__(self, embed_dim: int, text_dim: int, has_center: bool = False) -> None:
+    def __init__(
+        self, embed_dim: int, text_dim: int, num_classes: int = 0, has_center: bool = False
+    ) -> None:
         super().__init__(embed_dim, has_center)
         check_number('text_dim of the text prior', text_dim, 1, 1_000_000, whole=True)
+        check_number('num_classes of the text prior', num_classes, 0, 1_000_000, whole=True)
         self.requested_dim = text_dim
+        self.num_classes = num_classes
         self.projection = nn.Linear(text_dim, embed_dim)
         self.register_buffer('nothing', torch.zeros(1, embed_dim), persistent=False)
+        texts = torch.zeros(num_classes, len(PHRASINGS), text_dim) if num_classes else None
+        self.register_buffer('texts', texts)
 
     def default(self) -> Tensor:
         return self.nothing
+
+    def class_priors(self) -> Tensor:
+        """The priors ``(K, C)`` of the names; in training of one phrasing each, drawn anew."""
+        if self.texts is None:
+            return super().class_priors()
+        texts = self.texts[:, 0]
+        if self.training:
+            drawn = torch.randint(len(PHRASINGS), (self.num_classes, 1, 1)).to(texts.device)
+            texts = self.texts.take_along_dim(drawn, dim=1)[:, 0]
+        return torch.where(texts.any(dim=1, keepdim=True), self.projection(texts), self.nothing)
 
     def from_vectors(self, vectors: Tensor) -> Tensor:
         return self.projection(vectors.to(self.nothing.dtype))

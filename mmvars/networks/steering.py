@@ -1,11 +1,14 @@
 """What a network does with a prior, and with the scale of what is fed back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mmvars.errors import InputError
-from mmvars.networks.feedback import LearnedQuery, MaskFeedback
+from mmvars.networks.feedback import LearnedQuery, LearnedText, MaskFeedback
 from mmvars.networks.top_down import PerceiverIO, TopDown
 from mmvars.networks.trunk import Trunk
 
-__all__ = ['check_top_down', 'feeds_back_unasked', 'scale_of']
+__all__ = ['check_top_down', 'feeds_back_unasked', 'given_priors', 'scale_of']
 
 Network = Trunk | TopDown | PerceiverIO
 
@@ -27,6 +30,23 @@ def feeds_back_unasked(network: Network) -> bool:
     return not isinstance(network, Trunk) and (
         network.prior is None or isinstance(network.prior, LearnedQuery)
     )
+
+
+@contextmanager
+def given_priors(network: Network) -> Iterator[None]:
+    """Take float vectors for priors ``(C,)`` meanwhile, also where they are text vectors else: for
+    priors of places in an image, random ones, and texts that went through the map already."""
+    prior = getattr(network, 'prior', None)
+    if not isinstance(prior, LearnedText):
+        yield
+        return
+    text_dim, prior.requested_dim = prior.requested_dim, prior.embed_dim
+    prior.from_vectors = lambda vectors: vectors  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        prior.requested_dim = text_dim
+        del prior.from_vectors
 
 
 def check_top_down(network: Network, has_prior: bool, has_alpha: bool, remedy: str) -> None:

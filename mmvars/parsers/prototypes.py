@@ -22,8 +22,14 @@ FILE holds prototypes, center, the whitening that made them, and all else of the
   or the table of class names of a trained model: `mmvars predict ... --prototypes FILE`.
 It loads on the trunk that it was made with alone, known by its weights.
 
+Where the prior of the network is a map from text (model.backbone.prior.type=text), --text is due.
+FILE then holds, in place of prototypes, the text vectors of the names of the classes, and the map
+to start from: ridge regression from these to the prototypes, without the classes that the config
+holds out (model.prior_sampler.held_out).
+
   mmvars prototypes CONFIG decoders.pth -o prototypes.pth      # what `mmvars pretune` wrote
-  mmvars prototypes work_dirs/run -o prototypes.pth            # of its trained model"""
+  mmvars prototypes work_dirs/run -o prototypes.pth            # of its trained model
+  mmvars prototypes CONFIG decoders.pth -o text.pth --text all-MiniLM-L6-v2/"""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,6 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='FILE',
         help='.pth or .safetensors to write',
     )
+    add('--text', metavar='FOLDER', help='a sentence encoder, for a prior of type text')
     add(
         '--max-images',
         type=int,

@@ -19,7 +19,7 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.networks import TopDown
 from mmvars.networks.feedback import Feedback
-from mmvars.networks.steering import check_top_down, feeds_back_unasked
+from mmvars.networks.steering import check_top_down, feeds_back_unasked, given_priors
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.networks.top_down import FirstPassOutput
 from mmvars.parsers.probe import parse_args
@@ -273,7 +273,8 @@ def _signals(
     count = len(priors)
     tokens, embedded = (x.expand(count, -1, -1) for x in (first.output.tokens, first.embedded))
     first = first._replace(output=first.output._replace(tokens=tokens), embedded=embedded)
-    top_down = network.forward_second_pass(first, stacked, alpha).top_down[0]
+    with given_priors(network):
+        top_down = network.forward_second_pass(first, stacked, alpha).top_down[0]
     grid = network.trunk.block_grids(first.grid)[0]
     signals = dict(zip(priors, grid.patch_tokens(top_down), strict=True))
     order = torch.from_numpy(rng.permutation(grid.num_patches)).to(top_down.device)

@@ -19,7 +19,7 @@ from mmvars.engine.errors import user_errors
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.models.base import Backbone
-from mmvars.networks import ClassPrototype, PerceiverIO, Trunk
+from mmvars.networks import PerceiverIO, Trunk
 from mmvars.networks.timm_trunk import PREFIX, build_timm_trunk
 from mmvars.priors import class_vectors
 from mmvars.saliency.attention import attention_of
@@ -301,7 +301,7 @@ def _class_priors(cfg: Config, model: Any, checkpoint: str) -> dict[str, Tensor]
     prior = getattr(model.backbone.network, 'prior', None)
     if prior is None or cfg.get('test_dataloader') is None:
         return {}
-    if not isinstance(prior, ClassPrototype) and not is_segmentor(model):
+    if not prior.num_classes and not is_segmentor(model):
         content = read_checkpoint(checkpoint)
         if not any(key.startswith('head.') for key in content.get('state_dict', content)):
             return {}

@@ -2,12 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
 from mmvars.errors import InputError
 from mmvars.networks import Trunk
+from mmvars.networks.steering import given_priors
 
 __all__ = ['recording']
 
@@ -72,7 +73,8 @@ def recording(
         ),
     ]
     try:
-        yield records
+        with nullcontext() if prior is None else given_priors(network):
+            yield records
     finally:
         for handle in handles:
             handle.remove()

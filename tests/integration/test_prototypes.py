@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from mmvars.checkpoints import load_pretrained, read_checkpoint, write_checkpoint, write_partial
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
+from mmvars.networks import PHRASINGS
 from mmvars.prototypes import RIDGE, main, read_prototypes
+from mmvars.text import TextPriors, embed
 
 assert TINY  # registered with timm
 
@@ -179,6 +181,53 @@ def test_prototypes_tell_classes_apart_and_the_file_is_a_start(kind, capsys):
     for name, value in trained.state_dict().items():
         if name not in ('prior.query', 'prior.whitening'):
             assert torch.equal(start.state_dict()[name], value), name
+
+
+class Words:
+    """A text encoder."""
+
+    def encode(self, texts):
+        seeds = (sum(map(ord, text)) for text in texts)
+        return torch.stack(
+            [torch.randn(9, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        )
+
+
+@on_timm
+def test_a_map_from_text_starts_from_the_prototypes(kind, monkeypatch, capsys):
+    """Of the classes that are not held out, by the fit of mmvars.text to all phrasings of names."""
+    monkeypatch.setattr('mmvars.prototypes.load_text_encoder', lambda folder: Words())
+    main(ARGUMENTS)
+    names, table = read_prototypes('prototypes.pth', _trained(kind))
+    for text_dim, words, message in (
+        (9, [], 'a map from text: give --text FOLDER'),
+        (8, ['--text', 'folder'], 'have width 9, .* takes 8: .*prior.text_dim=9'),
+    ):
+        prior = dict(type='text', text_dim=text_dim)
+        text = SEGMENTOR.replace('BACKBONE', repr(BACKBONES[kind] | dict(prior=prior)))
+        steering = "prior_sampler=dict(type='mmvars.PriorSampler', held_out=[3]), "
+        steering += "prompt_head=dict(type='mmvars.PromptHead'), decode_head="
+        Path('config.py').write_text(text.replace('decode_head=', steering))
+        with pytest.raises(InputError, match=message):
+            main([*ARGUMENTS, '--overwrite', *words])
+    text = Path('config.py').read_text()
+    Path('config.py').write_text(text.replace("'text_dim': 8", "'text_dim': 9"))
+    assert main([*ARGUMENTS, '--overwrite', '--text', 'folder']) == 0
+    network = _network(kind, prior=dict(type='text', text_dim=9, num_classes=4))
+    load_pretrained(network.trunk, 'trunk.pth')
+    load_pretrained(network, 'prototypes.pth')
+    prior = network.prior
+    phrases = [phrasing.format(name) for name in names[:2] for phrasing in PHRASINGS]
+    fitted = TextPriors(Words(), phrases, table[:2].repeat_interleave(len(PHRASINGS), dim=0))
+    for number, name in enumerate(names):
+        torch.testing.assert_close(prior.class_priors()[number], fitted(name))
+        asked = prior(embed(Words(), [PHRASINGS[2].format(name)]), 1)[0]
+        torch.testing.assert_close(asked, fitted(PHRASINGS[2].format(name)))
+        torch.testing.assert_close(prior.projection(prior.texts[number, 2]), asked)
+    torch.testing.assert_close(prior.center, _trained(kind).prior.center)
+    _write_config(SEGMENTOR, kind)
+    with pytest.raises(InputError, match='--text is for a network whose prior is a map from text'):
+        main([*ARGUMENTS, '--overwrite', '--text', 'folder'])
 
 
 @on_timm

@@ -81,6 +81,12 @@ class TestPriorSampler:
             _, (drawn,) = sampler(torch.zeros(1, 3, 4, 4), [sample(labels)], CLASSES, IGNORED)
             assert drawn.prior == -1
 
+    def test_what_is_held_out_is_not_asked_for(self):
+        sampler = PriorSampler(present=0.5, absent=0.5, mosaic=0, held_out=[1, 4])
+        samples = [sample(halves(0, 1)) for _ in range(200)]
+        _, drawn = sampler(torch.zeros(200, 3, 8, 12), samples, CLASSES, IGNORED)
+        assert {each.prior for each in drawn} == {0, 2, 3}
+
     def test_a_prior_of_the_sample_stays(self):
         sampler = PriorSampler(present=1.0, absent=0.0, mosaic=1.0)
         images, labels = torch.rand(2, 3, 8, 12), halves(0, 1)
@@ -358,6 +364,47 @@ class TestSegmentor:
             model.loss(*self.batch(None, None))
         model.backbone.network.prior.prototypes.normal_()
         assert model.loss(*self.batch(None, None))['prompt.loss_dice'] >= 0
+
+    def test_a_class_is_asked_for_by_its_name(self):
+        """Losses are those of a table of priors that are the mapped names."""
+        model = segmentor(backbone=dict(prior=dict(type='text', text_dim=10)))
+        prior = model.backbone.network.prior
+        assert prior.num_classes == CLASSES
+        with pytest.raises(InputError, match='are all zero.*mmvars prototypes.*--text FOLDER'):
+            model.loss(*self.batch(0, 3))
+        prior.texts[:] = torch.randn(CLASSES, 1, 10)
+        table = segmentor()
+        table.load_state_dict(model.state_dict(), strict=False)
+        with torch.no_grad():
+            table.backbone.network.prior.prototypes.copy_(prior.projection(prior.texts[:, 0]))
+        losses = []
+        for each in (model, table):
+            each.prior_sampler.alpha_factors = 1.0, 1.0
+            losses.append(each.loss(*self.batch(0, 3)))
+        for name, value in losses[0].items():
+            torch.testing.assert_close(value, losses[1][name])
+        losses[0]['loss_prior'].backward()
+        assert prior.projection.weight.grad.any()
+
+    def test_what_is_held_out_is_not_seen(self):
+        """Its pixels could have any label: no question, loss or gradient of a prior changes."""
+        options = dict(prior_sampler=dict(type='mmvars.PriorSampler', mosaic=0.0, held_out=[1, 4]))
+        model, results = segmentor(**options), []
+        for label in (1, 4, IGNORED):
+            images, samples = self.batch(0, None)
+            for each in samples:
+                each.gt_sem_seg.data[each.gt_sem_seg.data == 1] = label
+            torch.manual_seed(5)
+            losses = model.loss(images, samples)
+            model.zero_grad()
+            losses['loss_prior'].backward(retain_graph=True)
+            results.append((losses, model.backbone.network.prior.prototypes.grad.clone()))
+        for losses, gradient in results[1:]:
+            for name in ('prompt.loss_bce', 'prompt.loss_dice', 'loss_prior'):
+                assert torch.equal(losses[name], results[0][0][name])
+            assert torch.equal(gradient, results[0][1])
+        with pytest.raises(InputError, match=r'held_out=\[5\] .* from 0 to 4'):
+            segmentor(prior_sampler=dict(type='mmvars.PriorSampler', held_out=[5]))
 
     def test_a_vector_has_no_mask(self):
         with pytest.raises(InputError, match='prompt_head learns from class ids'):

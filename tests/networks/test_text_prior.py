@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmvars.errors import InputError
-from mmvars.networks import create_model, token_weights
+from mmvars.networks import PHRASINGS, create_model, token_weights
+from mmvars.networks.steering import given_priors
 
 torch.manual_seed(0)
 SMALL = dict(embed_dim=16, depth=3, num_heads=2, img_size=32, num_classes=0)
@@ -115,7 +116,8 @@ def test_a_text_vector_has_its_own_width():
     [
         (dict(prior='text'), r"needs the width of the text vectors: prior=dict\(type='text', text"),
         (dict(prior=dict(type='text', text_dim=0)), 'text_dim of the text prior .* 0'),
-        (dict(prior=TEXT | dict(num_classes=3)), "prior 'text' takes text_dim; unknown"),
+        (dict(prior=TEXT | dict(classes=3)), "prior 'text' takes text_dim, num_classes; unknown"),
+        (dict(prior=TEXT | dict(num_classes=-1)), 'num_classes of the text prior .* -1'),
         (dict(modulation='projection'), 'modulation must be one of weight, project; got'),
         (dict(top_down='perceiver_io', modulation='project'), "modulation='project' is for feed"),
         (dict(top_down='feedback', prior=None, modulation='project'), 'this network has no prior'),
@@ -138,3 +140,39 @@ def test_the_tokens_of_a_centered_network_are_projected_less_their_center():
     torch.testing.assert_close(seen[0][1], token_weights(tokens - center, prior))
     expected = torch.einsum('bnc,bc,bd->bnd', tokens - center, prior, prior)
     torch.testing.assert_close(seen[0][0], expected)
+
+
+def test_a_class_is_asked_for_by_the_text_of_its_name():
+    network = randomize(make(prior=TEXT | dict(num_classes=3)))
+    prior = network.prior
+    assert not prior(torch.tensor([-1, 0, 1, 2]), 4).any()  # nobody has filled the table
+    prior.texts[:2] = torch.randn(2, len(PHRASINGS), 12)
+    asked = prior(torch.tensor([0, -1, 1, 2]), 4)
+    torch.testing.assert_close(asked[::2], prior(prior.texts[:2, 0], 2))
+    assert not asked[1].any() and not asked[3].any()
+    by_text = network(IMAGES, prior.texts[:2, 0]).second.tokens
+    torch.testing.assert_close(network(IMAGES, torch.tensor([0, 1])).second.tokens, by_text)
+    with pytest.raises(InputError, match=r'prior names class \[3\]; the classes are 0 to 2'):
+        network(IMAGES[:1], torch.tensor(3))
+
+
+def test_in_training_a_phrasing_is_drawn_for_each_class():
+    prior = make(prior=TEXT | dict(num_classes=2)).train().prior
+    prior.texts[:] = torch.randn(2, len(PHRASINGS), 12)
+    expected, seen = prior.projection(prior.texts), set()
+    for _ in range(60):
+        table = prior.class_priors()
+        distances = (table[:, None] - expected).abs().amax(dim=2)
+        assert (distances.amin(dim=1) < 1e-6).all()
+        seen.add(tuple(distances.argmin(dim=1).tolist()))
+    assert len(seen) > len(PHRASINGS)  # not one for all classes
+
+
+def test_priors_that_are_no_text_can_be_given():
+    network = randomize(make())
+    priors = network.prior(VECTORS, 2).detach()
+    with given_priors(network):
+        tokens = network(IMAGES, priors).second.tokens
+    torch.testing.assert_close(tokens, network(IMAGES, VECTORS).second.tokens)
+    with pytest.raises(InputError, match=r'prior must have shape \(12,\)'):
+        network(IMAGES, priors)

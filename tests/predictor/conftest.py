@@ -26,7 +26,7 @@ def make(tmp_path: Path) -> Callable[..., mmvars.Predictor]:
             if name.endswith('.gate'):
                 torch.nn.init.constant_(value, 0.5)
         for name, value in model.named_buffers():
-            if name.endswith(('prototypes', 'center')):
+            if name.endswith(('prototypes', 'center', 'texts')):
                 torch.nn.init.normal_(value)
         words = (f'{key} = {value!r}\n' for key, value in cfg.to_dict().items())
         (tmp_path / 'config.py').write_text(''.join(words))  # Config.dump formats, which takes time

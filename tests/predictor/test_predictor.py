@@ -17,6 +17,8 @@ import mmvars
 import mmvars.steering
 from mmvars.errors import InputError
 from mmvars.predictor import run_files
+from mmvars.priors import PriorVectors
+from mmvars.text import embed
 
 
 @pytest.mark.parametrize(
@@ -357,6 +359,45 @@ def test_text_where_no_class_has_the_name(make: Callable, picture: np.ndarray) -
     assert torch.equal(predictor.prior_vector('wall'), table[3])
     assert predictor.prior_vector('a lamp').shape == (WIDTH,)
     assert predictor.predict('a lamp').shift.pixels.max() > 0
+
+
+class Letters:
+    """A text encoder."""
+
+    def __init__(self, letters: str = 'aelort') -> None:
+        self.letters = letters
+
+    def encode(self, texts: list[str]) -> Tensor:
+        return torch.tensor(
+            [[text.count(letter) + 0.1 for letter in self.letters] for text in texts]
+        )
+
+
+def test_a_map_from_text_takes_names_words_and_places(make: Callable, picture: np.ndarray) -> None:
+    prior = dict(type='text', text_dim=6, num_classes=NUM_CLASSES)
+    predictor = make(segmentor(prior=prior))
+    names, network = predictor.classes, predictor._engine.network
+    predictor.set_image(picture)
+    by_id = by_the_model(predictor, picture, 3).seg_logits.data.softmax(dim=0).numpy()
+    assert np.array_equal(predictor.predict('wall').probabilities, by_id)  # no encoder is needed
+    assert predictor.prior_classes == dict(enumerate(names))
+    with pytest.raises(InputError, match="no class is called 'a lamp'"):
+        predictor.predict('a lamp')
+
+    def with_text(encoder: Letters) -> PriorVectors:
+        return PriorVectors(predictor.model, predictor._engine.table, None, encoder)
+
+    with pytest.raises(InputError, match='another than the text prior .* was trained with'):
+        with_text(Letters())
+    with pytest.raises(InputError, match='have width 4, and the text prior of the network takes 6'):
+        with_text(Letters('abcd'))
+    network.prior.texts[:, 0] = embed(Letters(), names)
+    for text in ('a lamp', 'wall'):
+        expected = network.prior.projection(embed(Letters(), [text]).float())[0]
+        torch.testing.assert_close(with_text(Letters()).vector(text, None, None), expected)
+    place = predictor.predict((40, 30))  # a mean token, which is no text
+    assert place.prior.shape == (WIDTH,) and place.shift.pixels.max() > 0
+    assert by_the_model(predictor, picture, torch.randn(6)) is not None  # still takes texts
 
 
 def test_the_prompt_head_makes_the_heatmap(make: Callable, picture: np.ndarray) -> None:
