@@ -9,7 +9,8 @@ __all__ = ['parse_args']
 
 _EPILOG = """\
 data (--on):
-  osie, mit1003   fixations of people, in --data-root (default: data/osie, data/mit1003)
+  osie, mit1003   fixations of people, in --data-root (default: data/osie, data/mit1003), in the
+                  published layouts or that of a FOLDER; a wrong layout is answered by the right one
   voc             PASCAL VOC 2012 val (default: data/VOCdevkit/VOC2012)
   lvis            LVIS v1 val (default: data/lvis_v1): its images with two or more categories whose
                   synsets are classes of ImageNet, which are the objects
@@ -79,6 +80,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=['default'],
         metavar='N',
         help='from 0, negative from the end, or "all" (default: the last but three)',
+    )
+    add(
+        '--drop-first',
+        action='store_true',
+        help='without the first fixation of each observer, on the cross before the image, as '
+        'pysaliency has MIT1003',
     )
     add('--steps', action='store_true', help='VARS: the maps of each recurrent step too')
     add('--sigma', type=float, metavar='PX', help='default: one degree, or 3 %% of the width')

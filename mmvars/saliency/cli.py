@@ -121,7 +121,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace, config: str, options: dict) -> FixationData | MaskData:
-    data = find_data(args.on, args.data_root, config, options)
+    data = find_data(args.on, args.data_root, config, options, args.drop_first)
+    if args.drop_first and isinstance(data, MaskData):
+        raise InputError(
+            f'--drop-first is for fixations, and --on {args.on} are masks: leave it out'
+        )
     if args.objects is None:
         return data
     if isinstance(data, FixationData):
@@ -309,7 +313,8 @@ def _about(
             blur = f'one degree, {width}' if data.degree else f'{width} of the width'
         else:
             blur = f'{args.sigma:g} pixels'
-        about['fixations'] = f'{count}{left_out}; blurred for CC, KL and SIM by {blur}'
+        dropped = ', without the first of each observer' if args.drop_first else ''
+        about['fixations'] = f'{count}{dropped}{left_out}; blurred for CC, KL and SIM by {blur}'
         about['definition'] = args.definition
     else:
         share = float(np.mean([image['share'] for image in images]))

@@ -28,6 +28,9 @@ __all__ = [
     'read_data',
 ]
 
+_DEGREES = {'osie': (24.0, 800), 'mit1003': (35.0, 1024)}
+"""Pixels a degree on the columns that people saw (Xu et al., 2014; Judd et al., 2009)."""
+
 NAMED = {
     'osie': 'data/osie',
     'mit1003': 'data/mit1003',
@@ -41,9 +44,14 @@ _LAYOUTS = """a folder of fixations:        a folder of masks:
   fixations.json                masks/NAME.png
 fixations.json: {"NAME": [[[x, y], ...], ...]}, a list of points in pixels for each observer;
 masks: labels, 0 is the background, 255 does not count"""
+_OSIE = """data/osie
+  stimuli/NAME.jpg
+  eye/fixations.mat: "fixations", cells with "img" and "subjects", cells with fix_x and fix_y"""
 _MIT1003 = """data/mit1003
   ALLSTIMULI/NAME.jpeg
-  ALLFIXATIONMAPS/NAME_fixPts.jpg"""
+  ALLFIXATIONMAPS/NAME_fixPts.jpg, or extracted/NAME.jpeg_OBSERVER.mat with "fixations", x and y in
+  a row each: what the authors' fixation finder makes of the eye traces in DATA/OBSERVER/NAME.mat,
+  as pysaliency's extract_fixations.m runs it; the traces themselves are not read"""
 _VOC = """data/VOCdevkit/VOC2012
   ImageSets/Segmentation/val.txt
   JPEGImages/NAME.jpg
@@ -141,7 +149,7 @@ def _file_labels(masks: Sequence[str]) -> Callable[[int], np.ndarray]:
 
 
 def find_data(
-    on: str, root: str | None, config: str, options: Mapping[str, Any]
+    on: str, root: str | None, config: str, options: Mapping[str, Any], drop_first: bool = False
 ) -> FixationData | MaskData:
     """The data that ``--on`` and ``--data-root`` name, or those of a config.
 
@@ -150,12 +158,13 @@ def find_data(
         root: Where they are; ``None``: not given.
         config: Path or name of the config, or ``timm/NAME``, which has none.
         options: Its ``--cfg-options``.
+        drop_first: See :func:`read_data`.
 
     Raises:
         InputError: If they are not there, or ``'test'`` is asked for without a config.
     """
     if on != 'test':
-        return read_data(on, root)
+        return read_data(on, root, drop_first)
     if config.startswith(PREFIX) or root is not None:
         raise InputError(
             '--on test is the test data of a config, where the config says they are: leave '
@@ -192,12 +201,16 @@ def read_config_data(cfg: Config) -> MaskData:
     return MaskData('test data of the config', names, paths, read, masks, known)
 
 
-def read_data(on: str, root: str | None = None) -> FixationData | MaskData:
+def read_data(
+    on: str, root: str | None = None, drop_first: bool = False
+) -> FixationData | MaskData:
     """The data that ``--on`` names.
 
     Args:
         on: A key of :data:`NAMED`, or a folder.
         root: Where a named one is, if not there.
+        drop_first: Of fixations, leave out the first of each observer, which is where the cross
+            before the image was.
 
     Raises:
         InputError: If it is not there, or laid out otherwise.
@@ -224,66 +237,135 @@ def read_data(on: str, root: str | None = None) -> FixationData | MaskData:
         classes = ('background', *imagenet_synsets())
         return MaskData('lvis', *read_lvis(folder, IGNORED), [str(folder / ANNOTATIONS)], classes)
     if (folder / 'fixations.json').is_file():
-        # 24 pixels a degree on the 800 columns that people saw (Xu et al., 2014).
-        degree = {'osie': (24.0, 800), 'mit1003': (35.0, 1024)}.get(on)
-        return _read_fixations(folder, on, degree)
+        return _read_fixations(folder, on, drop_first)
+    if on == 'osie':
+        return _read_osie(folder, drop_first)
     if on == 'mit1003':
-        return _read_mit1003(folder)
+        return _read_mit1003(folder, drop_first)
     if (folder / 'masks').is_dir():
         return _read_masks(folder)
     raise InputError(f'{folder} has neither fixations.json nor masks. It must be\n{_LAYOUTS}')
 
 
-def _read_fixations(folder: Path, title: str, degree: tuple[float, int] | None) -> FixationData:
+def _read_fixations(folder: Path, title: str, drop_first: bool) -> FixationData:
     path = folder / 'fixations.json'
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
-        points = {
-            name: np.array([point for observer in observers for point in observer], dtype=float)
-            for name, observers in content.items()
-        }
+        points = {name: _joined(observers, drop_first) for name, observers in content.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f'{path} is not as it must be ({error}):\n{_LAYOUTS}') from None
-    files = {Path(file).name: file for file in images_in(str(folder / 'images'))}
+    return _inside(title, _with_images(points, folder / 'images', path))
+
+
+def _read_osie(folder: Path, drop_first: bool) -> FixationData:
+    """The published layout, as pysaliency's ``get_OSIE`` reads it."""
+    path = folder / 'eye' / 'fixations.mat'
+    if not path.is_file():
+        raise InputError(
+            f'{folder} has neither fixations.json nor {path.relative_to(folder)}. It must be\n'
+            f'{_OSIE}\nor\n{_LAYOUTS}'
+        )
+    try:
+        points = {
+            each['img']: _joined(
+                [
+                    np.stack([np.atleast_1d(one['fix_x']), np.atleast_1d(one['fix_y'])], axis=1)
+                    for one in each['subjects']
+                ],
+                drop_first,
+            )
+            for each in _read_mat(path)['fixations']
+        }
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InputError(f'{path} is not as it must be ({error!r}):\n{_OSIE}') from None
+    return _inside('osie', _with_images(points, folder / 'stimuli', path))
+
+
+def _read_mit1003(folder: Path, drop_first: bool) -> FixationData:
+    images = [*(folder / 'ALLSTIMULI').glob('*.jpeg')]
+    extracted = sorted((folder / 'extracted').glob('*.jpeg_*.mat'))
+    maps = sorted((folder / 'ALLFIXATIONMAPS').glob('*_fixPts.jpg'))
+    if not images or not (extracted or maps):
+        raise InputError(
+            f'{folder} holds {len(images)} images, {len(maps)} maps of fixations and '
+            f'{len(extracted)} files of extracted ones of MIT1003. It must be\n{_MIT1003}\n'
+            '(archives from people.csail.mit.edu/tjudd/WherePeopleLook), or images/ with '
+            'fixations.json'
+        )
+    points: dict[str, np.ndarray] = {}
+    if extracted:
+        points, source = _extracted(extracted, drop_first), extracted[0].parent
+    elif drop_first:
+        raise InputError(
+            '--drop-first needs fixations in their order, and ALLFIXATIONMAPS has none: leave it '
+            'out, or give extracted/ or fixations.json'
+        )
+    else:
+        source = maps[0].parent
+        for path in maps:
+            with open_image(str(path), str(path)) as image:
+                pixels = np.asarray(image.convert('L'))
+            # A JPEG: what it adds around a point is weak.
+            fixated = points_of_map(np.where(pixels > 127, 1.0, 0.0))
+            points[path.name.removesuffix('_fixPts.jpg')] = fixated
+    return _inside('mit1003', _with_images(points, folder / 'ALLSTIMULI', source))
+
+
+def _extracted(paths: Sequence[Path], drop_first: bool) -> dict[str, np.ndarray]:
+    """The fixations of each image, from a file an observer."""
+    observers: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        try:
+            rows = np.asarray(_read_mat(path)['fixations'], dtype=float)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{path} is not as it must be ({error!r}):\n{_MIT1003}') from None
+        name = path.name.rpartition('.jpeg_')[0]
+        observers.setdefault(name, []).append(np.atleast_2d(rows)[:, :2])
+    return {name: _joined(each, drop_first) for name, each in observers.items()}
+
+
+def _joined(observers: Sequence[Any], drop_first: bool) -> np.ndarray:
+    """The fixations ``(F, 2)`` of all observers of an image."""
+    points = [np.asarray(each, dtype=float) for each in observers]
+    points = [each for each in points if each.size]
+    if any(each.ndim != 2 or each.shape[1] != 2 for each in points):
+        raise ValueError('a fixation has an x and a y')
+    return np.concatenate([np.zeros((0, 2)), *(each[int(drop_first) :] for each in points)])
+
+
+def _with_images(
+    points: Mapping[str, np.ndarray], folder: Path, source: Path
+) -> dict[str, tuple[str, np.ndarray]]:
+    """The file and the fixations of each image, which is named with its suffix or without."""
+    files = {Path(file).name: file for file in images_in(str(folder))}
     stems = {Path(name).stem: file for name, file in files.items()}
     found = {name: files.get(name) or stems.get(name) for name in points}
     if missing := [name for name, file in found.items() if file is None]:
-        raise InputError(f'{folder}/images lacks {first_of(missing)}, which {path} names')
-    return _inside(title, {name: (str(found[name]), points[name]) for name in points}, degree)
+        raise InputError(f'{folder} lacks {first_of(missing)}, which {source} names')
+    return {name: (str(found[name]), each) for name, each in points.items()}
 
 
-def _read_mit1003(folder: Path) -> FixationData:
-    maps = sorted((folder / 'ALLFIXATIONMAPS').glob('*_fixPts.jpg'))
-    images = {path.stem: path for path in (folder / 'ALLSTIMULI').glob('*.jpeg')}
-    if not maps or not images:
+def _read_mat(path: Path) -> Any:
+    """The variables of a file of MATLAB, cells as lists and structs as dicts."""
+    try:
+        from scipy.io.matlab import MatReadError, loadmat
+    except ImportError:
+        raise InputError(f'reading {path} needs SciPy: pip install scipy') from None
+    try:
+        return loadmat(str(path), simplify_cells=True)
+    except (MatReadError, NotImplementedError, ValueError, TypeError) as error:
         raise InputError(
-            f'{folder} holds {len(images)} images and {len(maps)} maps of fixations of MIT1003. It '
-            f'must be\n{_MIT1003}\n(both archives from '
-            'people.csail.mit.edu/tjudd/WherePeopleLook), or images/ with fixations.json'
-        )
-    items = {}
-    for path in maps:
-        name = path.name.removesuffix('_fixPts.jpg')
-        if name not in images:
-            raise InputError(
-                f'{folder}/ALLSTIMULI lacks {name}.jpeg, whose fixations are in {path}'
-            )
-        with open_image(str(path), str(path)) as image:
-            pixels = np.asarray(image.convert('L'))
-        # A JPEG: what it adds around a point is weak.
-        items[name] = str(images[name]), points_of_map(np.where(pixels > 127, 1.0, 0.0))
-    return _inside('mit1003', items, (35.0, 1024))
+            f'{path} is no MATLAB file that SciPy reads ({error}); of version 7.3 it reads none: '
+            'save it with -v7'
+        ) from None
 
 
-def _inside(
-    title: str, items: Mapping[str, tuple[str, np.ndarray]], degree: tuple[float, int] | None
-) -> FixationData:
+def _inside(title: str, items: Mapping[str, tuple[str, np.ndarray]]) -> FixationData:
     """With the fixations that are within their images."""
     names, paths, points, sizes, left_out = [], [], [], [], 0
     for name, (path, each) in items.items():
         with open_image(path, path) as image:
             width, height = image.size
-        each = each.reshape(-1, 2)
         inside = ((each >= 0) & (each < (width, height))).all(axis=1)
         left_out += int((~inside).sum())
         if inside.any():  # without a fixation there is nothing to measure
@@ -296,7 +378,7 @@ def _inside(
             f'{title}: {len(names)} of {len(items)} images have fixations within the image, and '
             'the shuffled AUC needs two: points are [x, y] in pixels of the file'
         )
-    return FixationData(title, names, paths, points, sizes, left_out, degree)
+    return FixationData(title, names, paths, points, sizes, left_out, _DEGREES.get(title))
 
 
 def _read_voc(folder: Path) -> MaskData:

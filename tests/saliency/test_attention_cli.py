@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,52 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from mmvars.cli import run_tool
 from mmvars.saliency import cli
 from mmvars.saliency.cli import main
 from mmvars.saliency.subject import WEIGHTS, MapName, load_subject
-
-STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
-SMALL = dict(embed_dims=16, num_layers=2, num_heads=2)
-BACKBONES = {
-    'absvit': dict(type='mmvars.AbSViT', arch=dict(SMALL, patch_size=8), img_size=32),
-    'vars': dict(
-        type='mmvars.VARS',
-        arch=dict(trunk='deit_convstem', **SMALL),
-        mixer='vars_d',
-        mixer_cfg=dict(num_steps=2),
-        img_size=32,
-    ),
-    'foreign': dict(
-        type='mmpretrain.VisionTransformer',
-        arch=dict(SMALL, feedforward_channels=32),
-        img_size=32,
-        patch_size=8,
-    ),
-    'resnet': dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8),
-}
-
-
-@pytest.fixture(scope='module')
-def write_model(tmp_path_factory):
-    """Writes a config and a checkpoint with random weights."""
-
-    def write(kind: str) -> tuple[str, str]:
-        folder = tmp_path_factory.mktemp(kind)
-        cfg = Config(
-            dict(
-                default_scope='mmpretrain',
-                model=dict(type='ImageClassifier', backbone=BACKBONES[kind]),
-                data_preprocessor=STATISTICS,
-            )
-        )
-        cfg.dump(folder / 'config.py')
-        torch.manual_seed(0)
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), folder / 'model.pth')
-        return str(folder / 'config.py'), str(folder / 'model.pth')
-
-    return write
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +33,12 @@ def segmentor(tmp_path_factory, data) -> tuple[str, str]:
                     std=[58.395, 57.12, 57.375],
                     bgr_to_rgb=True,
                 ),
-                backbone=dict(BACKBONES['absvit'], prior=dict(type='learned_classes')),
+                backbone=dict(
+                    type='mmvars.AbSViT',
+                    arch=dict(embed_dims=16, num_layers=2, num_heads=2, patch_size=8),
+                    img_size=32,
+                    prior=dict(type='learned_classes'),
+                ),
                 decode_head=dict(type='mmvars.LinearHead', num_classes=6),
                 test_cfg=dict(mode='whole'),
             ),
@@ -134,19 +97,8 @@ def masks(data, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path, capsys):
-    """Exit status, what was said, and the JSON file."""
-
-    def call(*arguments):
-        out = tmp_path / 'out'
-        options = ['--size', '32', '--device', 'cpu', '--out', str(out)]
-        status = run_tool(main, [*map(str, arguments), *options])
-        captured = capsys.readouterr()
-        file = out / 'attention.json'
-        content = json.loads(file.read_text()) if file.exists() else None
-        return status, captured.err if status else captured.out, content
-
-    return call
+def run(run_into):
+    return partial(run_into, main, 'attention', 32)
 
 
 def test_fixations_with_baselines_and_both_passes(run, write_model, data, tmp_path) -> None:

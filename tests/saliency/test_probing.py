@@ -1,6 +1,6 @@
 """Generative probing: the decoder, its scores, and ``mmvars probe`` on random weights."""
 
-import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,6 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from mmvars.cli import run_tool
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.networks import create_model
@@ -164,19 +163,8 @@ def write_model(tmp_path_factory, data):
 
 
 @pytest.fixture
-def run(tmp_path, capsys):
-    """Exit status, what was said, and the JSON file."""
-
-    def call(*arguments):
-        out = tmp_path / 'out'
-        options = ['--size', '48', '--device', 'cpu', '--out', str(out)]
-        status = run_tool(main, [*map(str, arguments), *options])
-        captured = capsys.readouterr()
-        file = out / 'probe.json'
-        content = json.loads(file.read_text()) if file.exists() else None
-        return status, captured.err if status else captured.out, content
-
-    return call
+def run(run_into):
+    return partial(run_into, main, 'probe', 48)
 
 
 def test_class_priors_and_their_controls(run, write_model, tmp_path) -> None:
