@@ -264,8 +264,9 @@ class _Measurement:
         if not self.segmentation:
             return truth.numpy()
         labels = truth.data.squeeze(0).numpy().astype(int)
-        frame = Frame.of(labels.shape, size, sample.metainfo)
-        if np.abs(np.subtract(frame.scaled, size)).max() > 1:  # which rounding may be
+        frame = Frame.of(sample.ori_shape, size, sample.metainfo)
+        difference = np.abs(np.subtract(frame.scaled, size)).max()
+        if labels.shape != sample.ori_shape or difference > 1:  # which rounding may be
             raise InputError(
                 'the test pipeline of the config crops or pads images, so that patches have no '
                 'place in the labels: leave that step out; the data_preprocessor may pad'

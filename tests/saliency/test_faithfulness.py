@@ -2,18 +2,21 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmseg.registry import MODELS as SEGMENTORS
 from PIL import Image
 from torch import nn
 
 from mmvars.cli import run_tool
 from mmvars.saliency import faithfulness
+from mmvars.saliency.curves import count_class, count_pixels
 from mmvars.saliency.faithfulness import main
 from mmvars.saliency.removal import (
     Patches,
@@ -52,9 +55,9 @@ class ColorBackbone(nn.Module):
 
 @pytest.fixture
 def write_model(tmp_path):
-    """A segmentor that takes the largest color of each pixel for its class; padded to 32 x 32."""
+    """Writes the config of a segmentor, its checkpoint and one image; padded to 32 x 32 pixels."""
 
-    def write(key: bool) -> tuple[str, str]:
+    def write(backbone: dict, head: dict, weights: dict | None = None) -> tuple[str, str]:
         for folder in ('images', 'masks'):
             (tmp_path / folder).mkdir()
         labels = np.kron(LAYOUT, np.ones((8, 8), dtype=np.uint8)).astype(np.uint8)
@@ -77,41 +80,57 @@ def write_model(tmp_path):
             num_workers=0,
             sampler=dict(type='DefaultSampler', shuffle=False),
         )
-        cfg = Config(
-            dict(
-                default_scope='mmseg',
-                model=dict(
-                    type='EncoderDecoder',
-                    data_preprocessor=dict(
-                        type='SegDataPreProcessor',
-                        bgr_to_rgb=True,
-                        pad_val=0,
-                        test_cfg=dict(size_divisor=32),
-                    ),
-                    backbone=dict(type='ColorBackbone', key=key),
-                    decode_head=dict(
-                        type='FCNHead',
-                        num_convs=0,
-                        concat_input=False,
-                        in_channels=3,
-                        channels=3,
-                        num_classes=3,
-                        dropout_ratio=0.0,
-                    ),
-                    test_cfg=dict(mode='whole'),
-                ),
-                test_dataloader=loader,
-                test_cfg=dict(type='TestLoop'),
-                test_evaluator=dict(type='IoUMetric'),
-            )
+        preprocessor = dict(
+            type='SegDataPreProcessor',
+            bgr_to_rgb=True,
+            pad_val=0,
+            test_cfg=dict(size_divisor=32),
         )
-        cfg.dump(tmp_path / 'config.py')
+        model = dict(
+            type='mmvars.EncoderDecoder',
+            data_preprocessor=preprocessor,
+            backbone=backbone,
+            decode_head=dict(head, num_classes=3),
+            test_cfg=dict(mode='whole'),
+        )
+        if weights is not None:
+            model['type'] = 'EncoderDecoder'
+        return write_files(tmp_path, model, loader, 'mmseg', dict(type='IoUMetric'), weights)
+
+    return write
+
+
+def write_files(
+    folder: Path, model: dict, loader: dict, scope: str, evaluator: dict, weights: dict | None
+) -> tuple[str, str]:
+    cfg = Config(
+        dict(
+            default_scope=scope,
+            model=model,
+            test_dataloader=loader,
+            test_cfg=dict(type='TestLoop') if scope == 'mmseg' else dict(),
+            test_evaluator=evaluator,
+        )
+    )
+    cfg.dump(folder / 'config.py')
+    if weights is None:
+        with DefaultScope.overwrite_default_scope(scope):
+            weights = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=weights), folder / 'model.pth')
+    return str(folder / 'config.py'), str(folder / 'model.pth')
+
+
+@pytest.fixture
+def colors(write_model):
+    """A segmentor that takes the largest color of each pixel for its class."""
+
+    def write(key: bool) -> tuple[str, str]:
+        head = dict(type='FCNHead', num_convs=0, concat_input=False, in_channels=3, channels=3)
         weights = {
             'decode_head.conv_seg.weight': torch.eye(3)[..., None, None],
             'decode_head.conv_seg.bias': torch.zeros(3),
         }
-        torch.save(dict(state_dict=weights), tmp_path / 'model.pth')
-        return str(tmp_path / 'config.py'), str(tmp_path / 'model.pth')
+        return write_model(dict(type='ColorBackbone', key=key), dict(head), weights)
 
     return write
 
@@ -147,9 +166,9 @@ def numbers(table: dict, name: str) -> list[float]:
     return [table[name][column]['value'] for column in ('deletion', 'insertion', 'gain')]
 
 
-def test_a_model_without_context_by_hand(run, write_model, tmp_path, monkeypatch) -> None:
+def test_a_model_without_context_by_hand(run, colors, tmp_path, monkeypatch) -> None:
     """What is kept stays right, so no map says anything; yet of all pixels rare classes count."""
-    model = write_model(key=False)
+    model = colors(key=False)
     status, said, tables = run(*model)
     assert status == 0, said
     everything = tables['mIoU, all pixels']
@@ -186,10 +205,10 @@ def test_a_model_without_context_by_hand(run, write_model, tmp_path, monkeypatch
     assert '| center |' in (tmp_path / 'out' / 'faithfulness.md').read_text()
 
 
-def test_a_model_that_needs_one_patch_by_hand(run, write_model, monkeypatch) -> None:
+def test_a_model_that_needs_one_patch_by_hand(run, colors, monkeypatch) -> None:
     """Without the first patch all is called red, also where nothing is removed."""
     monkeypatch.setattr(faithfulness, 'save_figure', lambda *_: None)
-    status, said, tables = run(*write_model(key=True), '--images', '1')
+    status, said, tables = run(*colors(key=True), '--images', '1')
     assert status == 0, said
     # Kept after deletion: all; RRRGB; RRRG; two red ones; one.
     shares = [1, 3 / 5 / 3, 3 / 4 / 2, 1, 1]
@@ -204,7 +223,13 @@ def test_a_model_that_needs_one_patch_by_hand(run, write_model, monkeypatch) -> 
     assert deletion - 1 < np.mean(draws) < 1 - deletion
 
 
-def curve(folder: Path, score: str, name: str, kind: str = 'deletion') -> list[float]:
+def curve(
+    folder: Path,
+    score: str,
+    name: str,
+    kind: str = 'deletion',
+    fractions: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
+) -> list[float]:
     """A curve that was written."""
     with open(folder / 'out' / 'faithfulness_curves.csv') as file:
         rows = [
@@ -212,7 +237,7 @@ def curve(folder: Path, score: str, name: str, kind: str = 'deletion') -> list[f
             for row in csv.DictReader(file)
             if (row['score'], row['map'], row['curve']) == (score, name, kind)
         ]
-    assert [float(row['fraction']) for row in rows] == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert [float(row['fraction']) for row in rows] == [*fractions]
     return [float(row['value']) for row in rows]
 
 
@@ -259,6 +284,20 @@ def test_what_removed_pixels_are() -> None:
     assert 100 < blurred[0, 20, 20] < 110 and blurred[0, 20, 0] < 1 and blurred[0, 0, 39] > 199
 
 
+def test_what_is_counted_by_hand() -> None:
+    labels = np.array([[0, 0, 1], [1, -1, 2]])
+    prediction = np.array([[0, 1, 1], [1, 1, 0]])
+    whole = np.array([[0, 0, 1], [0, 2, 2]])
+    kept = np.array([[True, True, False], [True, True, False]])
+    counts = count_pixels(prediction, whole, labels, kept)
+    assert counts['classes'] == [0, 1, 2]
+    assert counts['all'] == [[1, 3], [2, 3], [0, 1]]  # the pixel without a label does not count
+    assert counts['kept'] == [[1, 2, 2, 3], [1, 2, 0, 1], [0, 0, 0, 0]]
+    assert counts['agreement'] == [2, 6, 1, 4]  # but may agree
+    scores = np.array([0.2, 0.5, 0.3])
+    assert count_class(scores, whole=2, label=1) == dict(probability=[0.3], right=[1])
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -270,8 +309,119 @@ def test_what_removed_pixels_are() -> None:
         (['{config}', '{model}', '--blocks', '2'], 'block index from 0 to 1'),
     ],
 )
-def test_bad_input_is_one_message(arguments, message, run, write_model, capsys) -> None:
-    config, model = write_model(key=False)
+def test_bad_input_is_one_message(arguments, message, run, colors, capsys) -> None:
+    config, model = colors(key=False)
     words = [each.format(config=config, model=model) for each in arguments]
     status = run_tool(main, [*words, '--out', str(Path(config).parent / 'out')])
     assert status == 2 and message in capsys.readouterr().err
+
+
+def test_padding_in_the_test_pipeline_is_refused(run, colors) -> None:
+    config, model = colors(key=False)
+    text = Path(config).read_text()
+    assert text.count("dict(type='PackSegInputs')") == 1
+    step = "dict(type='Pad', size=(32, 32)), dict(type='PackSegInputs')"
+    Path(config).write_text(text.replace("dict(type='PackSegInputs')", step))
+    status, said, _ = run(config, model)
+    assert status == 2 and 'pads images, so that patches have no place in the labels' in said
+
+
+SMALL = dict(embed_dims=16, num_layers=2, num_heads=2)
+
+
+@pytest.mark.slow
+def test_classes_in_the_order_of_the_pass_that_looks_for_them(write_model, tmp_path) -> None:
+    backbone = dict(
+        type='mmvars.AbSViT',
+        arch=dict(SMALL, patch_size=8),
+        img_size=32,
+        prior=dict(type='learned_classes'),
+    )
+    config, model = write_model(backbone, dict(type='mmvars.LinearHead'))
+    content = torch.load(model, weights_only=True)
+    for name, value in content['state_dict'].items():
+        if name.endswith('prior.prototypes') or 'conv_seg' in name:
+            content['state_dict'][name] = torch.randn_like(value)
+    torch.save(content, model)
+
+    def tables(*options: str) -> dict:
+        out = tmp_path / 'out'
+        assert main([config, model, '--out', str(out), '--blocks', 'all', *options]) == 0
+        return json.loads((out / 'faithfulness.json').read_text())['tables']
+
+    all_classes = tables()
+    maps = [f'block {k}, bottom-up, token norms' for k in (0, 1)]
+    ordinary = all_classes['mIoU, all pixels']
+    assert set(maps) < set(ordinary) and not [name for name in ordinary if 'top-down' in name]
+    of_classes = all_classes['IoU under class priors, all pixels']
+    for name, row in ordinary.items():  # the one image has all classes
+        assert of_classes[name] == row
+    asked = set(of_classes) - set(ordinary)
+    assert {f'block {k}, top-down, class attention, class prior' for k in (0, 1)} < asked
+    assert all(name.endswith('class prior') for name in asked)
+    assert all(of_classes[name]['over shifted']['value'] is not None for name in asked)
+    (file,) = (tmp_path / 'out' / 'rows').rglob('image_*.json')
+    orders = json.loads(file.read_text())['classes']['block 1, top-down, token norms, class prior']
+    assert [*orders] == ['0', '1', '2'] and orders['0'] != orders['1'] != orders['2']
+    one = tables('--classes', 'green')['IoU under class priors, all pixels']
+    assert one['center'] != of_classes['center']
+
+
+@pytest.mark.slow
+def test_a_classifier_of_mmpretrain(tmp_path) -> None:
+    """The probability of the first answer, from that to the image to that to its mean color."""
+    rng = np.random.default_rng(0)
+    for label in ('a', 'b'):
+        (tmp_path / 'data' / label).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / 'data' / label / '0.png')
+    loader = dict(
+        dataset=dict(
+            type='CustomDataset',
+            data_root=str(tmp_path / 'data'),
+            classes=['a', 'b'],
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+        ),
+        batch_size=1,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+    backbone = dict(
+        type='VisionTransformer',
+        arch=dict(SMALL, feedforward_channels=32),
+        img_size=32,
+        patch_size=8,
+    )
+    model = dict(
+        type='ImageClassifier',
+        data_preprocessor=dict(mean=[127] * 3, std=[50] * 3),
+        backbone=backbone,
+        head=dict(type='LinearClsHead', in_channels=16, num_classes=2),
+    )
+    files = write_files(
+        tmp_path, model, loader, 'mmpretrain', dict(type='Accuracy', topk=(1,)), None
+    )
+    assert main([*files, '--out', str(tmp_path / 'out')]) == 0
+    content = json.loads((tmp_path / 'out' / 'faithfulness.json').read_text())
+    assert [*content['tables']] == ['probability', 'top-1']
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        built = MODELS.build(Config.fromfile(files[0]).model).eval()
+    built.load_state_dict(torch.load(files[1], weights_only=True)['state_dict'])
+    expected = []
+    for label in ('a', 'b'):
+        image = (
+            torch.from_numpy(
+                np.asarray(Image.open(tmp_path / 'data' / label / '0.png')).astype(np.float32)
+            )
+            .permute(2, 0, 1)[None]
+            .flip(1)
+        )
+        empty = image.mean(dim=(2, 3), keepdim=True).expand_as(image)
+        with torch.no_grad():
+            scores = [built((each - 127) / 50).softmax(1)[0] for each in (image, empty)]
+        expected.append([float(each[scores[0].argmax()]) for each in scores])
+    for name in ('center', 'block 0, bottom-up, class attention'):
+        points = curve(
+            tmp_path, 'probability', name, fractions=[0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1]
+        )
+        assert [points[0], points[-1]] == pytest.approx(np.mean(expected, axis=0), abs=1e-5)
