@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_data_roots(cfg)
         evaluation = Evaluation(build_runner(cfg, args, notes), protocol)
         model = evaluation.model.eval()
+        if getattr(model, 'head', '') is None:
+            raise _no_head(args.config)
         if isinstance(model.backbone, Backbone):
             model.backbone.fuse()
         subject = subject_of(read, model, args.checkpoint)
@@ -123,10 +125,7 @@ _SETTINGS = ('images', 'blocks', 'steps', 'classes', 'fractions', 'fill', 'seed'
 def _check(args: argparse.Namespace) -> list[float]:
     """The fractions of the patches, from 0 to 1."""
     if args.config.startswith(PREFIX):
-        raise InputError(
-            f'{args.config} has no head, so it predicts nothing that could change: give the config '
-            'and checkpoint of a segmentor or classifier, or the folder of its run'
-        )
+        raise _no_head(args.config)
     if args.images is not None:
         check_number('--images', args.images, 1, whole=True)
     check_number('--seed', args.seed, 0, whole=True)
@@ -138,6 +137,13 @@ def _check(args: argparse.Namespace) -> list[float]:
             )
     first = [0.0, *(each / 100 for each in sorted(set(args.fractions)))]
     return first + [1 - each for each in reversed(first)]
+
+
+def _no_head(config: str) -> InputError:
+    return InputError(
+        f'{config} has no head, so it predicts nothing that could change: give the config and '
+        'checkpoint of a segmentor or classifier, or the folder of its run'
+    )
 
 
 class _Measurement:
