@@ -137,7 +137,7 @@ class PriorVectors:
                 '`mmvars prototypes CONFIG CHECKPOINT -o FILE`, and give prototypes=FILE '
                 '(--prototypes FILE)'
             )
-        return names if len(names) == len(vectors) else None, vectors.to(self.device)
+        return names if len(names) == len(vectors) else None, vectors.detach().to(self.device)
 
     @cached_property
     def text_priors(self) -> Callable[[str], Tensor]:
@@ -252,4 +252,4 @@ class PriorVectors:
                 'make prototypes of images in which it is labeled, `mmvars prototypes CONFIG '
                 'CHECKPOINT -o FILE`, and give prototypes=FILE (--prototypes FILE)'
             )
-        return vectors[index].detach().float()
+        return vectors[index].float()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mmvars.errors import InputError, check_choice, check_number
 from mmvars.models.arguments import fill_in_channels, stack_priors
 from mmvars.models.prior_loss import PRIOR_LOSSES, prior_loss
-from mmvars.networks import ClassPrototype
 from mmvars.registry import MODELS
 
 __all__ = ['ImageClassifier']
@@ -141,7 +140,7 @@ class ImageClassifier(_ImageClassifier):
                 f'{tuple(labels.shape)} labels of {len(features)} images'
             )
         labels = labels.flatten()
-        if asked is None and not isinstance(prior, ClassPrototype):
+        if asked is None and not prior.num_classes:
             raise InputError(
                 f'prior_loss_weight={self.prior_loss_weight:g} needs the prior of each image: '
                 'data_samples[i].prior is missing, and the backbone has no priors of classes'

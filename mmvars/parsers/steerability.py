@@ -53,6 +53,7 @@ first N images of the draw example_N.png, two priors each (Fig. 2.4, 2.5, A.7, A
 example_N_alpha.png, the first of these at each alpha (Fig. 2.8). Older ones are replaced.
 
   mmvars steerability work_dirs/run --images 50 --against work_dirs/other
+  mmvars steerability work_dirs/run --classes car=automobile road=street --text all-MiniLM-L6-v2/
   mmvars steerability ours.py ours.pth --against other.py other.pth --out steerability/designs
 """
 
@@ -98,6 +99,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="class priors of `mmvars prototypes`, in place of the model's own: one file, or one "
         'for each model',
     )
+    add(
+        '--classes',
+        nargs='+',
+        default=[],
+        metavar='CLASS[=WORDS]',
+        help='ask for these alone, against all others; CLASS=WORDS by a text, with --text '
+        '(default: all)',
+    )
+    add('--text', metavar='FOLDER', help='a sentence encoder, for CLASS=WORDS')
     add('--examples', type=int, default=4, metavar='N', help='pictures to draw (default: 4)')
     add(
         '--out',

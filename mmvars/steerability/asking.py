@@ -1,6 +1,6 @@
 """A model under all priors that it is asked with, and what is read of its answers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,12 +49,15 @@ class Subject:
 
     Args:
         predictor: Of the model.
+        texts: Class -> text that it is asked for by, ``None`` for its own prior; no others are then
+            asked for. Default: all, each by its own prior.
 
     Attributes:
         takes_prior: Whether it takes one. A model that feeds back without a prior answers
             every question alike.
         has_head: Whether its answer is that of a prompt head; else the token weights are.
-        askable: Classes that it can be asked for: those with a prior that is not zero.
+        askable: Classes that it is asked for: those with a prior that is not zero.
+        left_out: Classes that it would be asked for but for their prior, which is zero.
         own_alpha: Its scale; ``None`` where nothing is scaled by it, or nothing can be asked.
         segments: Whether it is a segmentor, not a classifier.
         plain: The prediction for the last image without a prior.
@@ -63,7 +66,7 @@ class Subject:
         InputError: If it is a plain backbone, or has neither prior nor prompt head.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, texts: Mapping[int, str | None] | None = None) -> None:
         self.predictor = predictor
         self.network: Any = network_of(predictor.model)
         kind = type(predictor.model.backbone).__name__
@@ -83,16 +86,20 @@ class Subject:
         self.own_alpha = scale_of(self.network, None) if self.takes_prior else None
         self.segments = is_segmentor(predictor.model)
         self.num_classes = len(predictor.classes)
-        self.askable = np.arange(self.num_classes)
+        texts = dict.fromkeys(range(self.num_classes)) if texts is None else texts
+        wanted = sorted(texts)
+        self.askable = np.array(wanted)
         if self.takes_prior:
-            self.priors = self._class_priors()
+            self.priors = self._class_priors(texts)
             self.askable = np.array(sorted(self.priors))
+        self.left_out = tuple(k for k in wanted if k not in self.askable)
 
-    def _class_priors(self) -> dict[int, np.ndarray]:
+    def _class_priors(self, texts: Mapping[int, str | None]) -> dict[int, np.ndarray]:
         priors, refused = {}, None
-        for k in range(self.num_classes):
+        for k, text in texts.items():
             try:
-                priors[k] = self.predictor.prior_vector(k).cpu().numpy()
+                prior = self.predictor.prior_vector(k if text is None else text)
+                priors[k] = prior.cpu().numpy()
             except InputError as error:  # a class without prototype; or a model without any
                 refused = error
         if refused is not None and not priors:
@@ -106,7 +113,11 @@ class Subject:
         return self.plain
 
     def ask(self, priors: Sequence[Any], alpha: float | None = None) -> Iterator[Prediction]:
-        """The predictions under priors, few at a time: each holds the logits of all classes."""
+        """The predictions under priors, few at a time: each holds the logits of all classes.
+
+        A whole number is a class.
+        """
+        priors = [self.priors[each] if isinstance(each, int) else each for each in priors]
         step = max(BATCH_PIXELS // self.predictor.image[..., 0].size, 1)
         for start in range(0, len(priors), step):
             yield from self.predictor.predict_batch([*priors[start : start + step]], alpha)

@@ -15,6 +15,7 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number
 from mmvars.parsers.steerability import parse_args
 from mmvars.predictor import Predictor
+from mmvars.priors import find_class
 from mmvars.steerability.asking import Subject
 from mmvars.steerability.photos import Photos
 from mmvars.steerability.protocol import Plan, can_ask, measure, num_steps
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_number('--min-share', args.min_share, 0, 1)
     for alpha in args.alpha or ():
         check_number('--alpha', alpha, 0)
+    if any('=' in word for word in args.classes) != (args.text is not None):
+        raise InputError(
+            '--classes CLASS=WORDS and --text FOLDER, a sentence encoder, need each other'
+        )
     models = [model_files(each) for each in ((args.model, args.checkpoint), *args.against)]
     prototypes = args.prototypes or [None]
     if len(prototypes) not in (1, len(models)):
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reports: list[Report] = []
     for name, (subject, photos, plan) in zip(model_names(models), loaded, strict=True):
         print(f'[{len(reports) + 1}/{len(models)}] measuring {name}', flush=True)
-        reports.append(_measure(name, subject, photos, plan))
+        reports.append(_measure(name, subject, photos, plan, args.classes))
         text = _write_numbers(args, models, reports)
     print(f'\n{text}')
     _draw(args.out, reports)
@@ -134,9 +139,18 @@ def _load(
         steps = [dict(type='mmvars.LoadImageFromFile'), dict(type='mmpretrain.PackInputs')]
         options = {**(options or {}), 'test_dataloader.dataset.pipeline': steps}
     predictor = Predictor(
-        config, checkpoint, device=args.device, prototypes=prototypes, cfg_options=options
+        config,
+        checkpoint,
+        device=args.device,
+        prototypes=prototypes,
+        text=args.text,
+        cfg_options=options,
     )
-    subject = Subject(predictor)
+    texts = {}
+    for word in args.classes:
+        name, _, text = word.partition('=')
+        texts[find_class(name, predictor.classes)] = text or None
+    subject = Subject(predictor, texts or None)
     photos = Photos(cfg, predictor.model, subject.num_classes, subject.segments)
     order = np.random.default_rng(args.seed).permutation(len(photos)).tolist()
     alphas = None if args.alpha is None else tuple(dict.fromkeys(args.alpha))
@@ -156,7 +170,9 @@ def _load(
     return subject, photos, plan
 
 
-def _measure(name: str, subject: Subject, photos: Photos, plan: Plan) -> Report:
+def _measure(
+    name: str, subject: Subject, photos: Photos, plan: Plan, asked: Sequence[str]
+) -> Report:
     bar = ProgressBar(num_steps(len(plan.indices), subject.segments))
     start = time.time()
     results = measure(subject, photos, plan, bar.update)
@@ -171,6 +187,7 @@ def _measure(name: str, subject: Subject, photos: Photos, plan: Plan) -> Report:
         photos.class_names or predictor.classes,
         predictor.palette,
         plan.seed,
+        asked,
     )
 
 

@@ -124,8 +124,7 @@ def measure(
         sections = dict(images=Section(len(plan.indices)), **sections)
     own = subject.own_alpha
     alphas = () if own is None else plan.alphas or tuple(own * factor for factor in FACTORS)
-    left_out = sorted(set(range(num_classes)) - set(subject.askable.tolist()))
-    results = Results(sections, alphas, tuple(left_out))
+    results = Results(sections, alphas, subject.left_out)
     counts = []
     for unit, index in enumerate(plan.indices):
         if subject.segments:

@@ -60,6 +60,7 @@ class Report:
         takes_prior: Whether the model takes a prior.
         own_alpha: Its scale.
         seed: Of the bootstrap.
+        asked: The classes that alone were asked for, as the user named them; all, if empty.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Report:
     classes: tuple[str, ...]
     palette: list
     seed: int
+    asked: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.thresholds: dict[str, float] = {}
@@ -118,6 +120,8 @@ class Report:
         lines = [f'# {self.name}', '', f'The answer is the map of {answer}.']
         for name, threshold in self.thresholds.items():
             lines.append(f'Best threshold of the {name}, over all images: {threshold:.2f}')
+        if self.asked:
+            lines.append(f'Asked for alone: {", ".join(self.asked)}')
         if self.results.left_out and self.takes_prior:
             names = ', '.join(short_name(self.classes[k]) for k in self.results.left_out)
             lines.append(f'Not asked for, since their prior is zero: {names}')

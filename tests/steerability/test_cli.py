@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from mmvars.cli import run_tool
 from mmvars.errors import InputError
@@ -186,3 +188,34 @@ def test_names_of_models_differ() -> None:
     assert len(set(model_names([one, ('a/s.py', 'r0/iter_9.safetensors')]))) == 2
     with pytest.raises(InputError, match='given twice'):
         model_names([one, two, one])
+
+
+class Letters:
+    """A text encoder."""
+
+    def encode(self, texts):
+        return torch.tensor([[text.count(letter) + 0.1 for letter in 'aeort'] for text in texts])
+
+
+def test_some_classes_alone_and_by_other_words(run, write_model, monkeypatch) -> None:
+    monkeypatch.setattr('mmvars.priors.load_text_encoder', lambda folder: Letters())
+    measured = _measures(monkeypatch, 9)
+    model = write_model('segmentation', 'absvit')
+    words = ['--classes', 'road', 'Car=automobile', '--text', 'folder']
+    options = ['--images', 1, '--examples', 0, '--alpha', 1]
+    status, said, content = run(*model, *words, *options)
+    assert status == 0 and 'Asked for alone: road, Car=automobile' in said
+    subject = measured[0][0]
+    predictor = subject.predictor
+    assert subject.askable.tolist() == [1, 3]
+    for k, prompt in ((1, 'road'), (3, 'automobile')):
+        assert np.array_equal(subject.priors[k], predictor.prior_vector(prompt).numpy())
+    predictor.set_image(np.zeros((32, 48, 3), np.uint8))
+    (answer,) = subject.ask([3])
+    assert np.array_equal(answer.heatmap, predictor.predict('automobile').heatmap)
+    assert not np.array_equal(answer.heatmap, predictor.predict('car').heatmap)
+    (part,) = content['models']
+    assert part['not_asked_for'] == []
+    for words in (['--classes', 'car=automobile'], ['--text', 'folder', '--classes', 'car']):
+        status, said, _ = run(*model, *words)
+        assert status == 2 and 'need each other' in said

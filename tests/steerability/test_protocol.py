@@ -40,6 +40,7 @@ class Planted(Subject):
 
     def __init__(self, answer, askable=range(CLASSES)) -> None:
         self.answer, self.askable = answer, np.array(askable)
+        self.left_out = tuple(k for k in range(CLASSES) if k not in askable)
         self.priors = {k: np.eye(CLASSES, dtype=np.float32)[k] for k in askable}
         self.rng = np.random.default_rng(0)
 
