@@ -30,6 +30,7 @@ from mmvars.checkpoints.fit import (
 from mmvars.checkpoints.formats import (
     TARGETS,
     Recorded,
+    missing_beside,
     mixer_meta,
     recorded_mixer,
     released_args,
@@ -171,6 +172,8 @@ def convert_state_dict(
     sources = fold_layer_scale(join_projections(sources, report), report)
     sources = add_class_position(sources, source_grid)
     advice = f'{_size_advice(shapes_of(sources))} Nothing was written.'
+    for name in missing_beside(passthrough):
+        report.add(Status.MISSING, target=name)
     sources, classes = _for_task(task, sources, num_classes, report)
     shapes = shapes_of(sources)
     overrides |= _choose_mixer(mixer, mixer_cfg or {}, recorded, shapes)
@@ -178,7 +181,7 @@ def convert_state_dict(
     size['num_classes'] = classes
     network = _meta_network(arch, **size)
     trunk, state = trunk_of(network), named_state(network)
-    target = target_format(to, list(state), heads=bool(passthrough))
+    target = target_format(to, list(state), passthrough)
     sources = resample_patches(sources, state.get('trunk.patch_embed.proj.weight'), report)
     check_mixer(network, sources, report.title, advice)
     check_constants(trunk, recorded, report)
@@ -228,7 +231,10 @@ def convert_state_dict(
         tensors[key] = tensor
         report.add(Status.NEW, target=key, shape=tensor.shape, note=reason)
     tensors = dict(sorted(tensors.items(), key=lambda item: target.position(item[0])))
-    tensors |= passthrough
+    keys = {name: target.beside_key(name) for name in passthrough}
+    for entry in report.of(Status.PASSTHROUGH):
+        entry.target = keys[str(entry.target)]
+    tensors |= {keys[name]: tensor for name, tensor in passthrough.items()}
     if to == 'release' and trunk.mixer_cfg:
         report.remark(f'no file of the release says its constants: {stated(trunk.mixer_cfg)}')
     report.check_complete(state_dict, tensors)
@@ -317,8 +323,8 @@ def _size_of_source(
 ) -> dict[str, Any]:
     """Arguments of :func:`~mmvars.networks.create_model` for a file, beside the name.
 
-    What the named size leaves open follows from the tensors: prompts, heads, and, without
-    ``img_size``, the size of image that tensors made for one grid are for.
+    What the named size leaves open follows from the tensors: prompts, heads, a text prior, and,
+    without ``img_size``, the size of image that tensors made for one grid are for.
     """
     size: dict[str, Any] = dict(num_classes=0)
     shapes = shapes_of(sources)
@@ -338,6 +344,8 @@ def _size_of_source(
             if isinstance(widths, int)
             else [heads.get(stage, 1) for stage in range(len(widths))]
         )
+    if text_dim := _length(shapes, 'prior.projection.weight', 1):
+        size['prior'] = dict(type='text', text_dim=text_dim)
     size |= overrides
     if img_size is not None:
         return size | dict(img_size=img_size)

@@ -5,6 +5,7 @@ A new family of networks adds a table.
 
 import argparse
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ __all__ = [
     'TARGETS',
     'Recorded',
     'detect_format',
+    'missing_beside',
     'mixer_meta',
     'recorded_mixer',
     'released_args',
@@ -135,6 +137,7 @@ RELEASE = Format(
     rows=(
         *table('prompt_embeddings deep_prompt_embeddings cls_token pos_embed'),
         ('prompt', 'prior.query'),
+        ('prompt_decoder.*', 'prior.projection.*'),
         *table(f'patch_embed.* {_BLOCK} norm.*'),
         ('decoders.#.linear.weight', 'feedback.decoders.#.to_below.weight'),
         ('decoders.#.linear2.weight', 'feedback.decoders.#.to_value.weight'),
@@ -149,6 +152,50 @@ RELEASE_SEGMENTOR = RELEASE._replace(
     prefix='backbone.',
     signs=('blocks.#.*',),
     passthrough=_HEADS,
+    container='state_dict',
+)
+
+_BERT_LAYER = (
+    'attention.self.query.*>self_attn.query.* attention.self.key.*>self_attn.key.* '
+    'attention.self.value.*>self_attn.value.* attention.output.dense.*>self_attn.proj.* '
+    'attention.output.LayerNorm.*>norm1.* crossattention.self.query.*>cross_attn.query.* '
+    'crossattention.self.key.*>cross_attn.key.* crossattention.self.value.*>cross_attn.value.* '
+    'crossattention.output.dense.*>cross_attn.proj.* crossattention.output.LayerNorm.*>norm2.* '
+    'intermediate.dense.*>fc1.* output.dense.*>fc2.* output.LayerNorm.*>norm3.*'
+)
+_METER = (
+    ('text_transformer.*', 'text_backbone.model.*'),
+    *table(
+        'cross_modal_text_transform.*>text_projection.* '
+        'cross_modal_image_transform.*>image_projection.* '
+        'token_type_embeddings.weight>token_types.weight',
+        target='fusion.',
+    ),
+    *table(_BERT_LAYER, 'cross_modal_text_layers.#.', 'fusion.text_layers.#.'),
+    *table(_BERT_LAYER, 'cross_modal_image_layers.#.', 'fusion.image_layers.#.'),
+    *table(
+        'cross_modal_text_pooler.dense.*>text_pooler.* '
+        'cross_modal_image_pooler.dense.*>image_pooler.*',
+        target='fusion.',
+    ),
+    *table(
+        'vqa_classifier.0.*>layers.0.* vqa_classifier.1.*>layers.1.* '
+        'vqa_classifier.3.*>layers.3.* rank_output.*>rank.* itm_score.fc.*>matching.*',
+        target='head.',
+    ),
+)
+
+RELEASE_METER = RELEASE._replace(
+    title='released METER',
+    rows=tuple(row for row in RELEASE.rows if row[0] not in ('prompt', 'head.*')),
+    prefix='vit_model.',
+    signs=('blocks.#.*',),
+    beside=_METER,
+    ignored={
+        'vit_model.head.*': 'a classifier of ImageNet that METER does not read',
+        'text_transformer.pooler.*': 'a layer after the text that METER does not read',
+        'text_transformer.embeddings.position_ids': 'the numbers of positions, a constant',
+    },
     container='state_dict',
 )
 
@@ -262,7 +309,7 @@ MMVARS = Format(
         *table('backbone.network.*>* network.*>*'),
     ),
     signs=('backbone.network.*', 'network.*', 'trunk.*'),
-    passthrough=_HEADS,
+    passthrough=(*_HEADS, *(name for _, name in _METER)),
     ignored={'data_preprocessor.*': _IN_CONFIG},
     container='state_dict',
 )
@@ -287,6 +334,7 @@ PLAIN_TRUNK = Format(
 FORMATS: tuple[Format, ...] = (
     MMVARS,
     RELEASE_SEGMENTOR,
+    RELEASE_METER,
     RVT_VARS_S,
     RVT_VARS_D,
     RVT,
@@ -319,6 +367,21 @@ TARGETS: dict[str, tuple[Format, ...]] = {
 """Formats that are written, by the name of the choice; which of several, the network decides."""
 
 
+def missing_beside(names: Collection[str]) -> list[str]:
+    """What the fusion of METER lacks, by the names that mmvars gives what is beside a network."""
+    numbers = [
+        int(match[1]) for name in names if (match := re.match(r'fusion\.\w+\.(\d+)\.', name))
+    ]
+    needed = {
+        template.replace('#', str(number)).replace('*', leaf)
+        for _, template in _METER
+        for number in range(1 + max(numbers, default=-1))
+        for leaf in ('weight', 'bias')
+        if template.startswith('fusion.')
+    }
+    return sorted(needed - set(names))
+
+
 def detect_format(keys: Collection[str]) -> Format | None:
     """The format that the names of a file's tensors show, or ``None``."""
     has_heads = any(first_match(_HEADS, key) for key in keys)
@@ -326,10 +389,13 @@ def detect_format(keys: Collection[str]) -> Format | None:
     return next((f for f in formats if f.fits(keys)), None)
 
 
-def target_format(to: str, names: Collection[str], heads: bool = False) -> Format:
+def target_format(to: str, names: Collection[str], beside: Collection[str] = ()) -> Format:
     """The format to write for a network's ``names``: of :data:`TARGETS`, the first that lacks
-    fewest. ``heads``: whether there are heads of a segmentor to write."""
-    choices = (RELEASE_SEGMENTOR,) if to == 'release' and heads else TARGETS[to]
+    fewest. ``beside``: what mmvars calls the tensors beside it."""
+    choices = TARGETS[to]
+    if to == 'release' and beside:
+        is_meter = any(RELEASE_METER.beside_key(name) != name for name in beside)
+        choices = (RELEASE_METER if is_meter else RELEASE_SEGMENTOR,)
     return min(choices, key=lambda f: sum(f.from_network(name) is None for name in names))
 
 

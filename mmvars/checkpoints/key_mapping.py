@@ -44,6 +44,8 @@ class Format(NamedTuple):
         constants: Template of a key that nothing reads, which has a row with the name ``''`` ->
             template of the tensor beside which it stands, and what makes it from that one.
         passthrough: Templates of keys outside the network that are handed on as they are.
+        beside: Rows for tensors beside the network, such as those of METER: key in the file, and in
+            a file of mmvars. They are handed on, too.
         ignored: Templates of keys that are left out -> why.
         outside: Rows for keys that do not start with what stands before the network's.
         container: Key of the dict around the tensors of a file; ``None`` for a flat file.
@@ -57,6 +59,7 @@ class Format(NamedTuple):
     singletons: Mapping[str, tuple[int, ...]] = {}
     constants: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {}
     passthrough: tuple[str, ...] = ()
+    beside: tuple[tuple[str, str], ...] = ()
     ignored: Mapping[str, str] = {}
     outside: tuple[tuple[str, str], ...] = ()
     container: str | None = None
@@ -77,6 +80,18 @@ class Format(NamedTuple):
         """Network name of a key outside of the network's prefix, or ``''``."""
         matches = ((target, _match(source, key)) for source, target in self.outside)
         return next((_fill(target, match) for target, match in matches if match), '')
+
+    def beside_name(self, key: str) -> str:
+        """What mmvars calls a tensor beside the network, or ``''``."""
+        if first_match(self.passthrough, key):
+            return key
+        matches = ((target, _match(source, key)) for source, target in self.beside)
+        return next((_fill(target, match) for target, match in matches if match), '')
+
+    def beside_key(self, name: str) -> str:
+        """The key here of a tensor that mmvars gives this name beside the network."""
+        matches = ((source, _match(target, name)) for source, target in self.beside)
+        return next((_fill(source, match) for source, match in matches if match), name)
 
     def from_network(self, name: str) -> tuple[str, tuple[int, ...]] | None:
         """Key of a network's tensor and the axes to add; ``None`` if it has none."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmvars.checkpoints.formats import FORMATS, detect_format
 from mmvars.checkpoints.io import tensor_fault
-from mmvars.checkpoints.key_mapping import Format, first_match
+from mmvars.checkpoints.key_mapping import Format
 from mmvars.checkpoints.report import ConversionReport, Status
 from mmvars.checkpoints.weights import matches
 from mmvars.errors import InputError
@@ -68,7 +68,8 @@ def name_tensors(
     """The format of a state dict, its tensors by network name, and those handed on by key.
 
     Keys that become no tensor of the network get their entry in ``report`` here. Patterns in
-    ``ignore`` leave keys out; ``pass_through`` says whether heads of segmentors are handed on.
+    ``ignore`` leave keys out; ``pass_through`` says whether what is beside the network is handed
+    on, such as heads of segmentors, by the names of mmvars.
 
     Raises:
         InputError: If the keys are those of no known format, or of several networks.
@@ -90,7 +91,7 @@ def name_tensors(
             else source.to_network(key.removeprefix(prefix)) or ('', ())
         )
         name = name and rename_old_keys([name], plain=False)[name]
-        passes = first_match(source.passthrough, key)
+        passes = source.beside_name(key)
         if note := (
             'as requested'
             if matches(key, ignore)
@@ -104,11 +105,11 @@ def name_tensors(
             report.add(
                 Status.BROKEN if fault else Status.PASSTHROUGH,
                 key,
-                None if fault else key,
+                None if fault else passes,
                 shape,
                 note=fault,
             )
-            passthrough[key] = value
+            passthrough[passes] = value
         elif not name or name in named:
             report.add(
                 Status.UNEXPECTED,

@@ -28,7 +28,9 @@ _OTHER_ENTRIES = {
     **dict.fromkeys(
         (
             'optimizer',
+            'optimizer_states',
             'lr_scheduler',
+            'lr_schedulers',
             'scheduler',
             'param_schedulers',
             'scaler',

@@ -64,8 +64,9 @@ _MIXERS = (
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
-        description='Convert released AbSViT, RVT, VARS, GFNet and FAN checkpoints, and plain '
-        'ViTs of timm, DeiT, DINO, Hugging Face, MMPretrain and MMSegmentation to mmvars, or back.',
+        description='Convert released AbSViT, METER, RVT, VARS, GFNet and FAN checkpoints, and '
+        'plain ViTs of timm, DeiT, DINO, Hugging Face, MMPretrain and MMSegmentation to mmvars, or '
+        'back.',
         epilog=_EPILOG,
     )
     add = parser.add_argument

@@ -105,7 +105,7 @@ def test_foreign_names_are_not_recognised():
 
 
 def test_formats_have_distinct_titles():
-    assert len({f.title for f in FORMATS}) == len(FORMATS) == 14
+    assert len({f.title for f in FORMATS}) == len(FORMATS) == 15
     assert len(MODELS) >= 18
 
 

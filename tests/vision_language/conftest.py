@@ -49,6 +49,26 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def bert_names() -> dict[str, str]:
+    """Modules of a co-attention layer, and what BERT calls them."""
+    return {
+        'self_attn.query': 'attention.self.query',
+        'self_attn.key': 'attention.self.key',
+        'self_attn.value': 'attention.self.value',
+        'self_attn.proj': 'attention.output.dense',
+        'norm1': 'attention.output.LayerNorm',
+        'cross_attn.query': 'crossattention.self.query',
+        'cross_attn.key': 'crossattention.self.key',
+        'cross_attn.value': 'crossattention.self.value',
+        'cross_attn.proj': 'crossattention.output.dense',
+        'norm2': 'crossattention.output.LayerNorm',
+        'fc1': 'intermediate.dense',
+        'fc2': 'output.dense',
+        'norm3': 'output.LayerNorm',
+    }
+
+
+@pytest.fixture
 def write_vqa_hat() -> Callable[..., Path]:
     rng = np.random.default_rng(0)
 

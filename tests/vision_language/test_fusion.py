@@ -7,22 +7,6 @@ from torch import nn
 from mmvars.errors import InputError
 from mmvars.vision_language import CoAttentionFusion, CoAttentionLayer
 
-BERT_NAMES = {
-    'self_attn.query': 'attention.self.query',
-    'self_attn.key': 'attention.self.key',
-    'self_attn.value': 'attention.self.value',
-    'self_attn.proj': 'attention.output.dense',
-    'norm1': 'attention.output.LayerNorm',
-    'cross_attn.query': 'crossattention.self.query',
-    'cross_attn.key': 'crossattention.self.key',
-    'cross_attn.value': 'crossattention.self.value',
-    'cross_attn.proj': 'crossattention.output.dense',
-    'norm2': 'crossattention.output.LayerNorm',
-    'fc1': 'intermediate.dense',
-    'fc2': 'output.dense',
-    'norm3': 'output.LayerNorm',
-}
-
 
 @pytest.fixture
 def masks():
@@ -30,34 +14,37 @@ def masks():
     return torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
 
 
-def as_bert(layer):
+@pytest.fixture
+def as_bert(bert_names):
     """transformers' layer with cross-attention, with the weights of ours."""
     transformers = pytest.importorskip('transformers')
     from transformers.models.bert.modeling_bert import BertLayer
 
-    dim, heads = layer.norm1.normalized_shape[0], layer.self_attn.num_heads
-    config = transformers.BertConfig(
-        hidden_size=dim,
-        num_attention_heads=heads,
-        intermediate_size=layer.fc1.out_features,
-        is_decoder=True,  # it refuses cross-attention without
-        add_cross_attention=True,
-        attn_implementation='eager',
-    )
-    bert = BertLayer(config, layer_idx=0).eval()
-    state = {}
-    for name, tensor in layer.state_dict().items():
-        module, _, kind = name.rpartition('.')
-        state[f'{BERT_NAMES[module]}.{kind}'] = tensor
-    bert.load_state_dict(state)
-    return bert
+    def build(layer):
+        config = transformers.BertConfig(
+            hidden_size=layer.norm1.normalized_shape[0],
+            num_attention_heads=layer.self_attn.num_heads,
+            intermediate_size=layer.fc1.out_features,
+            is_decoder=True,  # it refuses cross-attention without
+            add_cross_attention=True,
+            attn_implementation='eager',
+        )
+        bert = BertLayer(config, layer_idx=0).eval()
+        state = {}
+        for name, tensor in layer.state_dict().items():
+            module, _, kind = name.rpartition('.')
+            state[f'{bert_names[module]}.{kind}'] = tensor
+        bert.load_state_dict(state)
+        return bert
+
+    return build
 
 
 def additive(mask):
     return torch.where(mask, 0.0, torch.finfo(torch.float32).min)[:, None, None]
 
 
-def test_a_layer_is_that_of_bert(masks):
+def test_a_layer_is_that_of_bert(masks, as_bert):
     """Outputs and gradients; with masks of both streams, which differ in length."""
     torch.manual_seed(0)
     layer = CoAttentionLayer(24, num_heads=3, mlp_ratio=2).eval()
@@ -84,7 +71,7 @@ def test_a_layer_is_that_of_bert(masks):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
 
 
-def test_both_streams_read_what_the_other_was_before_the_layer(masks):
+def test_both_streams_read_what_the_other_was_before_the_layer(masks, as_bert):
     torch.manual_seed(1)
     fusion = CoAttentionFusion(10, 12, hidden_dim=24, num_layers=3, num_heads=3).eval()
     for parameter in fusion.parameters():
