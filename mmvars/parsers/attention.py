@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options
 
-__all__ = ['parse_args']
+__all__ = ['MAPS', 'parse_args']
+
+MAPS = 'norms', 'mean', 'class', 'reconstruction', 'weights'
 
 _EPILOG = """\
 data (--on):
@@ -46,11 +48,17 @@ objects:
   classifier. Classes match by name; those of ImageNet have the names of WordNet, zebra.n.01, which
   LVIS has too.
 
+--figure draws DIR/attention.png (Figures 1.4, A.6, A.7): images, fixations or objects, and the maps
+beside them, each with what it scores in this image; of several models with --against. Of a model
+with class priors the maps under the priors of the three largest objects come after the others.
+
 Results of 20 images at a time are files in DIR/rows: a run that was stopped goes on with the same
 command. DIR holds attention.txt, .json, .csv and .md; intervals are a bootstrap over the images.
 
   mmvars attention work_dirs/run --on osie --data-root osie
   mmvars attention timm/vit_small_patch14_dinov2.lvd142m WEIGHTS.pth --on osie --blocks all
+  mmvars attention work_dirs/vars-d --on osie --maps mean --figure 6 --against work_dirs/rvt
+  mmvars attention CONFIG CHECKPOINT --on lvis --maps norms --alpha 10 --figure 000000000139.jpg
 """
 
 
@@ -87,6 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='without the first fixation of each observer, on the cross before the image, as '
         'pysaliency has MIT1003',
     )
+    add('--maps', nargs='+', choices=MAPS, help='show only these, see below (default: all)')
     add('--steps', action='store_true', help='VARS: the maps of each recurrent step too')
     add('--sigma', type=float, metavar='PX', help='default: one degree, or 3 %% of the width')
     add(
@@ -97,6 +106,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--alpha', type=float, metavar='A', help='scale of the top-down input (default: its own)')
     add('--seed', type=int, default=0, metavar='S', help='of the random maps (default: 0)')
+    add(
+        '--figure',
+        nargs='+',
+        metavar='N|IMAGE',
+        help='also draw as many images, evenly spaced, or those of these names, see above',
+    )
+    add(
+        '--against',
+        nargs='+',
+        action='append',
+        default=[],
+        metavar='MODEL',
+        help='with --figure: another model beside it, its folder, CONFIG CHECKPOINT, or timm/NAME '
+        'WEIGHTS (repeat it for more)',
+    )
     add('--out', metavar='DIR', help='for results (default: work_dirs/CONFIG/attention/DATA)')
     add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
     add_cfg_options(parser)

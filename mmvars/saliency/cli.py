@@ -16,11 +16,10 @@ from mmvars.checkpoints.partial import sha256_of
 from mmvars.datasets.files import contents_digest, evenly_spaced, open_image
 from mmvars.engine.cpu import pick_device
 from mmvars.engine.options import parse_cfg_options
-from mmvars.errors import InputError, check_number
-from mmvars.networks.steering import check_top_down, feeds_back_unasked
+from mmvars.errors import InputError, check_number, did_you_mean
+from mmvars.networks.steering import check_top_down
 from mmvars.networks.timm_trunk import PREFIX
-from mmvars.parsers.attention import parse_args
-from mmvars.predictor import run_files
+from mmvars.parsers.attention import MAPS, parse_args
 from mmvars.robustness.rows import Rows
 from mmvars.saliency.data import (
     IGNORED,
@@ -36,15 +35,27 @@ from mmvars.saliency.measures import (
     seen_labels,
     seen_points,
 )
-from mmvars.saliency.report import fixation_table, object_tables, write_report
-from mmvars.saliency.subject import BOTTOM_UP, Subject, View, load_subject
+from mmvars.saliency.picture import Observer, attention_figure
+from mmvars.saliency.report import Table, fixation_table, object_tables, write_report
+from mmvars.saliency.subject import (
+    CLASS,
+    MEAN,
+    NORMS,
+    RECONSTRUCTION,
+    WEIGHTS,
+    Subject,
+    View,
+    load_subject,
+)
 from mmvars.visualization.draw import resolve_layer
-from mmvars.visualization.model import read_config
+from mmvars.visualization.figure import save_figure
+from mmvars.visualization.model import model_files, model_names, read_config
 
 __all__ = ['main', 'parse_blocks']
 
 _VERSION = 2  # of the rows: raise it where a number changes
 _CHUNK = 20  # images in a row
+KINDS = dict(zip(MAPS, (NORMS, MEAN, CLASS, RECONSTRUCTION, WEIGHTS), strict=True))
 
 
 @dataclass(frozen=True)
@@ -63,23 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parse_args(argv)
     _check(args)
-    config, checkpoint = args.config, args.checkpoint
-    if not config.startswith(PREFIX):
-        config, checkpoint = run_files(config, checkpoint)
+    models = [_files(each) for each in ((args.config, args.checkpoint), *args.against)]
+    config, checkpoint = models[0]
     options = dict(parse_cfg_options(args.cfg_options) or {})
     data = _data(args, config, options)
-    subject = load_subject(
-        config, None if checkpoint is None else str(checkpoint), pick_device(args.device), options
-    )
-    if args.alpha is not None:
-        if subject.network is None:
-            raise InputError('--alpha is for top-down attention, and this model has none')
-        check_top_down(subject.network, False, True, 'leave --alpha out')
-    blocks = parse_blocks(args.blocks, subject.depth)
-    if args.crop is not None and args.crop % subject.patch:
-        raise InputError(
-            f'--crop {args.crop} is no multiple of the patch of this model, {subject.patch} pixels'
-        )
+    named = _named(args.figure, data) if args.figure else []
+    observers = [
+        _load(args, name, files, options)
+        for name, files in zip(model_names(models), models, strict=True)
+    ]
+    _, subject, blocks = observers[0]
     indices = evenly_spaced(len(data.names), args.images)
     name = f'{Path(config).stem}/attention/{Path(args.on).resolve().name}'
     out = Path(args.out or Path('work_dirs', name))
@@ -98,10 +102,92 @@ def main(argv: Sequence[str] | None = None) -> int:
         tables = [fixation_table([each['maps'] for each in images], args.seed)]
     else:
         tables = object_tables(images, args.seed)
+    kinds = [KINDS[word] for word in args.maps or KINDS]
+    if args.maps:
+        tables = _only(tables, kinds)
     settings = {key: value for key, value in vars(args).items() if key != 'out'}
     print('\n' + write_report(out, about, tables, settings))
-    print(f'\nWritten: {out}/attention.txt, .json, .csv, .md')
+    if args.figure:
+        measured = [data.names.index(image['name']) for image in images]
+        if not named:
+            count = int(args.figure[0])
+            named = [measured[i] for i in evenly_spaced(len(measured), count)]
+        figure = attention_figure(observers, data, named, kinds, args)
+        save_figure(figure, str(out / 'attention.png'))
+    print(f'\nWritten: {out}/attention.txt, .json, .csv, .md' + ', .png' * bool(args.figure))
     return 0
+
+
+def _files(words: Sequence[str | None]) -> tuple[str, str | None]:
+    """Config and checkpoint of a model, or ``timm/NAME`` and its weights."""
+    if words[0] is None or not words[0].startswith(PREFIX):
+        return model_files(words)
+    if len(words) > 2:
+        raise InputError(f'--against takes timm/NAME WEIGHTS; got {len(words)} words')
+    return words[0], words[1] if len(words) > 1 else None
+
+
+def _load(
+    args: argparse.Namespace, name: str, files: tuple[str, str | None], options: dict
+) -> Observer:
+    """A model, which must be able to see the images so.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    subject = load_subject(*files, pick_device(args.device), options)
+    if args.alpha is not None:
+        if subject.network is None:
+            raise InputError('--alpha is for top-down attention, and this model has none')
+        check_top_down(subject.network, False, True, 'leave --alpha out')
+    if args.crop is not None and args.crop % subject.patch:
+        raise InputError(
+            f'--crop {args.crop} is no multiple of the patch of {name}, {subject.patch} pixels'
+        )
+    return Observer(name, subject, parse_blocks(args.blocks, subject.depth))
+
+
+def _named(words: Sequence[str], data: FixationData | MaskData) -> list[int]:
+    """The images that ``--figure`` names; none where it says how many.
+
+    Raises:
+        InputError: If there are none of that name, or not as many.
+    """
+    if len(words) == 1 and words[0].isdecimal():
+        check_number('--figure', int(words[0]), 1, len(data.names), whole=True)
+        return []
+    numbers = {name: k for k, name in enumerate(data.names)}
+    numbers |= {Path(path).name: k for k, path in enumerate(data.paths)}
+    for word in words:
+        if word not in numbers:
+            raise InputError(
+                f'--figure: {data.title} has no image {word!r}{did_you_mean(word, numbers)} '
+                '(a number alone is how many images are drawn)'
+            )
+    return [numbers[word] for word in words]
+
+
+def _only(tables: Sequence[Table], kinds: Sequence[str]) -> list[Table]:
+    """With the maps of these kinds, and the baselines.
+
+    Raises:
+        InputError: If the model has none of a kind.
+    """
+
+    def kind_of(name: str) -> str:
+        return name.split(', ')[2] if ', ' in name else ''
+
+    known = dict.fromkeys(kind_of(name) for table in tables for name in table.rows)
+    for kind in kinds:
+        if kind not in known:
+            words = [word for word, each in KINDS.items() if each in known]
+            raise InputError(
+                f'--maps: this model has no {kind} in these blocks: give {", ".join(words)}'
+            )
+    return [
+        table._replace(rows={k: row for k, row in table.rows.items() if kind_of(k) in ('', *kinds)})
+        for table in tables
+    ]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -113,6 +199,8 @@ def _check(args: argparse.Namespace) -> None:
         check_number('--sigma', args.sigma, 0.1)
     if args.alpha is not None:
         check_number('--alpha', args.alpha, 0)
+    if args.against and not args.figure:
+        raise InputError('--against draws another model beside this one: give --figure N too')
     if args.crop is not None and args.crop > args.size:
         raise InputError(
             f'--crop {args.crop} is larger than --size {args.size}, the short side that it is cut '
@@ -216,16 +304,11 @@ def _measure(
     """What is measured of an image; ``None`` where no fixation or object is in what is seen."""
     with open_image(data.paths[index], data.paths[index]) as image:
         view = subject.view(image, args.size, args.crop)
-    own = subject.maps(view.pixels, blocks, args.steps, alpha=args.alpha)
+    own = subject.own_maps(view.pixels, blocks, args.steps, args.alpha)
     grid = tuple(next(iter(own.values())).shape[1:])
     seed = zlib.crc32(f'{args.seed} {data.names[index]}'.encode())
     maps: dict[str, Tensor] = baselines(view, grid, seed)
-    # Where priors are classes, the second pass looks for nothing unless it is told a class.
-    maps |= {
-        str(k): v
-        for k, v in own.items()
-        if k.stage == BOTTOM_UP or feeds_back_unasked(subject.network)
-    }
+    maps |= {str(k): v for k, v in own.items()}
     if isinstance(data, FixationData):
         points, others = seen_points(data, index, view)
         if not len(points):
@@ -263,8 +346,8 @@ def _measure_objects(
         steered: dict[str, Tensor] = {}
         seed = zlib.crc32(f'{args.seed} {data.names[index]} {label}'.encode())
         for kind, prior in _priors_of(subject, data.class_name(label), seed).items():
-            own = subject.maps(view.pixels, blocks, args.steps, prior, args.alpha)
-            steered |= {f'{k}, {kind}': v for k, v in own.items() if k.stage != BOTTOM_UP}
+            asked = subject.asked_maps(view.pixels, blocks, args.steps, prior, args.alpha)
+            steered |= {f'{k}, {kind}': v for k, v in asked.items()}
         objects.append(object_scores(maps | steered, view, labels == label, counted))
     return dict(
         name=data.names[index],

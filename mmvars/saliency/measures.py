@@ -32,10 +32,12 @@ from mmvars.saliency.subject import View
 __all__ = [
     'FIXATION_SCORES',
     'OBJECT_SCORES',
+    'at_pixels',
     'baselines',
     'fixation_scores',
     'foreground_counts',
     'object_scores',
+    'seen_labels',
     'seen_points',
 ]
 

@@ -20,6 +20,7 @@ from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.models.base import Backbone
 from mmvars.networks import PerceiverIO, Trunk
+from mmvars.networks.steering import feeds_back_unasked
 from mmvars.networks.timm_trunk import PREFIX, build_timm_trunk
 from mmvars.priors import class_vectors
 from mmvars.saliency.attention import attention_of
@@ -42,6 +43,7 @@ __all__ = [
     'RECONSTRUCTION',
     'WEIGHTS',
     'MapName',
+    'Maps',
     'Subject',
     'View',
     'load_subject',
@@ -96,6 +98,7 @@ class View(NamedTuple):
 
 
 Maps = dict[MapName, Tensor]
+"""Of the patches, each ``(K, h, w)`` with K heads, or K = 1."""
 
 
 class Subject:
@@ -187,6 +190,33 @@ class Subject:
                     'diverged'
                 )
         return maps
+
+    def own_maps(
+        self,
+        pixels: np.ndarray,
+        blocks: Sequence[int],
+        steps: bool = False,
+        alpha: float | None = None,
+    ) -> Maps:
+        """Without a prior, of the passes that look for something then."""
+        # Where priors are classes, the second pass looks for nothing unless it is told a class.
+        return {
+            name: each
+            for name, each in self.maps(pixels, blocks, steps, alpha=alpha).items()
+            if name.stage == BOTTOM_UP or feeds_back_unasked(self.network)
+        }
+
+    def asked_maps(
+        self,
+        pixels: np.ndarray,
+        blocks: Sequence[int],
+        steps: bool,
+        prior: Tensor,
+        alpha: float | None,
+    ) -> Maps:
+        """What a prior changes: of all passes but the first."""
+        maps = self.maps(pixels, blocks, steps, prior, alpha)
+        return {name: each for name, each in maps.items() if name.stage != BOTTOM_UP}
 
 
 def _resized(image: Image.Image, shape: tuple[int, int]) -> Image.Image:

@@ -46,10 +46,12 @@ TITLE, STRIP, FOOTER = 0.42, 0.3, 0.2
 LABEL_LINE, LABEL_LETTER = 0.135, 0.063  # of row labels: one line's height, one letter's width
 LEGEND_LINE, LEGEND_WIDTH = 0.155, 1.62
 FOOTER_LINE, FOOTER_LETTER = 0.11, 0.056
+TITLE_LETTER = 0.075
 BAR_HEIGHT = 0.19  # of one class with its name
 DPI = 150
 MAX_NAME = 20  # letters
 GRAY = '0.35'
+POINT = '#35e0ff'
 ASKED, OTHER, PLAIN = '#d95f02', '#7a8f3a', '#4c78a8'  # bars of classes
 
 
@@ -89,6 +91,7 @@ class Panel:
 
     title: str = ''
     note: str = ''  # small print under the title
+    caption: str = ''  # small print under it, in the place of the range of a heat map
     halves: SideBySide | None = None
     steered: bool = False  # whether it depends on the prior or its scale
 
@@ -103,9 +106,14 @@ class Picture(Panel):
 
     image: np.ndarray
     title: str = field(default='Input', kw_only=True)
+    points: np.ndarray | None = field(default=None, kw_only=True)  # (F, 2), x and y in pixels
 
     def draw(self, axes: 'Axes') -> None:
         _show(axes, self.image)
+        if self.points is not None:
+            axes.autoscale(False)
+            x, y = self.points.T - 0.5  # the middle of the first pixel is drawn at 0
+            axes.scatter(x, y, s=5, color=POINT, edgecolors='black', linewidths=0.4)
 
 
 @dataclass
@@ -131,7 +139,7 @@ class HeatMap(Panel):
         bar = axes.inset_axes((0, -0.1 * inch, 1, 0.06 * inch))
         bar.imshow(np.linspace(0, 1, 256)[None], aspect='auto', cmap=self.color_map)
         bar.axis('off')
-        for x, value, align in ((0, low, 'left'), (1, high, 'right')):
+        for x, value, align in ((0, low, 'left'), (1, high, 'right')) if not self.caption else ():
             axes.text(
                 x,
                 -0.125 * inch,
@@ -259,6 +267,7 @@ class Row:
 
     panels: Sequence[Panel]
     label: str = ''
+    size: tuple[int, int] | None = None  # (H, W) of its images, if not that of all
 
 
 def draw_figure(
@@ -282,25 +291,30 @@ def draw_figure(
 
     num_rows, num_columns = len(rows), len(rows[0].panels)
     # About the same area for every shape of image, if it fits.
-    shape = image_size[0] / image_size[1]
+    shapes = [height / width for height, width in (row.size or image_size for row in rows)]
+    shape = sum(shapes) / num_rows
     cell_width = max(
         MIN_WIDTH, min((PANEL_AREA / shape) ** 0.5, MAX_WIDTH, max_row / num_columns - GAP)
     )
-    cell_height = cell_width * shape
-    letters = max(int((cell_height + STRIP - GAP) / LABEL_LETTER), 4)
+    heights = [cell_width * each for each in shapes]
     labels = [
-        [part for line in row.label.splitlines() for part in wrap(line, letters)] for row in rows
+        [
+            part
+            for line in row.label.splitlines()
+            for part in wrap(line, max(int((height + STRIP - GAP) / LABEL_LETTER), 4))
+        ]
+        for row, height in zip(rows, heights, strict=True)
     ]
     titles = [[(panel.title, panel.note) for panel in row.panels] for row in rows]
     titled_rows = num_rows if any(titles[0] != other for other in titles) else 1
     label_width = LABEL_LINE * max(map(len, labels))
     left = MARGIN + label_width + (GAP if label_width else 0)
     right = left + num_columns * (cell_width + GAP) - GAP
-    has_legend = any(isinstance(panel, LabelMap) for row in rows for panel in row.panels)
+    has_legend = any(isinstance(row.panels[-1], LabelMap) for row in rows)
     width = right + MARGIN + (LEGEND_WIDTH if has_legend else 0)
     lines = wrap(footer, int((width - left) / FOOTER_LETTER))
     footer_height = FOOTER + FOOTER_LINE * max(len(lines) - 1, 0)
-    height = TITLE * titled_rows + num_rows * (cell_height + STRIP) + footer_height
+    height = TITLE * titled_rows + sum(heights) + num_rows * STRIP + footer_height
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor='white')
     row_gap = STRIP + (TITLE if titled_rows > 1 else 0)
     grid = figure.subplots(
@@ -313,7 +327,8 @@ def draw_figure(
             top=1 - TITLE / height,
             bottom=(footer_height + STRIP) / height,
             wspace=GAP / cell_width,
-            hspace=row_gap / cell_height,
+            hspace=row_gap * num_rows / sum(heights),
+            height_ratios=heights,
         ),
     )
     for r, (row, label) in enumerate(zip(rows, labels, strict=True)):
@@ -323,8 +338,19 @@ def draw_figure(
                 legend.remove()  # there is room at the right of a row alone
             if panel.halves is not None:
                 panel.halves.draw(axes)
+            if panel.caption:
+                axes.text(
+                    0.5,
+                    -0.125 * figure.dpi / axes.bbox.height,
+                    panel.caption,
+                    transform=axes.transAxes,
+                    ha='center',
+                    va='top',
+                    fontsize=SMALL,
+                )
             if r < titled_rows:
-                axes.set_title(panel.title, fontsize=TITLE_SIZE, pad=15.5)
+                fits = cell_width / (TITLE_LETTER * max(len(panel.title), 1))
+                axes.set_title(panel.title, fontsize=TITLE_SIZE * min(1, fits), pad=15.5)
                 axes.annotate(
                     panel.note,
                     (0.5, 1),

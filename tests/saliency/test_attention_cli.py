@@ -1,99 +1,16 @@
 """``mmvars attention`` from the command line to its files, on random weights."""
 
-import json
 import shutil
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from mmvars.saliency import cli
 from mmvars.saliency.cli import main
 from mmvars.saliency.subject import WEIGHTS, MapName, load_subject
-
-
-@pytest.fixture(scope='module')
-def segmentor(tmp_path_factory, data) -> tuple[str, str]:
-    """A network with a prior for each class, and labeled test data of its own."""
-    folder = tmp_path_factory.mktemp('segmentor')
-    pipeline = [dict(type='mmvars.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]
-    cfg = Config(
-        dict(
-            default_scope='mmseg',
-            model=dict(
-                type='mmvars.EncoderDecoder',
-                data_preprocessor=dict(
-                    type='mmseg.SegDataPreProcessor',
-                    mean=[123.675, 116.28, 103.53],
-                    std=[58.395, 57.12, 57.375],
-                    bgr_to_rgb=True,
-                ),
-                backbone=dict(
-                    type='mmvars.AbSViT',
-                    arch=dict(embed_dims=16, num_layers=2, num_heads=2, patch_size=8),
-                    img_size=32,
-                    prior=dict(type='learned_classes'),
-                ),
-                decode_head=dict(type='mmvars.LinearHead', num_classes=6),
-                test_cfg=dict(mode='whole'),
-            ),
-            test_dataloader=dict(
-                dataset=dict(
-                    type='mmseg.BaseSegDataset',
-                    data_root=str(data),
-                    img_suffix='.png',
-                    seg_map_suffix='.png',
-                    data_prefix=dict(img_path='images', seg_map_path='masks'),
-                    metainfo=dict(classes=('floor', 'rug', 'square', 'dog', 'cat', 'corner')),
-                    pipeline=pipeline,
-                )
-            ),
-        )
-    )
-    cfg.dump(folder / 'config.py')
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        state = MODELS.build(cfg.model).state_dict()
-    for key in state:
-        if key.endswith('prior.prototypes'):
-            state[key] = torch.randn_like(state[key])
-    torch.save(dict(state_dict=state), folder / 'model.pth')
-    return str(folder / 'config.py'), str(folder / 'model.pth')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory) -> Path:
-    """Three images with a bright square, at which people look, and which is an object."""
-    root = tmp_path_factory.mktemp('data')
-    (root / 'images').mkdir()
-    (root / 'masks').mkdir()
-    fixations = {}
-    for index in range(3):
-        rng = np.random.default_rng(index)
-        pixels = rng.integers(0, 60, (40, 56 + index, 3)).astype(np.uint8)
-        labels = np.zeros(pixels.shape[:2], dtype=np.uint8)
-        rows, columns = slice(8, 24), slice(4 + 8 * index, 20 + 8 * index)
-        pixels[rows, columns] += 150
-        labels[rows, columns], labels[0], labels[-3:, -3:] = 2, 255, 5
-        Image.fromarray(pixels).save(root / 'images' / f'{index}.png')
-        Image.fromarray(labels).save(root / 'masks' / f'{index}.png')
-        points = rng.uniform(0, 16, (2, 3, 2)) + (4 + 8 * index, 8)
-        fixations[str(index)] = [*points.tolist(), [[-3, 5]]]
-    (root / 'fixations.json').write_text(json.dumps(fixations))
-    return root
-
-
-@pytest.fixture(scope='module')
-def masks(data, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp('masks')
-    for folder in ('images', 'masks'):
-        (root / folder).symlink_to(data / folder)
-    return root
 
 
 @pytest.fixture
@@ -230,11 +147,15 @@ def test_other_masks_or_images_of_the_same_names_are_measured_anew(
         (['--on', '{data}', '--data-root', 'x'], 'leave it out'),
         (['--on', 'mit1003', '--data-root', '{data}/masks'], 'ALLFIXATIONMAPS/NAME_fixPts.jpg'),
         (['--on', 'voc', '--data-root', '{data}'], 'SegmentationClass/NAME.png'),
-        (['--on', '{data}', '--crop', '30'], 'no multiple of the patch of this model, 8 pixels'),
+        (['--on', '{data}', '--crop', '30'], 'no multiple of the patch of config, 8 pixels'),
         (['--on', '{data}', '--crop', '40'], 'larger than --size 32'),
         (['--on', '{data}', '--blocks', 'last'], '--blocks takes numbers'),
         (['--on', '{data}', '--blocks', '2'], 'block index from 0 to 1'),
         (['--on', '{data}', '--alpha', '-1'], '--alpha'),
+        (['--on', '{data}', '--figure', '4'], '--figure'),
+        (['--on', '{data}', '--figure', '0', '1.pgn'], "'1.pgn'; did you mean '1.png'"),
+        (['--on', '{data}', '--against', 'x'], 'give --figure N too'),
+        (['--on', '{data}', '--figure', '1', '--against', 'timm/x', 'y', 'z'], 'got 3 words'),
         (['--on', '{data}', '--objects', 'cat'], 'are fixations: leave it out'),
         (['--on', 'test'], 'this config is of none'),
     ],

@@ -273,3 +273,32 @@ def test_requested_classes_are_shown_in_any_case_and_others_as_there_is_room():
     )
     assert panel.visible(5) == [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6)]
     assert panel.visible(2) == [(0, 1), (4, 5), (5, 6)]
+
+
+def test_each_row_has_the_shape_of_its_images():
+    image = np.zeros((20, 40, 3), np.uint8)
+    rows = [
+        Row([Picture(image), HeatMap(image[..., 0], image, caption='said')], size=(20, 40)),
+        Row([Picture(image), HeatMap(image[..., 0], image)], size=(40, 30)),
+        Row([Picture(image), Panel()]),
+    ]
+    figure = draw_figure(rows, (30, 30))
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    shapes = [box.height / box.width for box in boxes]
+    np.testing.assert_allclose(shapes, [0.5, 0.5, 4 / 3, 4 / 3, 1, 1], rtol=1e-3)
+    assert boxes[0].width == pytest.approx(boxes[4].width)
+    for above, below in zip(boxes[::2], boxes[2::2], strict=False):
+        assert above.y0 - below.y1 == pytest.approx(boxes[0].y0 - boxes[2].y1)
+    words = [text.get_text() for text in figure.axes[1].texts]
+    assert 'said' in words and '0' not in words  # in place of the range
+    assert '0' in [text.get_text() for text in figure.axes[3].texts]
+
+
+def test_a_long_title_fits_its_cell():
+    image = np.zeros((20, 40, 3), np.uint8)
+    names = ['short', 'a_config_whose_name_is_rather_long_indeed_for_a_title']
+    figure = draw_figure([Row([Picture(image, title=name) for name in names])], (20, 40))
+    figure.canvas.draw()
+    for axes in figure.axes:
+        assert axes.title.get_window_extent().width <= axes.get_window_extent().width * 1.05
+    assert figure.axes[0].title.get_fontsize() > figure.axes[1].title.get_fontsize()
