@@ -24,7 +24,8 @@ maps of a block, each at the patches, then bilinear at the pixels of the file:
   token norms     of the tokens after the block (Figures 2.4 to 2.8)
   mean attention  what the average token looks at: mean over queries and heads of the attention
                   matrix; of VARS, which has none, mean over channels of |d mean_n out / d v|
-  class attention what the class token looks at, mean over heads
+  class attention what the class token looks at, mean over heads; FAN has blocks of its own for it,
+                  which count on from the others
   reconstruction  VARS: norms of P u
   token weights   cosine of the output tokens of the pass before with the prior, at least 0: what
                   the top-down input is made of
@@ -65,7 +66,7 @@ command. DIR holds attention.txt, .json, .csv and .md; intervals are a bootstrap
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         description='Measure where the attention of a vision transformer lies: where people look, '
-        'or where objects are. For mmvars, timm and MMPretrain.',
+        'or where objects are. For mmvars, timm, MMPretrain and MMSegmentation.',
         epilog=_EPILOG,
     )
     add = parser.add_argument

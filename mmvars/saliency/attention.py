@@ -3,6 +3,8 @@
 Nothing is hooked or replaced: a mode of torch sees the arguments of each call of
 ``scaled_dot_product_attention``, and the fused kernel then runs as it always does. Rotary
 embeddings, normalized queries, registers and relative positions are in these arguments already.
+``nn.MultiheadAttention``, which MMSegmentation's ViT has, projects within; it is asked for its
+weights by a second call.
 """
 
 from collections.abc import Collection
@@ -39,16 +41,16 @@ class LayerAttention(NamedTuple):
 def attention_of(
     model: nn.Module, images: Tensor, layers: Collection[int] | None = None
 ) -> list[LayerAttention | None]:
-    """What each attention of a vision transformer of timm or MMPretrain looks at.
+    """What each attention of a vision transformer of timm, MMPretrain or MMSegmentation looks at.
 
     ::
 
         maps = mmvars.saliency.attention.attention_of(timm.create_model('vit_small_patch16_224'), x)
         maps[-1].grid.to_map(maps[-1].first.transpose(1, 2))  # (B, h, height, width)
 
-    Any model that calls torch's ``scaled_dot_product_attention`` in its forward and embeds patches
-    by a convolution will do. Attention with a single query, or with others than its keys, as in
-    poolings, does not count.
+    Any model that calls torch's ``scaled_dot_product_attention`` or ``nn.MultiheadAttention`` in
+    its forward and embeds patches by a convolution will do. Attention with a single query, or with
+    others than its keys, as in poolings, does not count.
 
     Args:
         model: Called as ``model(images)``; for its usual values in eval mode.
@@ -67,6 +69,7 @@ def attention_of(
     if not watch.layers:
         raise InputError(
             f'{type(model).__name__} never called torch.nn.functional.scaled_dot_product_attention '
+            'or nn.MultiheadAttention '
             'with as many queries as keys: it is no vision transformer with softmax attention, or '
             'the fused kernel is switched off (TIMM_FUSED_ATTN=0 in the environment): unset it'
         )
@@ -87,6 +90,8 @@ class _Watch(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             self._see(*args, **(kwargs or {}))
         output = func(*args, **(kwargs or {}))
+        if func is F.multi_head_attention_forward:
+            self._see_weights(args, kwargs or {})
         if func is torch.conv2d and not self.layers:  # the last one before is the embedding
             self.patches = output.shape[-2], output.shape[-1]
         return output
@@ -104,17 +109,8 @@ class _Watch(TorchFunctionMode):
     ) -> None:
         if query.shape[-2] != key.shape[-2]:
             return
-        height, width = self.patches
-        num_prefix = query.shape[-2] - height * width
-        if len(query) != self.batch_size or num_prefix < 0 or not height or is_causal:
-            raise InputError(
-                f'attention of {len(query)} x {query.shape[-2]} tokens in an image of '
-                f'{height}x{width} patches: only attention among all patches of an image has a '
-                'map, not that within windows, among patches that were joined, or to the left'
-            )
-        grid = TokenGrid(height, width, num_prefix)
-        if self.wanted is not None and len(self.layers) not in self.wanted:
-            self.layers.append(None)
+        grid = self._grid_of(len(query), query.shape[-2], is_causal)
+        if not self._is_wanted():
             return
         if enable_gqa:
             key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -124,3 +120,33 @@ class _Watch(TorchFunctionMode):
         first_bias = None if bias is None else bias[..., :1, :]
         first = mean_row(query[..., :1, :], key, first_bias, scale)
         self.layers.append(LayerAttention(first, mean_row(query, key, bias, scale), grid))
+
+    def _see_weights(self, args: tuple, kwargs: dict) -> None:
+        query, key = args[:2]  # (N, B, C)
+        if query.shape[0] != key.shape[0]:
+            return
+        size = query.shape[1] if query.ndim == 3 else 0
+        grid = self._grid_of(size, len(query), kwargs.get('is_causal', False))
+        if self._is_wanted():
+            kwargs = kwargs | dict(need_weights=True, average_attn_weights=False)
+            weights = F.multi_head_attention_forward(*args, **kwargs)[1]
+            assert weights is not None
+            self.layers.append(LayerAttention(weights[:, :, 0], weights.mean(dim=2), grid))
+
+    def _grid_of(self, size: int, num_tokens: int, is_causal: bool) -> TokenGrid:
+        height, width = self.patches
+        num_prefix = num_tokens - height * width
+        if size != self.batch_size or num_prefix < 0 or not height or is_causal:
+            raise InputError(
+                f'attention of {size} x {num_tokens} tokens in an image of {height}x{width} '
+                'patches: only attention among all patches of an image has a map, not that within '
+                'windows, among patches that were joined, or to the left'
+            )
+        return TokenGrid(height, width, num_prefix)
+
+    def _is_wanted(self) -> bool:
+        """Whether the layer that is next is to be computed; if not, it counts as passed."""
+        if self.wanted is None or len(self.layers) in self.wanted:
+            return True
+        self.layers.append(None)
+        return False

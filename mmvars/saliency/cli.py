@@ -53,7 +53,7 @@ from mmvars.visualization.model import model_files, model_names, read_config
 
 __all__ = ['main', 'parse_blocks']
 
-_VERSION = 2  # of the rows: raise it where a number changes
+_VERSION = 3  # of the rows: raise it where a number changes
 _CHUNK = 20  # images in a row
 KINDS = dict(zip(MAPS, (NORMS, MEAN, CLASS, RECONSTRUCTION, WEIGHTS), strict=True))
 

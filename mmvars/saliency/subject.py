@@ -309,14 +309,33 @@ def _foreign_model(cfg: Config, checkpoint: str) -> Any:
 def _of_foreign(
     backbone: nn.Module, normalize: Callable[[np.ndarray], Tensor], device: torch.device
 ) -> Subject:
-    """Of a vision transformer of MMPretrain or timm: what its attentions look at."""
+    """Of a vision transformer of MMPretrain, MMSegmentation or timm."""
     side = 224  # whole patches of 7, 8, 14, 16, 28 and 32 pixels
     layers = attention_of(backbone, torch.zeros(1, 3, side, side, device=device), (0,))
+    modules = _blocks_of(backbone, len(layers))
 
+    @torch.no_grad()
     def run(images: Tensor, blocks: Sequence[int], steps: bool, prior: Any, alpha: Any) -> Maps:
         maps: Maps = {}
-        for index, layer in enumerate(attention_of(backbone, images, blocks)):
+        tokens: dict[int, Tensor] = {}
+        handles = [
+            modules[index].register_forward_hook(
+                lambda module, args, output, index=index: tokens.update({index: output})
+            )
+            for index in blocks
+            if modules
+        ]
+        try:
+            seen = attention_of(backbone, images, blocks)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for index, layer in enumerate(seen):
             if layer is not None:
+                if index in tokens:
+                    maps[MapName(index, BOTTOM_UP, NORMS)] = _heads(
+                        _norms(tokens[index]), layer.grid
+                    )
                 maps[MapName(index, BOTTOM_UP, MEAN)] = _heads(layer.mean, layer.grid)
                 if layer.grid.num_prefix:
                     maps[MapName(index, BOTTOM_UP, CLASS)] = _heads(layer.first, layer.grid)
@@ -324,6 +343,15 @@ def _of_foreign(
 
     patch = side // layers[0].grid.height
     return Subject(run, normalize, len(layers), patch, None, backbone.state_dict())
+
+
+def _blocks_of(backbone: nn.Module, depth: int) -> list[nn.Module]:
+    """The blocks: the first list of as many modules of one kind as there are attentions."""
+    for module in backbone.modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module) == depth:
+            if len({type(each) for each in module}) == 1:
+                return [*module]
+    return []
 
 
 def _class_priors(cfg: Config, model: Any, checkpoint: str) -> dict[str, Tensor]:
@@ -373,6 +401,12 @@ def _of_network(
             watched[index, NORMS] = block, lambda block, args, tokens: ([_norms(tokens)], args[1])
             for kind, function in _rows_of(block.attn, trunk.num_block_prefix > 0).items():
                 watched[index, kind] = block.attn, _recorded(function)
+        # FAN's class token has attention of its own, whose blocks count on from the others.
+        for index, block in enumerate(getattr(trunk, 'cls_attn_blocks', ()), trunk.depth):
+            watched[index, CLASS] = (
+                block.attn,
+                lambda mixer, args, output: ([mixer.attention_probabilities(*args)[:, :, 0]], None),
+            )
         with recording(network, watched, prior, alpha) as records:
             network(images)
         (output,) = records.pop('output')
@@ -380,7 +414,9 @@ def _of_network(
         maps: Maps = {}
         for (index, kind), calls in records.items():
             for number, (rows, grid) in enumerate(calls):
-                if not isinstance(grid, TokenGrid):  # blocks of timm are called with positions
+                if not isinstance(
+                    grid, TokenGrid
+                ):  # blocks of timm have positions, or there is none
                     grid = last.grid
                 stage = _stage(number, len(calls))
                 for step, each in enumerate(rows):

@@ -29,6 +29,16 @@ BACKBONES = {
         img_size=32,
         patch_size=8,
     ),
+    'fan': dict(type='mmvars.AbSViT', arch=dict(trunk='fan', **SMALL), img_size=32),
+    'mmseg': dict(
+        type='mmseg.VisionTransformer',
+        img_size=(32, 32),
+        patch_size=8,
+        embed_dims=16,
+        num_layers=2,
+        num_heads=2,
+        out_indices=1,
+    ),
     'resnet': dict(type='mmpretrain.ResNet', depth=18, stem_channels=8, base_channels=8),
 }
 

@@ -6,6 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from mmvars.saliency import cli
@@ -89,14 +91,50 @@ def test_token_weights_are_cosines_with_the_prior(segmentor) -> None:
     torch.testing.assert_close(weights, cosines.clamp(min=0).view(1, 4, 6))
 
 
-def test_a_foreign_transformer_and_the_middle_of_images(run, write_model, data) -> None:
-    status, said, content = run(*write_model('foreign'), '--on', data, '--crop', 24)
+@pytest.mark.parametrize('kind', ['foreign', 'mmseg'])
+def test_a_foreign_transformer_and_the_middle_of_images(run, write_model, data, kind) -> None:
+    status, said, content = run(*write_model(kind), '--on', data, '--crop', 24)
     assert status == 0, said
     (table,) = content['tables'].values()
     assert [name.rpartition(', ')[2] for name in table] == [
-        *('center', 'random', 'mean attention', 'class attention')
+        *('center', 'random', 'token norms', 'mean attention', 'class attention')
     ]
     assert 'the middle 24x24' in content['about']['data']
+
+
+def test_token_norms_of_a_foreign_transformer_are_those_of_its_output(write_model) -> None:
+    config, checkpoint = write_model('foreign')
+    subject = load_subject(config, checkpoint, torch.device('cpu'))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
+    maps = subject.maps(pixels, [1])
+    assert [name.kind for name in maps] == ['token norms', 'mean attention', 'class attention']
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(Config.fromfile(config).model).eval()
+    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    outputs: list[torch.Tensor] = []
+    model.backbone.layers[1].register_forward_hook(lambda *call: outputs.append(call[2]))
+    model.backbone(subject.normalize(pixels))
+    expected = outputs[0].norm(dim=2)[:, 1:].view(1, 4, 6)
+    torch.testing.assert_close(maps[MapName(1, 'bottom-up', 'token norms')], expected)
+
+
+def test_the_class_attention_of_fan(run, write_model, data) -> None:
+    status, said, content = run(*write_model('fan'), '--on', data, '--blocks', 1)
+    assert status == 0, said
+    (table,) = content['tables'].values()
+    for stage in ('bottom-up', 'top-down'):
+        kinds = [name for name in table if stage in name and 'attention' in name]
+        assert kinds == [f'block 1, {stage}, mean attention'] + [
+            f'block {block}, {stage}, class attention' for block in (2, 3)
+        ]
+    subject = load_subject(*write_model('fan'), torch.device('cpu'))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
+    attention = subject.maps(pixels, [1])[MapName(2, 'bottom-up', 'class attention')]
+    first = subject.trunk(subject.normalize(pixels), (1,))
+    class_block = subject.trunk.cls_attn_blocks[0]
+    tokens = torch.cat([subject.trunk.cls_token, first.intermediates[-1]], dim=1)
+    expected = class_block.attn.attention_probabilities(class_block.norm1(tokens))[0, :, 0, 1:]
+    torch.testing.assert_close(attention, expected.view(-1, 2, 3))
 
 
 def test_what_is_done_is_not_done_again(run, write_model, data, monkeypatch) -> None:

@@ -1,5 +1,8 @@
 """Attention of vision transformers of timm and MMPretrain, seen beside their fused forward."""
 
+from functools import partial
+
+import mmseg.models
 import pytest
 import timm
 import torch
@@ -65,6 +68,31 @@ def test_mmpretrain_and_the_forward_stays_as_it_is() -> None:
     handle.remove()
     assert skipped is None and layer.grid == (4, 6, 1)
     q, k, _ = model.layers[1].attn.qkv(inputs[0]).view(2, 25, 3, 3, 8).permute(2, 0, 3, 1, 4)
+    matrix = (q @ k.mT / 8**0.5).softmax(dim=-1)
+    torch.testing.assert_close(layer.mean, matrix.mean(dim=2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(layer.first, matrix[:, :, 0], rtol=0, atol=1e-6)
+    assert torch.equal(model(images)[0], before)
+
+
+@pytest.mark.parametrize('needs_weights', [True, False])
+@torch.no_grad()
+def test_mmsegmentation_whose_attention_projects_within(needs_weights) -> None:
+    model = mmseg.models.VisionTransformer(
+        (32, 48), 8, embed_dims=24, num_layers=2, num_heads=3, out_indices=1, with_cls_token=True
+    )
+    for layer in model.layers:
+        forward = layer.attn.attn.forward
+        layer.attn.attn.forward = partial(forward, need_weights=needs_weights)
+    model, images = _randomized(model), torch.randn(2, 3, 32, 48)
+    before = model(images)[0]
+    inputs: list[torch.Tensor] = []
+    handle = model.layers[1].ln1.register_forward_hook(lambda *call: inputs.append(call[2]))
+    skipped, layer = attention_of(model, images, layers=[1])
+    handle.remove()
+    assert skipped is None and layer.grid == (4, 6, 1)
+    inner = model.layers[1].attn.attn
+    qkv = F.linear(inputs[0], inner.in_proj_weight, inner.in_proj_bias)
+    q, k, _ = qkv.view(2, 25, 3, 3, 8).permute(2, 0, 3, 1, 4)
     matrix = (q @ k.mT / 8**0.5).softmax(dim=-1)
     torch.testing.assert_close(layer.mean, matrix.mean(dim=2), rtol=0, atol=1e-6)
     torch.testing.assert_close(layer.first, matrix[:, :, 0], rtol=0, atol=1e-6)
