@@ -1,6 +1,7 @@
 """The pictures of ``mmvars attention``: what is drawn, and that its numbers are those measured."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,14 +47,19 @@ def rows_of(figure) -> list[list]:
     return [sorted(row, key=lambda axes: axes.get_position().x0) for row in ordered]
 
 
+def named(model: tuple[str, str]) -> str:
+    """As the titles name it: folder and config."""
+    return f'{Path(model[0]).parent.name}/config'
+
+
 def texts(axes) -> set[str]:
     return {text.get_text() for text in axes.texts}
 
 
 def test_fixations_beside_the_maps_of_two_models(draw, write_model, data) -> None:
-    other = map(str, write_model('foreign'))
+    model, other = write_model('absvit'), write_model('foreign')
     figure, rows, images = draw(
-        *(*write_model('absvit'), '--on', data, '--figure', 2),
+        *(*model, '--on', data, '--figure', 2),
         *('--against', *other, '--maps', 'mean', 'class'),
     )
     assert len(rows) == 2 and len(rows[0]) == 2 + 4 + 2  # both passes of ours
@@ -73,7 +79,7 @@ def test_fixations_beside_the_maps_of_two_models(draw, write_model, data) -> Non
         shape = row[0].get_window_extent()
         assert shape.width / shape.height == pytest.approx((56 + int(name)) / 40, rel=0.01)
     titles = [axes.get_title() for axes in rows[0]]
-    assert titles == ['Image', 'People', *['absvit0/config'] * 4, *['foreign0/config'] * 2]
+    assert titles == ['Image', 'People', *[named(model)] * 4, *[named(other)] * 2]
     points = json.loads((data / 'fixations.json').read_text())['0']
     inside = [point for observer in points for point in observer if min(point) >= 0]
     np.testing.assert_allclose(rows[0][0].collections[0].get_offsets() + 0.5, inside)
@@ -81,14 +87,14 @@ def test_fixations_beside_the_maps_of_two_models(draw, write_model, data) -> Non
 
 
 def test_objects_and_their_priors(draw, segmentor, write_model, data, tmp_path) -> None:
-    config, checkpoint = segmentor
+    (config, checkpoint), vars_model = segmentor, write_model('vars')
     state = torch.load(checkpoint)['state_dict']
     other = {k: torch.randn_like(v) if 'blocks' in k else v for k, v in state.items()}
     torch.save(dict(state_dict=other), tmp_path / 'other.pth')
     _, rows, images = draw(
         *(config, checkpoint, '--on', 'test', '--objects', 'square', 'corner', '--maps', 'norms'),
         *('--figure', '1.png', '--against', config, tmp_path / 'other.pth'),
-        *('--against', *write_model('vars')),
+        *('--against', *vars_model),
     )
     name = next(each for each in images if each.endswith('1.png'))
     assert len(rows) == 3  # one for each model
@@ -115,7 +121,7 @@ def test_objects_and_their_priors(draw, segmentor, write_model, data, tmp_path) 
     assert any(text.endswith(f', bottom-up {before:.1%}') for text in texts(second[3]))
     assert f'{before:.1%}' not in ' '.join(texts(first[3]))
     assert not second[0].has_data() and not third[3].has_data()
-    assert third[2].get_title() == 'vars0/model'
+    assert third[2].get_title() == f'{Path(vars_model[0]).parent.name}/model'
 
 
 def test_masks_without_priors_stand_in_one_row(draw, write_model, masks) -> None:
@@ -144,9 +150,9 @@ def test_only_some_maps_are_shown(write_model, data, tmp_path, capsys) -> None:
     status, part, _ = table('--maps', 'class')
     assert status == 0
     kept = ['center', 'random', 'block 0, bottom-up, class attention']
-    assert part == {name: whole[name] for name in kept} and len(whole) == 4
+    assert part == {name: whole[name] for name in kept} and len(whole) == 5
     status, _, error = table('--maps', 'weights')
-    assert status == 2 and 'no token weights in these blocks: give mean, class' in error
+    assert status == 2 and 'no token weights in these blocks: give norms, mean, class' in error
 
 
 def test_names_of_wordnet_are_spoken() -> None:
