@@ -13,8 +13,6 @@ def test_every_part_gets_a_ratio(capsys):
     assert main([*sizes, '--rounds', '2']) == 0
     output = capsys.readouterr().out
     rows = re.findall(r'^(\w+) (\w+), (\w+): shared .*; ratio [\d.]+ \[', output, re.MULTILINE)
-    kinds = ('AbSViT', 'ViT'), ('forward', 'training'), ('encoder', 'whole')
-    assert rows == [
-        (name, mode, part) for name in kinds[0] for mode in kinds[1] for part in kinds[2]
-    ]
+    modes, names, parts = ('forward', 'training'), ('AbSViT', 'ViT'), ('encoder', 'whole')
+    assert rows == [(name, mode, part) for mode in modes for name in names for part in parts]
     assert output.count('kept for backward') == 4

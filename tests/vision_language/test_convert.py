@@ -74,6 +74,7 @@ def released(text_folder):
             intermediate_size=4 * HIDDEN,
             is_decoder=True,
             add_cross_attention=True,
+            attn_implementation='eager',
         )
         for stream in ('text', 'image'):
             for index in range(DEPTH):

@@ -35,7 +35,12 @@ def as_bert(bert_names):
             module, _, kind = name.rpartition('.')
             state[f'{bert_names[module]}.{kind}'] = tensor
         bert.load_state_dict(state)
-        return bert
+
+        def run(x, **options):
+            output = bert(x, **options)
+            return output[0] if isinstance(output, tuple) else output  # before transformers 5
+
+        return run
 
     return build
 

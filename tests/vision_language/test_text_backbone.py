@@ -93,7 +93,7 @@ def test_what_is_missing_is_said_in_one_message(text_folder, tmp_path, monkeypat
     with pytest.raises(InputError, match=r'cannot be used.*config.json'):
         TextBackbone(str(tmp_path))
     shutil.copy(text_folder / 'config.json', tmp_path)
-    with pytest.raises(InputError, match=r'there is no tokenizer with a vocabulary'):
+    with pytest.raises(InputError, match=r'there is no tokenizer|and the tokenizer, as'):
         TextBackbone(str(tmp_path))
     for name in ('tokenizer.json', 'tokenizer_config.json'):
         shutil.copy(text_folder / name, tmp_path)

@@ -90,7 +90,7 @@ def compare(
     def inputs() -> tuple[Tensor, ...]:
         return torch.randn(1, 3, side, side), torch.randn(captions, length, TEXT_DIM)
 
-    for part in ('encoder', 'whole'):
+    for part in ('encoder', 'whole'):  # what comes before the clock starts warms them up
         builders: dict[str, Callable[[], nn.Module]] = {
             kind: functools.partial(Captions, backbone, fusion, kind == 'shared', part == 'whole')
             for kind in ('shared', 'repeated')
@@ -99,7 +99,7 @@ def compare(
             Contender(kind, build, inputs, function=part, input_gradients=False)
             for kind, build in builders.items()
         )
-        settings = Settings(mode=mode, rounds=rounds, min_seconds=0.0)
+        settings = Settings(mode=mode, rounds=rounds, warmup=0, min_seconds=0.0)
         shared, repeated = measure_case(Case(name, side, contenders), settings)
         ratio = paired_ratio(shared.seconds, repeated.seconds)
         memory = ''
@@ -128,8 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     fusion = dict(num_layers=args.layers, hidden_dim=args.width, num_heads=args.width // 64)
-    for name, backbone in BACKBONES.items():
-        for mode in args.modes or ('forward', 'training'):
+    for mode in args.modes or ('forward', 'training'):
+        for name, backbone in BACKBONES.items():
             shape = args.side, args.captions, args.length
             backbone = dict(backbone, arch=args.arch, img_size=args.side)
             compare(name, backbone, fusion, shape, mode, args.rounds)
