@@ -41,8 +41,9 @@ class METER(BaseModel):
             of text and image are filled in.
         prior_loss_cfg: ``dict(weight=0.1, form='clip')``: the weight of ``loss_prior``, and
             arguments of :func:`~mmvars.models.prior_loss.prior_loss` (Eq. 2.15), between the
-            class tokens of the last pass and the priors of the first text of each image. It leaves
-            the text backbone alone. ``None``: without, as released (its call is commented out).
+            class tokens of the last pass and the priors of the first text of each image, which
+            here are no function of the text backbone's weights. ``None``: without, as released
+            (the call is there, commented out).
         data_preprocessor: mmpretrain's ``MultiModalDataPreprocessor``, or its arguments.
         init_cfg: As everywhere in OpenMMLab.
 

@@ -216,9 +216,9 @@ def _check_tokenizer(tokenizer: Any, name: str) -> None:
 
 
 def _unusable(name: str, error: Exception) -> str:
-    where = 'folder' if os.path.isdir(name) else 'there is no such folder, and on the hub'
+    where = '' if os.path.isdir(name) else ', which is no folder but a name on the hub,'
     return (
-        f'text backbone {name!r} ({where}) cannot be used: {type(error).__name__}: '
+        f'text backbone {name!r}{where} cannot be used: {type(error).__name__}: '
         f'{str(error).strip().partition(chr(10))[0]} (it needs config.json, the weights and the '
         'tokenizer, as `save_pretrained` of transformers writes them)'
     )

@@ -79,7 +79,7 @@ def questions(targets=True):
 
 
 def captions():
-    return [DataSample(text=TEXTS[:3]), DataSample(text=TEXTS[1:])]
+    return [DataSample(text=TEXTS[:3]), DataSample(text=[TEXTS[3], TEXTS[1], TEXTS[2]])]
 
 
 def samples_of(head):
@@ -130,6 +130,15 @@ def test_texts_that_share_a_first_pass_count_alone(config, images, backbone):
         assert (seen[0][0] - seen[0][1]).abs().max() > 1e-4
 
 
+def test_all_tokens_of_pass_2_are_fused_class_token_first(config, images):
+    model = build(config('absvit')).eval()
+    tokens, fused = [], []
+    model.backbone.trunk.norm.register_forward_hook(lambda *args: tokens.append(args[-1]))
+    model.fusion.image_projection.register_forward_hook(lambda *args: fused.append(args[1][0]))
+    model(images, questions(False))
+    assert len(tokens) == 2 and torch.equal(fused[0], tokens[1])
+
+
 @pytest.mark.parametrize('backbone', ['vit', 'perceiver_io', 'absvit'])
 def test_scores_are_those_of_every_pair(config, images, backbone):
     model = build(config(backbone, 'retrieval')).eval()
@@ -142,8 +151,8 @@ def test_scores_are_those_of_every_pair(config, images, backbone):
         chunked = model.score(images, model.text_backbone(TEXTS), chunk_size)
         torch.testing.assert_close(chunked, scores)
     _, sample = model(images, captions(), mode='predict')
-    torch.testing.assert_close(sample.pred_score, scores[1, 1:])
-    assert sample.pred_label.tolist() == [int(scores[1, 1:].argmax())]
+    torch.testing.assert_close(sample.pred_score, scores[1, [3, 1, 2]])
+    assert sample.pred_label.tolist() == [int(sample.pred_score.argmax())]
 
 
 def test_the_text_learns_through_what_the_image_becomes(config, images):
@@ -200,12 +209,16 @@ def test_the_prior_loss_is_of_the_own_texts(config, images, head):
     samples = samples_of(head)
     loss = model(images, samples, mode='loss')['loss_prior']
     class_tokens = seen[-1][:, 0][:: 1 if head == 'vqa' else 3]  # of pass 2
-    own = [TEXTS[0], TEXTS[1]]
-    priors = model.backbone.network.prior.projection(model.text_backbone(own).vector)
+    own = [TEXTS[0], TEXTS[1 if head == 'vqa' else 3]]
+    projection = model.backbone.network.prior.projection
+    priors = projection(model.text_backbone(own).vector.detach())
     expected = 0.5 * prior_loss(class_tokens, priors, temperature=0.2)
     torch.testing.assert_close(loss, expected)
-    (gradient,) = torch.autograd.grad(loss, model.backbone.network.prior.projection.weight)
-    assert gradient.abs().max() > 0
+    words = model.text_backbone.model.embeddings.word_embeddings.weight  # pass 2 depends on them
+    gradients = torch.autograd.grad(loss, [projection.weight, words], retain_graph=True)
+    expected = torch.autograd.grad(expected, [projection.weight, words])
+    torch.testing.assert_close(gradients, expected)
+    assert all(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize('backbone', BACKBONES)

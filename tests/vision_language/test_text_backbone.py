@@ -70,7 +70,7 @@ def test_an_encoder_can_be_new_with_the_vocabulary_of_its_tokenizer(text_folder,
     for name in ('tokenizer.json', 'tokenizer_config.json'):
         shutil.copy(text_folder / name, tmp_path)
     sizes = dict(
-        model_type='roberta',
+        model_type='bert',  # whose token that fills up is 0, if nothing is said
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,

@@ -74,11 +74,18 @@ class Captions(nn.Module):
 
 
 def compare(
-    name: str, backbone: dict, fusion: dict, shape: tuple[int, int, int], mode: str, rounds: int
+    part: str,
+    name: str,
+    backbone: dict,
+    fusion: dict,
+    shape: tuple[int, int, int],
+    mode: str,
+    rounds: int,
 ) -> None:
-    """Measure a backbone both ways, alone and within METER, and print a row for each.
+    """Measure a backbone both ways and print a row.
 
     Args:
+        part: ``'encoder'`` or ``'whole'``.
         name: Of the backbone.
         backbone, fusion: See :class:`Captions`.
         shape: Pixels of a side, captions of an image, tokens of a caption.
@@ -90,27 +97,28 @@ def compare(
     def inputs() -> tuple[Tensor, ...]:
         return torch.randn(1, 3, side, side), torch.randn(captions, length, TEXT_DIM)
 
-    for part in ('encoder', 'whole'):  # what comes before the clock starts warms them up
-        builders: dict[str, Callable[[], nn.Module]] = {
-            kind: functools.partial(Captions, backbone, fusion, kind == 'shared', part == 'whole')
-            for kind in ('shared', 'repeated')
-        }
-        contenders = tuple(
-            Contender(kind, build, inputs, function=part, input_gradients=False)
-            for kind, build in builders.items()
-        )
-        settings = Settings(mode=mode, rounds=rounds, warmup=0, min_seconds=0.0)
-        shared, repeated = measure_case(Case(name, side, contenders), settings)
-        ratio = paired_ratio(shared.seconds, repeated.seconds)
-        memory = ''
-        if shared.saved_bytes and repeated.saved_bytes:
-            memory = f', kept for backward {shared.saved_bytes / repeated.saved_bytes:.2f}'
-        print(
-            f'{name} {mode}, {part}: shared {sorted(shared.seconds)[rounds // 2]:.2f} s, repeated '
-            f'{sorted(repeated.seconds)[rounds // 2]:.2f} s; ratio {ratio.median:.2f} '
-            f'[{ratio.low:.2f}, {ratio.high:.2f}]{memory}',
-            flush=True,
-        )
+    builders: dict[str, Callable[[], nn.Module]] = {
+        kind: functools.partial(Captions, backbone, fusion, kind == 'shared', part == 'whole')
+        for kind in ('shared', 'repeated')
+    }
+    contenders = tuple(
+        Contender(kind, build, inputs, function=part, input_gradients=False)
+        for kind, build in builders.items()
+    )
+    # What comes before the clock starts, such as the comparison of outputs, warms them up.
+    settings = Settings(mode=mode, rounds=rounds, warmup=0, min_seconds=0.0)
+    shared, repeated = measure_case(Case(name, side, contenders), settings)
+    ratio = paired_ratio(shared.seconds, repeated.seconds)
+    memory = ''
+    if shared.saved_bytes and repeated.saved_bytes:
+        memory = f', kept for backward {shared.saved_bytes / repeated.saved_bytes:.2f}'
+    print(
+        f'{name} {mode}, {part}: shared {sorted(shared.seconds)[rounds // 2]:.2f} s, repeated '
+        f'{sorted(repeated.seconds)[rounds // 2]:.2f} s; ratio {ratio.median:.2f} '
+        f'[{ratio.low:.2f}, {ratio.high:.2f}], multiply-adds '
+        f'{shared.macs.all / repeated.macs.all:.2f}{memory}',
+        flush=True,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,6 +130,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--length', type=int, default=20, help='tokens of a caption')
     parser.add_argument('--layers', type=int, default=6, help='of the fusion, for each stream')
     parser.add_argument('--width', type=int, default=768, help='of the fusion')
+    parser.add_argument(
+        '--parts', nargs='+', choices=('encoder', 'whole'), default=['encoder', 'whole']
+    )
     parser.add_argument('--modes', nargs='+', choices=('forward', 'training'))
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--threads', type=int, default=1, help='of the CPU')
@@ -132,7 +143,8 @@ def main(argv: list[str] | None = None) -> int:
         for name, backbone in BACKBONES.items():
             shape = args.side, args.captions, args.length
             backbone = dict(backbone, arch=args.arch, img_size=args.side)
-            compare(name, backbone, fusion, shape, mode, args.rounds)
+            for part in args.parts:
+                compare(part, name, backbone, fusion, shape, mode, args.rounds)
     return 0
 
 
