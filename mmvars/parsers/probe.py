@@ -26,9 +26,11 @@ numbers, inside of an object and outside, all that an image has of one class bei
        another class, random prior: the prior of another class, a random vector
        shuffled: the top-down input of the prior, its patches in random order
   class prior: the object's, of a network with a prior for each class; own prior: of a network with
-  one for all, or none.
+  one for all, or none. Of a network without priors of classes, object prior: what its mask asks by,
+  the mean output token of the first pass in it; its control, the prior of the rest of the image.
 
-DIR holds probe.txt, .json, .csv, .md and .png; intervals are a bootstrap over the images.
+Results of 20 images at a time are files in DIR/rows: a run that was stopped goes on with the same
+command. DIR holds probe.txt, .json, .csv, .md and .png; intervals are a bootstrap over the images.
 
   mmvars probe work_dirs/run --on test --objects car person
   mmvars probe timm/vit_small_patch14_dinov2.lvd142m WEIGHTS.pth --on voc --images 200

@@ -1,26 +1,21 @@
 """``mmvars attention``: maps of a model against fixations or objects."""
 
 import argparse
-import hashlib
-import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from mmvars.checkpoints.partial import sha256_of
-from mmvars.datasets.files import contents_digest, evenly_spaced, open_image
+from mmvars.datasets.files import evenly_spaced, open_image
 from mmvars.engine.cpu import pick_device
 from mmvars.engine.options import parse_cfg_options
 from mmvars.errors import InputError, check_number, did_you_mean
 from mmvars.networks.steering import check_top_down
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.parsers.attention import MAPS, parse_args
-from mmvars.robustness.rows import Rows
 from mmvars.saliency.data import (
     IGNORED,
     FixationData,
@@ -37,6 +32,7 @@ from mmvars.saliency.measures import (
 )
 from mmvars.saliency.picture import Observer, attention_figure
 from mmvars.saliency.report import Table, fixation_table, object_tables, write_report
+from mmvars.saliency.resumed import identity_of, measured_images
 from mmvars.saliency.subject import (
     CLASS,
     MEAN,
@@ -49,21 +45,12 @@ from mmvars.saliency.subject import (
 )
 from mmvars.visualization.draw import resolve_layer
 from mmvars.visualization.figure import save_figure
-from mmvars.visualization.model import model_files, model_names, read_config
+from mmvars.visualization.model import model_files, model_names
 
 __all__ = ['main', 'parse_blocks']
 
 _VERSION = 3  # of the rows: raise it where a number changes
-_CHUNK = 20  # images in a row
 KINDS = dict(zip(MAPS, (NORMS, MEAN, CLASS, RECONSTRUCTION, WEIGHTS), strict=True))
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Images that are measured together."""
-
-    name: str
-    indices: tuple[int, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,16 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     indices = evenly_spaced(len(data.names), args.images)
     name = f'{Path(config).stem}/attention/{Path(args.on).resolve().name}'
     out = Path(args.out or Path('work_dirs', name))
-    chunks = [
-        _Chunk(f'images_{start:05d}', tuple(indices[start : start + _CHUNK]))
-        for start in range(0, len(indices), _CHUNK)
-    ]
-    # An option of a mixer, or alpha, is no weight.
-    model = config if config.startswith(PREFIX) else repr(read_config(config, options).model)
-    identity = _identity(args, data, subject, model, blocks, indices)
-    rows = Rows.of(out, [(identity, chunks)])
-    _run(args, data, subject, blocks, rows, chunks)
-    images = [image for chunk in chunks for image in rows.read(chunk)['images']]
+    names = ('objects', 'size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed')
+    identity = identity_of(data, subject, config, options, indices)
+    identity |= dict(version=_VERSION, blocks=blocks, **{key: getattr(args, key) for key in names})
+    images = measured_images(
+        out, identity, indices, lambda index: _measure(args, data, subject, blocks, index)
+    )
     about = _about(args, config, checkpoint, data, subject, blocks, images)
     if isinstance(data, FixationData):
         tables = [fixation_table([each['maps'] for each in images], args.seed)]
@@ -236,62 +219,6 @@ def parse_blocks(words: Sequence[str], depth: int) -> list[int]:
     except ValueError:
         raise InputError(f'--blocks takes numbers, or all; got {" ".join(words)}') from None
     return sorted({resolve_layer(number, depth) for number in numbers})
-
-
-def _identity(
-    args: argparse.Namespace,
-    data: FixationData | MaskData,
-    subject: Subject,
-    model: str,
-    blocks: Sequence[int],
-    indices: Sequence[int],
-) -> dict[str, Any]:
-    """All that the rows depend on. Files count by what they hold: they may be elsewhere."""
-    digest = hashlib.sha256(f'{data.title} {data.names}'.encode())
-    if isinstance(data, FixationData):
-        for points in data.points:
-            digest.update(points.tobytes())
-        digest.update(str(data.degree).encode())
-    else:
-        digest.update(f'{data.classes} {contents_digest(data.files)}'.encode())
-    names = ('size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed')
-    return dict(
-        version=_VERSION,
-        weights=sha256_of(subject.weights),
-        model=model,
-        objects=args.objects,
-        data=digest.hexdigest(),
-        images=[data.names[index] for index in indices],
-        contents=contents_digest([data.paths[index] for index in indices]),
-        blocks=list(blocks),
-        **{name: getattr(args, name) for name in names},
-    )
-
-
-def _run(
-    args: argparse.Namespace,
-    data: FixationData | MaskData,
-    subject: Subject,
-    blocks: Sequence[int],
-    rows: Rows,
-    chunks: Sequence[_Chunk],
-) -> None:
-    """Measure all images that are not measured."""
-    total = sum(len(chunk.indices) for chunk in chunks)
-    done = total - sum(len(chunk.indices) for chunk in rows.missing(chunks))
-    print(f'{total} images{f", {done} of them made earlier" * (done > 0)} ({rows.folder})')
-    start, new = time.monotonic(), 0
-    while chunk := rows.claim_next(chunks):
-        images = [_measure(args, data, subject, blocks, index) for index in chunk.indices]
-        rows.write(chunk, dict(images=[each for each in images if each is not None]))
-        new += len(images)
-        seconds = (time.monotonic() - start) / new
-        left = sum(len(chunk.indices) for chunk in rows.missing(chunks))
-        print(
-            f'[{total - left}/{total}] {seconds:.2f} s an image'
-            + f', {seconds * left / 60:.1f} min left' * (left > 0),
-            flush=True,
-        )
 
 
 def _measure(

@@ -12,6 +12,7 @@ import torch
 from mmengine.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmvars.datasets.files import evenly_spaced, open_image
 from mmvars.engine.cpu import pick_device
@@ -34,6 +35,7 @@ from mmvars.saliency.probing import (
     probe_scores,
 )
 from mmvars.saliency.report import Table, write_report
+from mmvars.saliency.resumed import identity_of, measured_images
 from mmvars.saliency.subject import Subject, View, load_subject
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
 from mmvars.visualization.figure import Picture, Row, draw_figure, save_figure
@@ -41,8 +43,9 @@ from mmvars.visualization.figure import Picture, Row, draw_figure, save_figure
 __all__ = ['main']
 
 BOTTOM_UP = 'bottom-up'
-OF_PRIOR = ('class prior', 'own prior')
+OF_PRIOR = ('class prior', 'own prior', 'object prior')
 """Top-down inputs that are no control."""
+_VERSION = 1  # of the rows: raise it where a number changes
 HELD_OUT = 10
 """One of so many images that the decoder is made of chooses the ridge."""
 
@@ -90,9 +93,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out or Path('work_dirs', name))
     _make_folder(out)
     indices = evenly_spaced(len(data.names), args.images)
+    names = ('objects', 'size', 'after_norm', 'alpha', 'seed')
+    identity = identity_of(data, subject, config, options, indices)
+    identity |= dict(probe=_VERSION, **{key: getattr(args, key) for key in names})
     with torch.no_grad():
         decoder = _fit(args, data, subject, indices[::2])
-        images, examples = _measure_all(args, data, subject, decoder, indices[1::2])
+        rows = measured_images(
+            out,
+            identity,
+            indices[1::2],
+            lambda index: _scores(args, data, subject, decoder, index),
+        )
+        examples = _examples(args, data, subject, decoder, indices[1::2])
+    images = [row['objects'] for row in rows]
     if not images:
         raise InputError(f'no object is in the images of {data.title} that are measured')
     about = {
@@ -144,8 +157,9 @@ def _kind_of_prior(subject: Subject) -> str:
     if not isinstance(network, TopDown) or not isinstance(network.feedback, Feedback):
         return 'none: the network has no decoders'
     own, of_class = feeds_back_unasked(network), bool(subject.priors)
-    kinds = ['own prior'] * own + ['class prior'] * of_class
-    return ', '.join(kinds) or 'none: no class has a prior and a name'
+    of_object = network.prior is not None and not of_class
+    kinds = ['own prior'] * own + ['class prior'] * of_class + ['object prior'] * of_object
+    return ', '.join(kinds)
 
 
 def _fit(
@@ -175,28 +189,27 @@ def _normed(args: argparse.Namespace, trunk: Any, embedded: Tensor) -> Tensor:
     return trunk.blocks[0].norm1(embedded) if args.after_norm else embedded
 
 
-def _measure_all(
+def _scores(
+    args: argparse.Namespace, data: MaskData, subject: Subject, decoder: Decoder, index: int
+) -> dict[str, Any] | None:
+    """The scores of each object of an image; ``None`` where there is none."""
+    objects, _ = _measure(args, data, subject, decoder, index)
+    return dict(name=data.names[index], objects=objects) if objects else None
+
+
+def _examples(
     args: argparse.Namespace,
     data: MaskData,
     subject: Subject,
     decoder: Decoder,
     indices: Sequence[int],
-) -> tuple[list[list[dict[str, list[float]]]], list[_Example]]:
-    """For each image with objects the scores of each of them; and what the picture shows."""
-    images, examples = [], []
-    number = min(args.examples, len(indices))
-    shown = [indices[i] for i in evenly_spaced(len(indices), number)] if number else []
-    print(f'measuring {len(indices)} others', flush=True)
-    bar = ProgressBar(len(indices))
-    for index in indices:
-        objects, example = _measure(args, data, subject, decoder, index)
-        if objects:
-            images.append(objects)
-            if index in shown:
-                examples.append(example)
-        bar.update()
-    print()
-    return images, examples
+) -> list[_Example]:
+    """What the picture shows, of evenly spaced images."""
+    if not args.examples:
+        return []
+    shown = evenly_spaced(len(indices), args.examples)
+    examples = [_measure(args, data, subject, decoder, indices[i])[1] for i in shown]
+    return [each for each in examples if each is not None]
 
 
 def _measure(
@@ -224,12 +237,12 @@ def _measure(
             continue  # there is no outside
         name = data.class_name(label)
         seed = zlib.crc32(f'{args.seed} {data.names[index]} {label}'.encode())
-        signals = {} if first is None else _signals(subject, first, name, args.alpha, seed)
+        inside = labels == label
+        signals = {} if first is None else _signals(subject, first, name, inside, args.alpha, seed)
         decoded = {BOTTOM_UP: decoder(tokens, grid)}
         for kind, signal in signals.items():
             decoded[f'top-down, {kind}'] = decoder(signal, grid)
             decoded[f'sum, {kind}'] = decoder(tokens + signal, grid)
-        inside = labels == label
         objects.append(probe_scores(decoded, image, mean, inside, counted))
         if size == sizes.max() or example is None:
             example = _Example(image, inside, decoded, name or f'label {label}')
@@ -251,7 +264,12 @@ def _labels(data: MaskData, index: int, view: View) -> np.ndarray:
 
 
 def _signals(
-    subject: Subject, first: FirstPassOutput, name: str, alpha: float | None, seed: int
+    subject: Subject,
+    first: FirstPassOutput,
+    name: str,
+    inside: np.ndarray,
+    alpha: float | None,
+    seed: int,
 ) -> dict[str, Tensor]:
     """Kind of prior -> top-down input of the first block, patches ``(h w, C)``."""
     network = subject.network
@@ -263,6 +281,9 @@ def _signals(
         priors['class prior'] = subject.priors[name]
         if others := [each for each in subject.priors if each != name]:
             priors['another class'] = subject.priors[str(rng.choice(others))]
+    if not subject.priors and network.prior is not None:
+        priors['object prior'] = _region_prior(network, first, inside)
+        priors['prior of the rest'] = _region_prior(network, first, ~inside)
     if not priors:
         return {}
     stacked = None
@@ -282,6 +303,21 @@ def _signals(
         if kind in signals:
             signals[f'{kind}, shuffled'] = signals[kind][order]
     return signals
+
+
+def _region_prior(network: Any, first: FirstPassOutput, inside: np.ndarray) -> Tensor:
+    """The prior that a mask asks by: the mean output token of the first pass at its pixels.
+
+    Less the center of the prior and whitened, where it has these, as for ``mmvars.Predictor``.
+    """
+    grid, prior = first.output.grid, network.prior
+    shares = F.adaptive_avg_pool2d(torch.from_numpy(inside).float()[None], grid[:2]).flatten()
+    tokens = grid.patch_tokens(first.output.tokens)[0]
+    shares = (shares / shares.sum()).to(tokens)
+    mean = shares @ tokens
+    if prior.center is not None:
+        mean = mean - prior.center
+    return mean if prior.whitening is None else mean @ prior.whitening
 
 
 def _table(images: Sequence[Sequence[Mapping[str, list[float]]]], seed: int) -> Table:
@@ -314,7 +350,7 @@ def _figure(examples: Sequence[_Example]) -> Any:
         dimmed = np.where(each.inside[..., None], each.image, 0.25 * each.image)
         panels = [Picture(each.image, title='image'), Picture(dimmed, title='object')]
         for name, decoded in each.decoded.items():
-            if name == BOTTOM_UP or 'class prior' in name or 'own prior' in name:
+            if name == BOTTOM_UP or name.endswith(OF_PRIOR):
                 kind, _, prior = name.partition(', ')
                 panels.append(Picture(_shown(decoded, each.image), title=kind, note=prior))
         rows.append(Row(panels, each.label))

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from mmvars.saliency import cli
+from mmvars.saliency import cli, resumed
 from mmvars.saliency.cli import main
 from mmvars.saliency.subject import WEIGHTS, MapName, load_subject
 
@@ -138,7 +138,7 @@ def test_the_class_attention_of_fan(run, write_model, data) -> None:
 
 
 def test_what_is_done_is_not_done_again(run, write_model, data, monkeypatch) -> None:
-    monkeypatch.setattr(cli, '_CHUNK', 2)
+    monkeypatch.setattr(resumed, 'CHUNK', 2)
     model, calls, measure = write_model('absvit'), [], cli._measure
 
     def stops(*args):

@@ -13,8 +13,10 @@ from PIL import Image
 from mmvars.errors import InputError
 from mmvars.layers import TokenGrid
 from mmvars.networks import create_model
-from mmvars.saliency.probe import main
+from mmvars.saliency import probe, resumed
+from mmvars.saliency.probe import _region_prior, main
 from mmvars.saliency.probing import Decoder, DecoderFit, embedded_patches, probe_scores
+from mmvars.saliency.subject import load_subject
 
 
 def picture(seed: int, height: int, width: int, noise: int = 30) -> np.ndarray:
@@ -194,7 +196,11 @@ def test_own_priors_and_networks_without_feedback(run, write_model, data) -> Non
     assert status == 0, said
     names = [*content['tables'].popitem()[1]]
     assert names[1::2] == [
-        f'top-down, {k}' for k in ('own prior', 'random prior', 'own prior, shuffled')
+        f'top-down, {k}'
+        for k in (
+            *('own prior', 'object prior', 'prior of the rest', 'random prior'),
+            *('own prior, shuffled', 'object prior, shuffled'),
+        )
     ]
     plain = write_model('mmvars.ViT')
     status, said, content = run(*plain, '--on', data)
@@ -205,3 +211,41 @@ def test_own_priors_and_networks_without_feedback(run, write_model, data) -> Non
     assert status == 2 and 'this model has no feedback' in said
     status, said, _ = run(*plain, '--on', data, '--images', 1)
     assert status == 2 and '0 tokens to fit the decoder' in said
+
+
+@torch.no_grad()
+def test_the_prior_of_a_region_is_the_mean_token_at_its_pixels(write_model, data) -> None:
+    subject = load_subject(*write_model('mmvars.AbSViT'), torch.device('cpu'))
+    inside = np.zeros((48, 64), dtype=bool)
+    inside[5:30, 11:27] = True
+    with Image.open(data / 'images' / '0.png') as image:
+        first = subject.network.forward_first_pass(subject.normalize(np.asarray(image)))
+    maps = first.output.grid.to_map(first.output.tokens)[0]
+    pixels = maps.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    expected = pixels[:, inside].mean(dim=1)
+    torch.testing.assert_close(_region_prior(subject.network, first, inside), expected)
+    subject.network.prior.center = center = torch.randn(16)
+    prior = _region_prior(subject.network, first, inside)
+    torch.testing.assert_close(prior, expected - center)
+
+
+def test_what_is_probed_is_not_probed_again(run, write_model, data, monkeypatch) -> None:
+    monkeypatch.setattr(resumed, 'CHUNK', 2)
+    model, calls, scores = write_model('mmvars.AbSViT'), [], probe._scores
+
+    def stops(*args):
+        calls.append(args[-1])
+        if args[-1] == 5:
+            raise KeyboardInterrupt
+        return scores(*args)
+
+    options = ('--on', data, '--examples', 0)
+    monkeypatch.setattr(probe, '_scores', stops)
+    assert run(*model, *options)[0] == 130 and calls == [1, 3, 5]
+    monkeypatch.setattr(probe, '_scores', lambda *args: calls.append(args[-1]) or scores(*args))
+    status, said, content = run(*model, *options)
+    assert status == 0 and '2 of them made earlier' in said and calls == [1, 3, 5, 5]
+    monkeypatch.setattr(probe, '_scores', None)
+    assert run(*model, *options)[2] == content
+    monkeypatch.setattr(probe, '_scores', scores)
+    assert 'made earlier' not in run(*model, *options, '--after-norm')[1]

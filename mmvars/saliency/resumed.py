@@ -1,0 +1,98 @@
+"""Measuring images one after the other, so that a run that was stopped goes on."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmvars.checkpoints.partial import sha256_of
+from mmvars.datasets.files import contents_digest
+from mmvars.networks.timm_trunk import PREFIX
+from mmvars.robustness.rows import Rows
+from mmvars.saliency.data import FixationData, MaskData
+from mmvars.saliency.subject import Subject
+from mmvars.visualization.model import read_config
+
+__all__ = ['identity_of', 'measured_images']
+
+CHUNK = 20  # images in a row
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Images that are measured together."""
+
+    name: str
+    indices: tuple[int, ...]
+
+
+def identity_of(
+    data: FixationData | MaskData,
+    subject: Subject,
+    config: str,
+    options: dict,
+    indices: Sequence[int],
+) -> dict[str, Any]:
+    """What measures depend on beside options. Files count by what they hold: they may be elsewhere.
+
+    Args:
+        data: Whose images.
+        subject: The model.
+        config: Of the model, or ``timm/NAME``.
+        options: Its ``--cfg-options``.
+        indices: Of the images that are looked at.
+    """
+    digest = hashlib.sha256(f'{data.title} {data.names}'.encode())
+    if isinstance(data, FixationData):
+        for points in data.points:
+            digest.update(points.tobytes())
+        digest.update(str(data.degree).encode())
+    else:
+        digest.update(f'{data.classes} {contents_digest(data.files)}'.encode())
+    return dict(
+        weights=sha256_of(subject.weights),
+        # An option of a mixer, or alpha, is no weight.
+        model=config if config.startswith(PREFIX) else repr(read_config(config, options).model),
+        data=digest.hexdigest(),
+        images=[data.names[index] for index in indices],
+        contents=contents_digest([data.paths[index] for index in indices]),
+    )
+
+
+def measured_images(
+    out: str | Path,
+    identity: Mapping[str, Any],
+    indices: Sequence[int],
+    measure: Callable[[int], dict[str, Any] | None],
+) -> list[dict[str, Any]]:
+    """What is measured of each image, made now or earlier; without those of which there is nothing.
+
+    Args:
+        out: Folder of the results; :data:`CHUNK` images at a time are a file in ``rows``.
+        identity: All that they depend on.
+        indices: Of the images.
+        measure: From the number of an image to what JSON can hold, or ``None``.
+    """
+    chunks = [
+        _Chunk(f'images_{start:05d}', tuple(indices[start : start + CHUNK]))
+        for start in range(0, len(indices), CHUNK)
+    ]
+    rows = Rows.of(out, [(identity, chunks)])
+    total = len(indices)
+    done = total - sum(len(chunk.indices) for chunk in rows.missing(chunks))
+    print(f'{total} images{f", {done} of them made earlier" * (done > 0)} ({rows.folder})')
+    start, new = time.monotonic(), 0
+    while chunk := rows.claim_next(chunks):
+        images = [measure(index) for index in chunk.indices]
+        rows.write(chunk, dict(images=[each for each in images if each is not None]))
+        new += len(images)
+        seconds = (time.monotonic() - start) / new
+        left = sum(len(chunk.indices) for chunk in rows.missing(chunks))
+        print(
+            f'[{total - left}/{total}] {seconds:.2f} s an image'
+            + f', {seconds * left / 60:.1f} min left' * (left > 0),
+            flush=True,
+        )
+    return [image for chunk in chunks for image in rows.read(chunk)['images']]
