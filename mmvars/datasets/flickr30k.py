@@ -37,7 +37,7 @@ class Flickr30K(BaseDataset):
         InputError: If a file is missing or holds something else, or no image is of the splits.
     """
 
-    LAYOUT = ('annotations/dataset_flickr30k.json', 'images/*.jpg')
+    LAYOUT = ('{ann_file}', '{data_prefix}/IMAGE')
 
     def __init__(
         self,

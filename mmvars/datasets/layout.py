@@ -38,8 +38,9 @@ def _expected(cfg: Mapping[str, Any], cls: Any) -> list[str]:
     prefix = option('data_prefix')
     if not isinstance(prefix, Mapping):
         prefix = dict(img_path=prefix)
-    if layout := getattr(cls, 'LAYOUT', None):
-        return list(layout)
+    if layout := getattr(cls, 'LAYOUT', None):  # may name arguments in braces
+        lines = [line.format(**{name: option(name) for name in parameters}) for line in layout]
+        return [line for line in lines if line]
     lines = [str(option('ann_file'))]
     if 'img_suffix' not in parameters and 'img_suffix' not in cfg:  # of mmpretrain, by folders
         folder = next(iter(prefix.values()), '') or option('split')

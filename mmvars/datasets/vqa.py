@@ -46,12 +46,7 @@ class VQAv2(BaseDataset):
             of each other, or images are missing.
     """
 
-    LAYOUT = (
-        'annotations/answers.json',
-        'annotations/v2_OpenEnded_mscoco_{train2014,val2014,test2015}_questions.json',
-        'annotations/v2_mscoco_{train2014,val2014}_annotations.json',
-        '{train2014,val2014,test2015}/COCO_*_NUMBER.jpg',
-    )
+    LAYOUT = ('{answer_file}', '{question_file}', '{ann_file}', '{data_prefix}/*_NUMBER.jpg')
 
     def __init__(
         self,
@@ -62,10 +57,10 @@ class VQAv2(BaseDataset):
         ann_file: str = '',
         **kwargs: Any,
     ) -> None:
-        self.question_file, answer_file = (
-            os.path.join(data_root, name) for name in (question_file, answer_file)
-        )
-        layout = describe_layout(dict(data_root=data_root), VQAv2)
+        names = dict(answer_file=answer_file, question_file=question_file, ann_file=ann_file)
+        layout = describe_layout(dict(names, data_root=data_root, data_prefix=data_prefix), VQAv2)
+        self.question_file = os.path.join(data_root, question_file)
+        answer_file = os.path.join(data_root, answer_file)
         if not os.path.isfile(self.question_file):
             raise InputError(
                 f'question_file {self.question_file!r} of VQAv2 does not exist\n{layout}\nPut the '

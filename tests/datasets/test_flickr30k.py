@@ -69,7 +69,10 @@ def _break(root, what):
 @pytest.mark.parametrize(
     'what, message',
     [
-        ('file', 'expected in data_root:\n    annotations/dataset_flickr30k.json\n    images'),
+        (
+            'file',
+            'expected in data_root:\n    annotations/dataset_flickr30k.json\n    images/IMAGE',
+        ),
         ('image', "1 of 2 images of .* are not in '.*/images', first 'c.jpg'"),
         ('content', r'must be built like \{"images": \[\{"filename"'),
     ],
