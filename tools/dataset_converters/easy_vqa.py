@@ -31,7 +31,7 @@ from mmvars.cli import run_tool
 from mmvars.datasets.vqa import count_answers
 from mmvars.errors import InputError
 
-NUM_TRAIN = 3500
+DATA = 'easy_vqa/data'
 COLORS = ('black', 'blue', 'brown', 'gray', 'green', 'red', 'teal', 'yellow')
 SHAPES = ('circle', 'rectangle', 'triangle')
 CAPTIONS = (
@@ -46,16 +46,17 @@ CAPTIONS = (
 def convert(wheel: str | Path, out: Path) -> None:
     """Write everything below ``out``."""
     with zipfile.ZipFile(wheel) as archive:
-        questions = {
-            source: json.loads(archive.read(f'easy_vqa/data/{source}/questions.json'))
-            for source in ('train', 'test')
-        }
+        questions, count = {}, {}
+        for source in ('train', 'test'):
+            questions[source] = json.loads(archive.read(f'{DATA}/{source}/questions.json'))
+            count[source] = sum(f'{source}/images/' in name for name in archive.namelist())
+        num_train = 7 * count['train'] // 8
         (out / 'annotations').mkdir(parents=True)
         images, texts, first_id = [], [], 0
         for split, source, numbers in (
-            ('train', 'train', range(NUM_TRAIN)),
-            ('val', 'train', range(NUM_TRAIN, 4000)),
-            ('test', 'test', range(1000)),
+            ('train', 'train', range(num_train)),
+            ('val', 'train', range(num_train, count['train'])),
+            ('test', 'test', range(count['test'])),
         ):
             entries = [entry for entry in questions[source] if entry[2] in numbers]
             texts += _write_questions(out / 'annotations', split, entries, first_id)
@@ -63,15 +64,15 @@ def convert(wheel: str | Path, out: Path) -> None:
             (out / split).mkdir()
             names, seen = _names(entries), set()
             for number in numbers:
-                content = archive.read(f'easy_vqa/data/{source}/images/{number}.png')
-                path = f'{split}/{number:012d}.png'
-                (out / path).write_bytes(content)
+                content = archive.read(f'{DATA}/{source}/images/{number}.png')
+                file = f'{number:012d}.png'
+                (out / split / file).write_bytes(content)
                 name = dict(names.get(number, {}), place=_place(content))
                 if len(name) < 3 or (split != 'train' and CAPTIONS[0].format(**name) in seen):
                     continue
                 sentences = [dict(raw=caption.format(**name)) for caption in CAPTIONS]
                 seen.add(sentences[0]['raw'])
-                images.append(dict(filename=path, split=split, sentences=sentences))
+                images.append(dict(filename=file, split=split, sentences=sentences))
     _write(out / 'annotations' / 'captions.json', dict(images=images))
     answers = count_answers([str(out / 'annotations' / 'train_annotations.json')])
     _write(out / 'annotations' / 'answers.json', answers)
