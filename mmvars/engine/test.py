@@ -118,6 +118,8 @@ def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> No
 
 
 def _set_pictures(cfg: Config, args: argparse.Namespace, segmentation: bool) -> None:
+    if class_name(cfg.model.get('type')) == 'METER':
+        raise InputError('--show and --show-dir draw no texts: use `mmvars ask` for pictures')
     has_screen = os.name != 'posix' or {'DISPLAY', 'WAYLAND_DISPLAY'} & os.environ.keys()
     if args.show and not args.show_dir and not has_screen:
         raise InputError('--show needs a screen, and there is none: use --show-dir FOLDER')
@@ -150,6 +152,8 @@ def _set_pictures(cfg: Config, args: argparse.Namespace, segmentation: bool) -> 
 def _set_tta(cfg: Config, segmentation: bool) -> list[str]:
     """Arrange for ``--tta``; returns what to note in the log."""
     augmented, wrapper = cfg.get('tta_pipeline'), cfg.get('tta_model')
+    if class_name(cfg.model.get('type')) == 'METER':
+        raise InputError('--tta: a mirror image turns what a text says of left and right')
     if segmentation:
         if not augmented:
             raise InputError(

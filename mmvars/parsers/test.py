@@ -17,7 +17,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--out',
         help='segmentation: folder for the predicted label maps (PNG, class ids in color); '
-        'classification: .pkl file for the predictions',
+        'classification: .pkl file for the predictions; VQA: .json file for EvalAI',
     )
     parser.add_argument(
         '--out-item',
