@@ -9,7 +9,9 @@ from mmengine.config import Config
 from mmengine.optim import LinearLR, PolyLR
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
+LEAVES = sorted(
+    p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts and p.parent.name != 'meter'
+)
 CANONICAL = [p for p in LEAVES if p.parent != CONFIGS and p.parent.name != 'timm']
 IMAGENET = [p for p in CANONICAL if p.stem.endswith('in1k')]
 PUBLISHED_SEGMENTATION = [p for p in CANONICAL if 'upernet_2xb8' in p.name]
