@@ -119,6 +119,24 @@ def test_commands_name_what_there_is(page):
                 assert command[command.index(flag) + 1] in choices, command
 
 
+def test_commands_of_the_thesis_parse():
+    """Those of the table of figures have options that there are, and files that there are."""
+    from importlib import import_module
+
+    text = (ROOT / 'tools' / 'README.md').read_text()
+    section = text.split('## Tables and figures of the thesis')[1].split('\n## ')[0]
+    commands = [shlex.split(code)[1:] for code in re.findall(r'`(mmvars [^`]+)`', section)]
+    assert len(commands) >= 20
+    for name, *words in commands:
+        import_module(f'mmvars.parsers.{name}').parse_args(words)
+    for file in re.findall(r'configs/[\w./-]+\.yml', section):
+        assert (ROOT / file).is_file(), file
+    numbered = re.findall(r'(?<![\w.])(?:[12]|A)\.\d(?![\d%])', section)
+    assert {*'1.3 1.4 1.5 1.6 2.2 2.4 2.5 2.7 2.8 2.9 A.1 A.2 A.4 A.5 A.6 A.7 A.8'.split()} <= {
+        *numbered
+    }
+
+
 def test_readmes_show_options():
     assert len(_all_options()) >= 35
 

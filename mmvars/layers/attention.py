@@ -247,6 +247,15 @@ class SelfAttention(nn.Module):
         )
         return mean_row(split_heads(q, self.num_heads), split_heads(k, self.num_heads))
 
+    def keys_values(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values, ``(B, h, N, D)`` each: for figures."""
+        _, k, v = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
+
 
 class MaskedAttention(SelfAttention, GridResizeMixin):
     """RVT's position-aware attention: ``softmax(sigmoid(mask) * q k' / sqrt(D)) v``.

@@ -154,6 +154,15 @@ class Performer(nn.Module):
             mass = (q @ k.sum(dim=2).unsqueeze(-1)).clamp_min(_EPS)
             return (k @ (q / mass).mean(dim=2).unsqueeze(-1)).squeeze(-1)
 
+    def keys_values(
+        self, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values, ``(B, h, N, D)`` each: for figures."""
+        _, k, v = project_with_top_down(
+            self.qkv, x, top_down, self.injection, self.double_value_bias
+        )
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
+
     def _features(self, x: Tensor) -> Tensor:
         """Positive features ``(B, h, N, m)`` of queries or keys ``(B, N, C)``."""
         heads = split_heads(upcast_to_float32(x), self.num_heads)

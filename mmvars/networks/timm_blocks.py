@@ -131,6 +131,14 @@ class _TopDownAttention(nn.Module):
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         return mean_row(q, k, self.position_bias(position))
 
+    def keys_values(
+        self, x: Tensor, position: Any = None, top_down: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values, ``(B, h, N, D)`` each: for figures."""
+        q, k, v = self.queries_keys_values(x, position, top_down)
+        k, v = (each.repeat_interleave(q.shape[1] // v.shape[1], dim=1) for each in (k, v))
+        return k, v
+
 
 class _VitAttention(_TopDownAttention, Attention):
     q_norm: Any

@@ -34,8 +34,10 @@ of that step reconstructs at each patch. Above each map: the share of code entri
 the largest, and the energy of Eq. 1.10 over that of a code of zeros. --atoms also writes
 IMAGE_atoms.png, the atoms P_m that the last code uses most (Fig. A.2-A.4), by their share of the
 code energy sum_m |P_m|^2 |u_m|^2: masks on the image (vars_d, vars_sd), or filters, used at every
-place, origin in the middle (vars_s). Softmax attention and the Performer have neither; what the
-average token looks at (--average-attention) is their map in the thesis (Table 1.4).
+place, origin in the middle (vars_s). Those of softmax attention and the Performer (Fig. 2.2 a) are
+the columns of Phi(K), positive random features of the keys, of unit length, by their share of the
+code P'v: the Performer's own, 64 a head drawn for softmax attention, without what a network adds to
+its logits. They have no steps.
 
 --corrupt writes IMAGE_corruptions.png instead (Fig. 1.3, A.5): the clean image and each corruption
 are rows, the maps of each model columns, in one range of colors a model. The pixels are those of
@@ -95,7 +97,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         metavar='K',
         help='also draw the K most used atoms of the dictionary of VARS (of the dynamic and of the '
-        'static one, where there are two)',
+        'static one, where there are two), or of the keys of attention',
     )
     add(
         '--per-head',

@@ -30,6 +30,7 @@ from mmvars.visualization.draw import (
     ViewOptions,
     atom_rows,
     attention_rows,
+    block_name,
     check_options,
     maps_footer,
     resolve_layer,
@@ -227,8 +228,8 @@ def _draw_corrupted(args: argparse.Namespace) -> int:
             print(f'[{number}/{len(images)}] not drawn: {error}', file=sys.stderr)
             continue
         path = target['corruptions']
-        words = 'maps' if args.average_attention or args.class_attention else 'token norms'
-        footer = f'{short_paths(image)[0]} · {words} on the clean image{LIMITS[options.limits]}'
+        footer = f'{short_paths(image)[0]} · on the clean image{LIMITS[options.limits]}'
+        footer += ' · blocks are counted from 0'
         footer += ' · one range a model' * (options.limits != 'own')
         save_figure(draw_figure(rows, size, footer), path)
         _save_panels(args, rows, size, path)
@@ -451,8 +452,7 @@ def _footer(
 ) -> str:
     """What is drawn in one picture of an image, for the small print."""
     (height, width), grid = outputs.image.shape[:2], outputs.grids[-1]
-    depth = model.backbone.trunk.depth
-    of_block = f'block {resolve_layer(options.layer, depth) + 1} of {depth}'
+    of_block = block_name(options.layer, model.backbone.trunk.depth)
     if kind == 'steps':
         text = f'|P u| in {of_block}{LIMITS[options.limits]}'
     elif kind == 'atoms':

@@ -26,6 +26,7 @@ from mmvars.visualization.maps import (
     attention_map,
     energy_shares,
     half_shares,
+    key_trace,
     map_at_grid,
     most_used_atoms,
     near_zero_share,
@@ -54,9 +55,11 @@ __all__ = [
     'atom_rows',
     'attention_panels',
     'attention_rows',
+    'block_name',
     'check_options',
     'map_panels',
     'maps_footer',
+    'norms_name',
     'resolve_layer',
     'run_model',
     'step_rows',
@@ -148,13 +151,18 @@ def check_options(model: Model, options: ViewOptions) -> None:
             f'the attention of the average token cannot be drawn: {mixes} has no values that could '
             'be attended to'
         )
-    if (options.steps or options.atoms is not None) and not has_code:
+    if options.steps and not has_code:
         reason = (
             'is a single step without sparsity (Eq. 1.14)' if has_matrix else 'has no sparse code'
         )
         raise InputError(
-            f'there are no steps and no atoms to draw: {mixes} {reason}. Take a model '
-            'with the mixer vars_s, vars_d or vars_sd'
+            f'there are no steps to draw: {mixes} {reason}. Take a model with the mixer vars_s, '
+            'vars_d or vars_sd'
+        )
+    if options.atoms is not None and not (has_code or hasattr(mixer, 'keys_values')):
+        raise InputError(
+            f'there are no atoms to draw: {mixes} has neither a dictionary nor keys. Take a model '
+            'of VARS, or with softmax attention or the Performer'
         )
     if options.atoms is None:
         return
@@ -186,6 +194,7 @@ class ModelOutputs:
     norms: list[np.ndarray]  # of the tokens
     stages: list[str]  # what the norms are of: 'pass 1', ...; '' where there is one pass
     prediction: np.ndarray  # labels (H, W) of a segmentor, probabilities (K,) of a classifier
+    layer: int  # the block, from 0
     mixer: nn.Module  # of the block
     grids: list[TokenGrid]  # of the block's tokens
     enlarge: Callable[[Tensor], np.ndarray]  # maps (1, h, w) of the block to the image's size
@@ -231,7 +240,12 @@ def run_model(
             lambda mixer, args, output: mixer.mean_attention(*args[:3]).unsqueeze(2),
         )
     if options.steps or options.atoms is not None:
-        watched['traces'] = block.attn, lambda mixer, args, output: mixer.trace(*args[:3])
+        watched['traces'] = (
+            block.attn,
+            lambda mixer, args, output: (
+                mixer.trace(*args[:3]) if hasattr(mixer, 'trace') else key_trace(mixer, *args[:3])
+            ),
+        )
     prior = None if config.prior is None else config.prior.to(images.device)
     with recording(network, watched, prior, config.alpha) as records:
         prediction = predict_whole(model, images)
@@ -273,6 +287,7 @@ def run_model(
         [at_image_size(m, norm_stride) for m in norm_maps],
         stages if len(stages) > 1 else [''],
         prediction[: size[0], : size[1]] if is_segmentor(model) else prediction,
+        layer,
         block.attn,
         grids,
         enlarge,
@@ -323,6 +338,7 @@ def map_panels(
     """
     config, image, last = config or PanelConfig(), outputs.image, len(outputs.norms) - 1
     reweighted = outputs.stages[0] == 'output tokens'
+    block = f'block {outputs.layer}'
     panels: list[HeatMap] = []
     steered = False
 
@@ -368,13 +384,13 @@ def map_panels(
         heat_map(
             options.cut(options.scaled(norms)),
             f'{"Top-down" if index else "Bottom-up"} attention',
-            f'norms of {stage}' if reweighted else f'token norms{of_pass}',
+            f'norms of {stage}' if reweighted else f'token norms, {block}{of_pass}',
             'norms',
             outputs.norm_shares[index] if outputs.norm_shares else None,
         )
         for maps, title, note in (
-            (outputs.class_attention, CLASS_TOKEN, 'last block, mean of heads'),
-            (outputs.average_attention, AVERAGE, 'mean of queries and heads'),
+            (outputs.class_attention, CLASS_TOKEN, 'class attention, last block'),
+            (outputs.average_attention, AVERAGE, f'mean attention, {block}'),
         ):
             if index < len(maps):  # there are none of reweighted output tokens
                 heat_map(options.cut(options.scaled(maps[index])), title, note + of_pass, title)
@@ -386,7 +402,7 @@ def map_panels(
             'Top-down − bottom-up',
             'output tokens, after − before'
             if reweighted
-            else f'token norms, pass {last + 1} − pass 1',
+            else f'token norms, {block}, pass {last + 1} − pass 1',
             'difference',
             None,
             (-reach, reach),
@@ -483,12 +499,24 @@ def attention_rows(
     return rows
 
 
+def block_name(layer: int | None, depth: int) -> str:
+    """The block that a layer means, as it is counted in all options: from 0."""
+    return f'block {resolve_layer(layer, depth)} of 0 to {depth - 1}'
+
+
+def norms_name(model: Model, layer: int | None = None) -> str:
+    """Of what tokens the norms are, which are drawn as attention."""
+    if isinstance(network_of(model), PerceiverIO):
+        return 'norms of the output tokens'
+    return f'token norms after {block_name(layer, model.backbone.trunk.depth)}'
+
+
 def maps_footer(model: Model, options: ViewOptions) -> str:
     """Where the maps of a model come from, for the small print."""
-    network, depth = network_of(model), model.backbone.trunk.depth
+    network = network_of(model)
+    text = norms_name(model, options.layer)
     if isinstance(network, PerceiverIO):
-        return 'norms of the output tokens · one pass, reweighted by the token mask'
-    text = f'token norms after block {resolve_layer(options.layer, depth) + 1} of {depth}'
+        return f'{text} · one pass, reweighted by the token mask'
     text += LIMITS[options.limits]
     if isinstance(network, Trunk):
         text += ' · no feedback: one pass, no token mask, no top-down attention'
@@ -537,7 +565,8 @@ def atom_rows(outputs: ModelOutputs, options: ViewOptions, label: str = '') -> l
     rows = []
     for atoms in atom_sets(outputs.traces[-1], outputs.mixer, outputs.grids[-1]):
         name, image = ('head', outputs.image) if atoms.on_image else ('channel', None)
-        text = f'{label}\n{atoms.kind} {"atoms" if atoms.on_image else "filters"}'.strip()
+        kind = 'Φ(K)' if atoms.kind == 'key' else atoms.kind
+        text = f'{label}\n{kind} {"atoms" if atoms.on_image else "filters"}'.strip()
         for group in range(len(atoms.shares)) if options.per_head else [None]:
             panels: list[Panel] = []
             for place, atom, share in most_used_atoms(atoms.shares, options.atoms or 1, group):

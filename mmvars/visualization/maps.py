@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmvars.layers import TokenGrid
+from mmvars.layers.attention import merge_heads
+from mmvars.layers.performer import positive_features
 from mmvars.layers.sparse_coding import SparseTrace
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     'attention_map',
     'energy_shares',
     'half_shares',
+    'key_trace',
     'map_at_grid',
     'most_used_atoms',
     'near_zero_share',
@@ -140,10 +143,14 @@ def sparsity_weight(mixer: Any, grid: TokenGrid) -> float:
     return mixer.sparsity_at(grid) * (1.0 if scale is None else float(scale.detach()))
 
 
+KEY_FEATURES = 64
+"""Atoms of a head of softmax attention, which has no features of its own."""
+
+
 class AtomSet(NamedTuple):
     """Atoms of one kind, and how much the code of one image used them."""
 
-    kind: str  # 'dynamic' (computed from the image) or 'static'
+    kind: str  # 'dynamic' (computed from the image), 'static', or 'key' (see key_trace)
     shares: Tensor  # (G, M) of the code energy of all sets; G heads or channels
     maps: Tensor  # (G, M, h, w): masks on the image, or filters
     on_image: bool  # whether they are masks; a filter stands for all its translations instead
@@ -154,9 +161,42 @@ def atom_counts(mixer: Any) -> dict[str, tuple[int, int]]:
     counts = {}
     if hasattr(mixer, 'random_features'):
         counts['head'] = mixer.random_features.shape[0], mixer.random_features.shape[-1]
+    elif hasattr(mixer, 'keys_values'):
+        counts['head'] = mixer.num_heads, KEY_FEATURES
     if hasattr(mixer, 'dictionary'):
         counts['channel'] = tuple(mixer.dictionary.shape[:2])
     return counts
+
+
+@torch.no_grad()
+def key_trace(
+    mixer: Any, x: Tensor, grid: TokenGrid | None = None, top_down: Tensor | None = None
+) -> SparseTrace:
+    """Softmax attention and the Performer as the first step of a sparse code (Eq. 1.14, 2.2).
+
+    The atoms of a head are the columns of ``Phi(K)``, positive random features of its keys, of unit
+    length over the tokens; the code is ``P'v``. The Performer has features of its own. Those of
+    softmax attention are :data:`KEY_FEATURES`, drawn with one seed, of keys over ``D^1/4``: with
+    many of them ``Phi(Q) Phi(K)'`` is its kernel, but for what a network adds to the logits, or
+    multiplies them with.
+
+    Args:
+        mixer: With ``keys_values``.
+        x, grid, top_down: As for its forward.
+    """
+    keys, values = (each.double() for each in mixer.keys_values(x, grid, top_down))
+    own = getattr(mixer, 'random_features', None)
+    if own is None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (keys.shape[1], keys.shape[-1], KEY_FEATURES)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64).to(keys.device)
+        features = positive_features(keys, drawn, unit_length=False)
+    else:
+        features = positive_features(keys, own.double())
+    atoms = F.normalize(features, dim=-2, eps=torch.finfo(torch.float64).tiny).float()
+    values = values.float()
+    code = atoms.transpose(-2, -1) @ values
+    return SparseTrace((code,), (merge_heads(atoms @ code),), merge_heads(values), atoms)
 
 
 @torch.no_grad()
@@ -170,10 +210,12 @@ def atom_sets(trace: SparseTrace, mixer: Any, grid: TokenGrid) -> list[AtomSet]:
     sets, code = [], trace.codes[-1][0].float()
     if trace.atoms is not None:
         atoms = trace.atoms[0].float()
-        num_atoms, num_dynamic = atoms.shape[-1], mixer.random_features.shape[-1]
+        num_atoms = atoms.shape[-1]
+        num_dynamic = atom_counts(mixer)['head'][1]
+        name = 'key' if hasattr(mixer, 'keys_values') else 'dynamic'
         energy = code[:, :num_atoms].square().sum(dim=-1) * atoms.square().sum(dim=-2)
         maps = grid.to_map(atoms).cpu()
-        for kind, part in (('dynamic', slice(num_dynamic)), ('static', slice(num_dynamic, None))):
+        for kind, part in ((name, slice(num_dynamic)), ('static', slice(num_dynamic, None))):
             if energy[:, part].numel():
                 sets.append(AtomSet(kind, energy[:, part], maps[:, part], on_image=True))
         code = code[:, num_atoms:]  # of filters, where there are any: (h, r h w, D)

@@ -177,7 +177,8 @@ def test_options_of_steps_and_atoms_need_them_and_a_mixer_with_codes(draw, photo
         ('rvt:vars_d', ['--class-attention'], 'this RVT has no class token'),
         ('rvt:vars_d', ['--atoms', 49], 'atoms must be at most 48, got 49'),
         ('RVT', ['--steps'], 'SelfAttention, which is a single step without sparsity'),
-        ('rvt:performer', ['--atoms', 1], 'Performer'),
+        ('rvt:performer', ['--steps'], 'Performer, which is a single step'),
+        ('GFNet', ['--atoms', 1], 'has neither a dictionary nor keys'),
     ]:
         status, errors = draw('classification', photo(), *arguments, kind=kind)
         assert status == 2 and message in errors and len(errors.strip().splitlines()) == 1

@@ -141,7 +141,7 @@ def test_the_panels_and_their_order(task, kind, titles, make_model, make_sample)
     )
     assert [type(panel) for panel in panels] == kinds
     notes = [panel.note for panel in panels]
-    assert notes[1] == ('token norms, pass 1' if kind == 'AbSViT' else 'token norms')
+    assert notes[1] == ('token norms, block 0' + ', pass 1' * (kind == 'AbSViT'))
     assert notes[-1] == ('pass 2' if kind == 'AbSViT' else '')
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmvars.layers import TokenGrid
+from mmvars.layers import TokenGrid, build_mixer
 from mmvars.layers.fourier import as_complex, conjugate, from_spectrum, times, to_spectrum
 from mmvars.layers.sparse_coding import SparseTrace, energy
 from mmvars.networks import create_model
@@ -11,6 +11,7 @@ from mmvars.visualization.maps import (
     atom_counts,
     atom_sets,
     energy_shares,
+    key_trace,
     most_used_atoms,
     near_zero_share,
     sparsity_weight,
@@ -151,6 +152,47 @@ def test_atoms_are_shared_out_by_the_energy_of_their_codes(images):
     torch.testing.assert_close(static.shares[1, 6], part / whole)
     torch.testing.assert_close(dynamic.maps[0, 3].flatten(), trace.atoms[0, 0, :, 3])
     torch.testing.assert_close(static.maps[0, 3].flatten(), trace.atoms[0, 0, :, 27])
+
+
+@pytest.mark.parametrize('mixer', ['vars_d', 'vars_sd'])
+def test_atoms_of_the_release_have_unit_length(mixer, images):
+    """Masks are positive (Figures A.2 to A.4); static atoms are free vectors."""
+    (trace,), attention, grid = record(rvt(mixer), images, 1)
+    torch.testing.assert_close(trace.atoms.norm(dim=-2), torch.ones(2, 2, atom_count(attention)))
+    dynamic, *static = atom_sets(trace, attention, grid)
+    assert (dynamic.maps > 0).all() and all((each.maps < 0).any() for each in static)
+
+
+def atom_count(mixer) -> int:
+    return mixer.atom_sets * mixer.random_features.shape[-1]
+
+
+def test_rows_of_the_performer_are_sums_of_its_atoms():
+    """Out is Phi(Q) times the code (Eq. 2.2), so an attention row is a sum of columns of Phi(K)."""
+    mixer = build_mixer('performer', 24, 2, (5, 8), feature_ratio=1.0)
+    x = torch.randn(1, 40, 24)
+    trace = key_trace(mixer, x)
+    atoms = trace.atoms.double()
+    rows = mixer.attention_probabilities(x).transpose(-2, -1).double()
+    weights = torch.linalg.lstsq(atoms, rows).solution
+    torch.testing.assert_close(atoms @ weights, rows, rtol=0, atol=1e-6)
+    torch.testing.assert_close(trace.atoms.norm(dim=-2), torch.ones(1, 2, 12))
+    _, values = mixer.keys_values(x)
+    torch.testing.assert_close(trace.codes[0], trace.atoms.transpose(-2, -1) @ values)
+
+
+def test_atoms_of_softmax_attention_are_features_of_its_keys():
+    mixer, x = build_mixer('self_attention', 24, 2, (5, 8)), 30 * torch.randn(1, 40, 24)
+    trace = key_trace(mixer, x)
+    keys = mixer.qkv(x)[0, :, 24:48].unflatten(1, (2, 12)).transpose(0, 1).double()
+    drawn = torch.randn(
+        (2, 12, 64), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    exponent = keys @ drawn / 12**0.25 - keys.square().sum(-1, keepdim=True) / 2 / 12**0.5
+    expected = (exponent - exponent.amax(dim=1, keepdim=True)).exp()  # of keys that are long
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(trace.atoms[0].double(), expected, rtol=1e-4, atol=1e-6)
+    assert exponent.max() < -90  # which float32 does not have
 
 
 @pytest.mark.parametrize(

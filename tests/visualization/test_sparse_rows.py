@@ -185,7 +185,8 @@ def test_what_the_average_token_takes_in_vars(run, make_model):
         ),
         ('GFNet', dict(average_attention=True), 'GlobalFilter, which has no values that could'),
         ('GFNet', dict(steps=True), 'GlobalFilter, which has no sparse code'),
-        ('RVT', dict(atoms=2), 'SelfAttention, which is a single step without sparsity'),
+        ('GFNet', dict(atoms=2), 'GlobalFilter, which has neither a dictionary nor keys'),
+        ('RVT', dict(atoms=129), 'at most 128, got 129: there are 64 a head, 2 heads'),
         ('ViT', dict(steps=True), 'SelfAttention, which is a single step without sparsity'),
         ('rvt:vars_d', dict(atoms=0), 'atoms must be a whole number of at least 1, got 0'),
         ('rvt:vars_d', dict(atoms=49), 'at most 48, got 49: there are 24 a head, 2 heads'),
@@ -197,6 +198,17 @@ def test_what_the_average_token_takes_in_vars(run, make_model):
 def test_what_a_backbone_cannot_show_is_refused_with_the_reason(kind, options, message, run):
     with pytest.raises(InputError, match=message):
         run(kind, layer=1, **options)
+
+
+@pytest.mark.parametrize('kind', ['RVT', 'rvt:performer', 'AbSViT/timm', 'AbSViT/performer'])
+def test_atoms_of_attention_are_masks_by_its_keys(kind, run):
+    outputs, options = run(kind, layer=1, atoms=3)
+    (row,) = atom_rows(outputs, options)
+    assert row.label == 'Φ(K) atoms' and isinstance(row.panels[0], Picture)
+    for panel in row.panels[1:]:
+        assert isinstance(panel, HeatMap) and panel.values.shape == SIZE
+        assert panel.values.min() >= 0 and np.ptp(panel.values) > 0
+        assert panel.title.startswith('head ') and panel.note.endswith('of the code')
 
 
 def test_nothing_stays_in_the_model(run, make_model, make_sample):
