@@ -26,6 +26,7 @@ from mmvars.steerability.report import (
     example_figure,
     sweep_figure,
 )
+from mmvars.visualization.draw import norms_name
 from mmvars.visualization.figure import save_figure
 from mmvars.visualization.model import model_files, model_names, read_config
 from mmvars.write import check_destination, write_text
@@ -184,6 +185,7 @@ def _measure(
         subject.has_head,
         subject.takes_prior,
         subject.own_alpha,
+        norms_name(predictor.model),
         photos.class_names or predictor.classes,
         predictor.palette,
         plan.seed,

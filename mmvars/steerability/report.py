@@ -59,6 +59,7 @@ class Report:
         has_head: Whether the answer is that of a prompt head.
         takes_prior: Whether the model takes a prior.
         own_alpha: Its scale.
+        attention: What its attention is, see ``norms_name``.
         seed: Of the bootstrap.
         asked: The classes that alone were asked for, as the user named them; all, if empty.
     """
@@ -68,6 +69,7 @@ class Report:
     has_head: bool
     takes_prior: bool
     own_alpha: float | None
+    attention: str
     classes: tuple[str, ...]
     palette: list
     seed: int
@@ -118,6 +120,7 @@ class Report:
         """All numbers as tables, in percent, each with its interval."""
         answer = 'the prompt head' if self.has_head else 'the token weights (no prompt head)'
         lines = [f'# {self.name}', '', f'The answer is the map of {answer}.']
+        lines.append(f'Attention: {self.attention}.')
         for name, threshold in self.thresholds.items():
             lines.append(f'Best threshold of the {name}, over all images: {threshold:.2f}')
         if self.asked:
@@ -157,6 +160,7 @@ class Report:
         return dict(
             name=self.name,
             answer='prompt head' if self.has_head else 'token weights',
+            attention=self.attention,
             takes_prior=self.takes_prior,
             alpha=self.own_alpha,
             alphas=list(self.results.alphas),
@@ -317,7 +321,7 @@ def example_figure(reports: Sequence[Report], number: int) -> 'Figure':
             label = f'prior: {name}' if report.takes_prior else f'{name}, no prior taken'
             label = f'{report.name}\n{label}' if len(reports) > 1 else label
             rows.append(Row(_panels(report, example, index, maps), label))
-    return draw_figure(rows, example.photo.labels.shape, _footer(example))
+    return draw_figure(rows, example.photo.labels.shape, _footer(example, reports))
 
 
 def sweep_figure(reports: Sequence[Report], number: int) -> 'Figure | None':
@@ -343,13 +347,14 @@ def sweep_figure(reports: Sequence[Report], number: int) -> 'Figure | None':
         rows.append(Row(panels, f'{report.name}\n{label}' if len(reports) > 1 else label))
     if not rows:
         return None
-    return draw_figure(rows, example.photo.labels.shape, _footer(example))
+    return draw_figure(rows, example.photo.labels.shape, _footer(example, reports))
 
 
-def _footer(example: Example) -> str:
+def _footer(example: Example, reports: Sequence[Report]) -> str:
     names = ' + '.join(map(os.path.basename, example.photo.name.split(' + ')))
     shares = ' · on each half its share of the sum' if example.is_pair else ''
-    return f'{names} · attention: token norms over their mean, one range a row{shares}'
+    kinds = ' or '.join(dict.fromkeys(report.attention for report in reports))
+    return f'{names} · attention: {kinds}, over their mean, one range a row{shares}'
 
 
 def _over_mean(values: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ def _of_plain_vit(model: Model, sample: Sample, options: ViewOptions) -> list[He
             strength=options.strength,
             kind='norms',
             title='Attention',
-            note=f'token norms, block {layer + 1} of {len(blocks)}',
+            note=f'token norms, block {layer}',
         )
     ]
 

@@ -82,7 +82,7 @@ def corruption_rows(
             [
                 picture,
                 *(
-                    replace(panel, title=subject.name, note=_note(panel))
+                    replace(panel, title=subject.name)
                     for subject, maps in zip(subjects, columns, strict=True)
                     for panel in maps[index]
                 ),
@@ -93,11 +93,6 @@ def corruption_rows(
     ]
     height, width = pictures[0].image.shape[:2]
     return rows, (height, width)
-
-
-def _note(panel: HeatMap) -> str:
-    _, comma, number = panel.note.partition(', pass')
-    return panel.title.lower() + comma + number
 
 
 def _check_shape(first: str, picture: Picture, name: str, size: tuple[int, int]) -> None:

@@ -53,6 +53,7 @@ def test_designs_side_by_side(run, write_model, tmp_path) -> None:
             for number in columns.values():
                 assert number['value'] is None or 0 <= number['low'] <= number['high'] <= 1
     assert (tmp_path / 'out' / 'steerability.txt').read_text() in said
+    assert 'Attention: token norms after block ' in said  # which map the numbers are of
 
 
 class Stopped(Exception):

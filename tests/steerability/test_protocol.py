@@ -77,7 +77,9 @@ def numbers_of(subject, photos=None, **options):
     photos = photos or Photos()
     plan = Plan(range(len(photos)), **options)
     results = measure(subject, photos, plan)
-    return Report('x', results, True, subject.takes_prior, 1.0, tuple('abcdef'), [[0] * 3] * 6, 0)
+    return Report(
+        'x', results, True, subject.takes_prior, 1.0, 'norms', tuple('abcdef'), [[0] * 3] * 6, 0
+    )
 
 
 def value(report, section, table, row, column):

@@ -84,7 +84,7 @@ def test_a_vit_of_others_shows_its_patch_tokens_after_the_same_block(
     handle = blocks(model)[1].register_forward_hook(lambda *call: seen.append(call[-1]))
     (panel,) = attention_maps(model, sample)
     handle.remove()
-    assert panel.note == 'token norms, block 2 of 5' and panel.values.shape == size
+    assert panel.note == 'token norms, block 1' and panel.values.shape == size
     norms = seen[0][0, num_prefix:].norm(dim=-1).reshape(grid).detach().numpy()
     stride = 16 if backbone is TIMM else 8
     middle = panel.values[stride // 2 - 1 :: stride, stride // 2 - 1 :: stride]

@@ -51,11 +51,11 @@ def test_each_corruption_is_a_row_and_each_map_of_a_model_a_column(
     names = ['classification_AbSViT'] * 3 + ['classification_ViT']
     columns = list(zip(*(row.panels for row in rows), strict=True))
     assert [column[0].title for column in columns] == ['Input', *names]
-    assert [column[0].note.split(',')[0] for column in columns[1:]] == [
-        'bottom-up attention',
-        'token mask',
-        'top-down attention',
-        'bottom-up attention',
+    assert [column[0].note for column in columns[1:]] == [
+        'token norms, block 0, pass 1',
+        'cosine of pass-1 tokens with the prior',
+        'token norms, block 0, pass 2',
+        'token norms, block 0',
     ]
     for column in columns[1:]:
         assert all(np.array_equal(panel.image, columns[0][0].image) for panel in column)
