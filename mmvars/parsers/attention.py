@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options
+from mmvars.parsers.common import Parser, add_measured_data
 
 __all__ = ['MAPS', 'parse_args']
 
@@ -70,18 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add('config', help=f"{MODEL_HELP}; or timm/NAME, a network by timm's name")
-    add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
-    add('--on', required=True, metavar='DATA', help='what to compare with, see below')
-    add(
-        '--objects',
-        nargs='+',
-        metavar='CLASS',
-        help='of masks: only these are objects, all else is background',
-    )
-    add('--data-root', metavar='DIR', help='where osie, mit1003, voc or lvis are')
-    add('--images', type=int, metavar='N', help='as many, evenly spaced in the data')
-    add('--size', type=int, default=256, metavar='PX', help='short side of images (default: 256)')
+    add_measured_data(parser, 'what to compare with')
     add('--crop', type=int, metavar='PX', help='only the middle of them (default: whole)')
     add(
         '--blocks',
@@ -105,7 +94,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='pysaliency',
         help='of NSS, AUC-Judd and SIM (default: pysaliency)',
     )
-    add('--alpha', type=float, metavar='A', help='scale of the top-down input (default: its own)')
     add('--seed', type=int, default=0, metavar='S', help='of the random maps (default: 0)')
     add(
         '--figure',
@@ -123,6 +111,4 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'WEIGHTS (repeat it for more)',
     )
     add('--out', metavar='DIR', help='for results (default: work_dirs/CONFIG/attention/DATA)')
-    add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
-    add_cfg_options(parser)
     return parser.parse_args(argv)

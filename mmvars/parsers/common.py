@@ -15,6 +15,7 @@ __all__ = [
     'add_common_arguments',
     'add_json_arguments',
     'add_launcher',
+    'add_measured_data',
     'add_prior_arguments',
     'image_size',
 ]
@@ -51,6 +52,31 @@ class Parser(argparse.ArgumentParser):
         elif unknown := re.search('unrecognized arguments:.*?(--[^ =]+)', message):
             hint = did_you_mean(unknown[1], options)
         self.exit(2, f'{self.prog}: error: {message}{hint} (`{self.prog} --help` lists all)\n')
+
+
+def add_measured_data(parser: argparse.ArgumentParser, on: str) -> None:
+    """Add a model and the images on which ``mmvars attention`` and ``probe`` measure it.
+
+    Args:
+        parser: To which they are added.
+        on: What ``--on`` is for.
+    """
+    add = parser.add_argument
+    add('config', help=f"{MODEL_HELP}; or timm/NAME, a network by timm's name")
+    add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
+    add('--on', required=True, metavar='DATA', help=f'{on}, see below')
+    add(
+        '--objects',
+        nargs='+',
+        metavar='CLASS',
+        help='of masks: only these are objects, all else is background',
+    )
+    add('--data-root', metavar='DIR', help='where the data are that --on names')
+    add('--images', type=int, metavar='N', help='as many, evenly spaced in the data')
+    add('--size', type=int, default=256, metavar='PX', help='short side of images (default: 256)')
+    add('--alpha', type=float, metavar='A', help='scale of the top-down input (default: its own)')
+    add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
+    add_cfg_options(parser)
 
 
 def add_prior_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options
+from mmvars.parsers.common import Parser, add_measured_data
 
 __all__ = ['parse_args']
 
@@ -44,28 +44,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         epilog=_EPILOG,
     )
     add = parser.add_argument
-    add('config', help=f"{MODEL_HELP}; or timm/NAME, a network by timm's name")
-    add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
-    add('--on', required=True, metavar='DATA', help='images with masks, see below')
-    add(
-        '--objects',
-        nargs='+',
-        metavar='CLASS',
-        help='only these are objects, all else is background',
-    )
-    add('--data-root', metavar='DIR', help='where voc is')
-    add('--images', type=int, metavar='N', help='as many, evenly spaced in the data')
-    add('--size', type=int, default=256, metavar='PX', help='short side of images (default: 256)')
+    add_measured_data(parser, 'images with masks')
     add(
         '--after-norm',
         action='store_true',
         help="bottom-up tokens after the first block's norm, where AbSViT adds its top-down input "
         '(default: before it, as in the thesis)',
     )
-    add('--alpha', type=float, metavar='A', help='scale of the top-down input (default: its own)')
     add('--examples', type=int, default=4, metavar='N', help='rows of the picture (default: 4)')
     add('--seed', type=int, default=0, metavar='S', help='of the controls (default: 0)')
     add('--out', metavar='DIR', help='for results (default: work_dirs/CONFIG/probe/DATA)')
-    add('--device', help='cpu, cuda, cuda:1, ... (default: cuda if there is one)')
-    add_cfg_options(parser)
     return parser.parse_args(argv)
