@@ -22,7 +22,8 @@ scores of a segmentor, each deletion, insertion and gain, curves by their mean o
   class priors        IoU of a class, order by the pass that looks for it, of images that have it
   mIoU is the mean over the classes that the labels have, the same at each fraction.
 scores of a classifier: probability of the class that the whole image has; top-1 accuracy
-  gain           insertion less deletion: 0 of a map that says nothing, whatever the removal does
+  gain           insertion less deletion: 0 on average of random orders, whatever the removal does;
+                 not of shapes: a compact rest is easier than a scattered one, see center
   over shifted   gain less that of the same map moved around the edges by a random offset, which
                  removes the same shapes at other places
 
@@ -32,7 +33,7 @@ gain with the other sign: its deletion is the map's insertion, read from 100 % t
 
 --fill: removed pixels are the mean color of the image, or the image blurred by a Gaussian of one
 patch. RISE deletes to gray and inserts into blur. Here the default is the mean color for both: a
-blurred road is still seen to be road, so for a segmentor blur removes detail, and not the evidence.
+segmentor still tells some classes by the colors that blur leaves, and these are evidence too.
 
 Results of each image are a file in DIR/rows: a run that was stopped goes on with the same command.
 DIR holds faithfulness.txt, .json, .csv, .md and .png, and faithfulness_curves.csv; intervals are a
