@@ -279,7 +279,8 @@ def _mean(x: np.ndarray, curve: np.ndarray) -> np.ndarray:
 def draw_curves(curves: Curves, measures: Sequence[Measure]) -> 'Figure':
     """A column for each map, a row for each score: deletion by the map and by its inverse.
 
-    The area between the two is the gain. Insertion is the latter, read from the right.
+    The area between the two is the gain. Insertion is the latter, read from the right. Of many maps
+    those with the largest gain are drawn.
     """
     from matplotlib.figure import Figure
 
@@ -307,7 +308,7 @@ def draw_curves(curves: Curves, measures: Sequence[Measure]) -> 'Figure':
             axes.fill_between(
                 x, *np.quantile(own[1:], [0.025, 0.975], axis=0), color=OWN, alpha=0.2, linewidth=0
             )
-            axes.plot(x, own[0], color=OWN, linewidth=1.8, label='map, 95 % interval')
+            axes.plot(x, own[0], 'o-', color=OWN, markersize=3, label='map, 95 % interval')
             axes.tick_params(labelsize=7)
             axes.spines[['top', 'right']].set_visible(False)
         row[0].set_ylabel(measure.axis, fontsize=8)
