@@ -27,8 +27,9 @@ definitions:
   marked      share of the pixels that the answer marks: falsely, for a class that is absent.
   AUC, share  of a map inside the named region: probability that a pixel inside has more than one
               outside; part of the sum. attention: token norms of the last pass, without a prior of
-              the first. change: those of the last over their mean less those of the first over
-              theirs. weights: clamped cosines with the prior (the answer without a second pass).
+              the first; "less none": the difference from that, paired over the images. change:
+              those of the last over their mean less those of the first over theirs. weights:
+              clamped cosines with the prior (the answer without a second pass).
   pairs,      of two or four images, each half or quarter a region, named by a class that has
   squares     --min-share of its pixels and at most a tenth of that of any other. --pair-layout
               square: the middles of two, in one square, as in the authors' demonstration; side:

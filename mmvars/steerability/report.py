@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmvars.steerability.asking import ABSENT, PLAIN, PRIOR, ROWS, SHUFFLED, Maps
+from mmvars.steerability.asking import ABSENT, PLAIN, PRIOR, RANDOM, ROWS, SHUFFLED, Maps
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
 from mmvars.steerability.protocol import Example, Results, Section
 from mmvars.visualization.figure import (
@@ -93,6 +93,12 @@ class Report:
 
         for (table, row, column), tally in section.tallies.items():
             put(table, row, column, tally)
+        for table, column in (('share', 'attention'), ('probability', 'named class')):
+            if (without := section.tallies.get((table, PLAIN, column))) is not None:
+                for row in (PRIOR, RANDOM):
+                    if (table, row, column) in section.tallies:
+                        tally = section.tallies[table, row, column]
+                        put(table, f'{row} less none', column, tally, without)
         for name in ('answer', 'weights'):
             if ('iou ' + name, PRIOR) in section.curves:
                 self.thresholds[name] = section.curves[f'iou {name}', PRIOR].best_threshold()
@@ -241,6 +247,8 @@ HEADLINES = (
     ('pairs', 'share', PRIOR, 'attention'),
     ('pairs', 'share', 'random prior', 'attention'),
     ('pairs', 'share', PLAIN, 'attention'),
+    ('pairs', 'share', 'its prior less none', 'attention'),
+    ('pairs', 'probability', 'its prior less none', 'named class'),
     ('squares', 'auc', PRIOR, 'answer'),
     ('squares', 'auc', PRIOR, 'attention'),
     ('squares', 'auc', 'random prior', 'attention'),

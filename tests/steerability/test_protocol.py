@@ -119,6 +119,12 @@ def test_an_oracle_attends_to_the_named_tile() -> None:
         assert value(report, section, 'share', 'its prior', 'attention') > value(
             report, section, 'share', 'no prior', 'attention'
         )
+        gain = report.numbers[section]['share']['its prior less none']['attention']
+        assert gain.value == pytest.approx(
+            value(report, section, 'share', 'its prior', 'attention')
+            - value(report, section, 'share', 'no prior', 'attention')
+        )
+        assert 0 < gain.low <= gain.value <= gain.high
         assert value(report, section, 'auc', 'random prior', 'answer') == 0.5
     assert value(report, 'pairs', 'auc', 'absent class', 'answer') == 0.5
     assert value(report, 'pairs', 'flip', 'its prior', 'answer') == 1
