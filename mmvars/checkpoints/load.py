@@ -127,6 +127,8 @@ def load_pretrained(
         identity = torch.eye(len(current['prior.center']))
         absent = Source('(none)', identity, identity.shape, 'the identity, as in older files')
         sources.setdefault('prior.whitening', absent)
+    if 'prior.projection.weight' in current and 'prior.query' in sources:
+        sources = drop(sources, report, 'a query, in whose place text asks here', ['prior.query'])
     if isinstance(trunk.head, nn.Identity):
         sources = drop(
             sources,

@@ -244,3 +244,15 @@ def test_one_file_serves_init_cfg_and_load_from(golden, tmp_path, converted, tas
         )
         assert torch.equal(each.network.trunk.pos_embed, state['pos_embed'])
     assert torch.equal(host.head.fc.bias, state['head.bias']) == (task == 'classification')
+
+
+def test_a_text_prior_starts_from_a_network_that_has_a_query(tmp_path, network):
+    """METER's vision backbone from ImageNet: the map of the text is new, and the query gone."""
+    torch.save(_state(network), tmp_path / 'in1k.pth')
+    asked = create_model(ARCH, num_classes=0, prior=dict(type='text', text_dim=8), **SIZE)
+    with pytest.raises(CheckpointError, match='prior.projection.weight'):
+        load_pretrained(asked, tmp_path / 'in1k.pth')
+    report = load_pretrained(asked, tmp_path / 'in1k.pth', allow_new=('prior',))
+    assert len(report.of(Status.NEW)) == 2
+    for name, value in asked.state_dict().items():
+        assert name.startswith('prior.') or torch.equal(value, network.state_dict()[name])
