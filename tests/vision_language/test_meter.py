@@ -6,6 +6,7 @@ import itertools
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
+from torch.nn import functional as F
 
 from mmvars.errors import InputError
 from mmvars.models.prior_loss import prior_loss
@@ -87,7 +88,7 @@ def samples_of(head):
 
 
 @pytest.mark.parametrize(
-    'backbone, head', zip(BACKBONES, itertools.cycle(['retrieval', 'vqa']), strict=False)
+    'backbone, head', [*zip(BACKBONES, itertools.cycle(['retrieval', 'vqa']), strict=False)]
 )
 def test_all_that_trains_gets_a_gradient(config, images, backbone, head):
     """DDP stops where one does not."""
@@ -184,7 +185,10 @@ def test_the_loss_of_answers(config, images):
     torch.testing.assert_close(loss, -bits.sum(dim=1).mean())
     for sample, score in zip(model(images, questions(), mode='predict'), scores, strict=True):
         torch.testing.assert_close(sample.pred_score, score)
-        assert sample.pred_answer == ['red', 'blue', 'green'][int(score.argmax())]
+    for label, answer in enumerate(['red', 'blue', 'green']):
+        model.head.layers[3].bias.data = 1000 * F.one_hot(torch.tensor(label), 3).float()
+        sample, _ = model(images, questions(False), mode='predict')
+        assert sample.pred_answer == answer and sample.pred_label.tolist() == [label]
 
 
 def test_the_losses_of_retrieval(config, images):
