@@ -78,7 +78,7 @@ def released(text_folder):
         )
         for stream in ('text', 'image'):
             for index in range(DEPTH):
-                layer = BertLayer(config, layer_idx=0).state_dict()
+                layer = BertLayer(config).state_dict()
                 state |= {
                     f'cross_modal_{stream}_layers.{index}.{name}': torch.randn_like(tensor)
                     for name, tensor in layer.items()

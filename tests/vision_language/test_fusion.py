@@ -29,7 +29,7 @@ def as_bert(bert_names):
             add_cross_attention=True,
             attn_implementation='eager',
         )
-        bert = BertLayer(config, layer_idx=0).eval()
+        bert = BertLayer(config).eval()
         state = {}
         for name, tensor in layer.state_dict().items():
             module, _, kind = name.rpartition('.')
