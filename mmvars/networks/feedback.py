@@ -87,7 +87,6 @@ class Prior(nn.Module):
             on pretrained trunks.
 
     Attributes:
-        requested_dim: Width of the vectors that a call passes: C, or that of a text vector.
         num_classes: K, of the classes that a call can name by their ids; 0: none.
         center: Buffer ``(C,)``, zeros at first, or ``None``. ``mmvars pretune`` fills it with the
             mean output token: a large part that all tokens of a pretrained network share would
@@ -104,10 +103,14 @@ class Prior(nn.Module):
     def __init__(self, embed_dim: int, has_center: bool = False) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.requested_dim = embed_dim
         self.num_classes = 0
         self.register_buffer('center', torch.zeros(embed_dim) if has_center else None)
         self.register_buffer('whitening', torch.eye(embed_dim) if has_center else None)
+
+    @property
+    def requested_dim(self) -> int:
+        """Width of the float vectors that a call passes: C, or that of a text vector."""
+        return self.embed_dim
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -281,6 +284,8 @@ class LearnedText(Prior):
         has_center: See :class:`Prior`.
 
     Attributes:
+        takes_text: Whether a float prior of a call is a text vector, or the prior itself, as where
+            a place in an image asks.
         texts: Buffer ``(K, T, D)``: the text vectors of each name in the T :data:`PHRASINGS`, zeros
             at first, loaded from a file of ``mmvars prototypes --text``; ``None`` without classes.
     """
@@ -294,12 +299,17 @@ class LearnedText(Prior):
         super().__init__(embed_dim, has_center)
         check_number('text_dim of the text prior', text_dim, 1, 1_000_000, whole=True)
         check_number('num_classes of the text prior', num_classes, 0, 1_000_000, whole=True)
-        self.requested_dim = text_dim
+        self.text_dim = text_dim
+        self.takes_text = True
         self.num_classes = num_classes
         self.projection = nn.Linear(text_dim, embed_dim)
         self.register_buffer('nothing', torch.zeros(1, embed_dim), persistent=False)
         texts = torch.zeros(num_classes, len(PHRASINGS), text_dim) if num_classes else None
         self.register_buffer('texts', texts)
+
+    @property
+    def requested_dim(self) -> int:
+        return self.text_dim if self.takes_text else self.embed_dim
 
     def default(self) -> Tensor:
         return self.nothing
@@ -315,7 +325,7 @@ class LearnedText(Prior):
         return torch.where(texts.any(dim=1, keepdim=True), self.projection(texts), self.nothing)
 
     def from_vectors(self, vectors: Tensor) -> Tensor:
-        return self.projection(vectors.to(self.nothing.dtype))
+        return self.projection(vectors.to(self.nothing.dtype)) if self.takes_text else vectors
 
 
 PRIORS: dict[str, type[Prior]] = {

@@ -40,13 +40,11 @@ def given_priors(network: Network) -> Iterator[None]:
     if not isinstance(prior, LearnedText):
         yield
         return
-    text_dim, prior.requested_dim = prior.requested_dim, prior.embed_dim
-    prior.from_vectors = lambda vectors: vectors  # type: ignore[method-assign]
+    prior.takes_text = False
     try:
         yield
     finally:
-        prior.requested_dim = text_dim
-        del prior.from_vectors
+        prior.takes_text = True
 
 
 def check_top_down(network: Network, has_prior: bool, has_alpha: bool, remedy: str) -> None:

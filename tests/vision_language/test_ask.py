@@ -19,7 +19,7 @@ model = dict(
     type='mmvars.METER',
     backbone=dict(
         type='mmvars.AbSViT',
-        arch=dict(embed_dims=32, num_layers=2, num_heads=2, patch_size=8),
+        arch=dict(embed_dims=24, num_layers=2, num_heads=2, patch_size=8),
         img_size=32,
         out_type='featmap_cls_token',
         prior=dict(type='text', text_dim=32),
