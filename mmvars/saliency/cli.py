@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = measured_images(
         out, identity, indices, lambda index: _measure(args, data, subject, blocks, index)
     )
+    if not images:
+        raise _nothing_seen(args, data, len(indices))
     about = _about(args, config, checkpoint, data, subject, blocks, images)
     if isinstance(data, FixationData):
         tables = [fixation_table([each['maps'] for each in images], args.seed)]
@@ -148,6 +150,21 @@ def _named(words: Sequence[str], data: FixationData | MaskData) -> list[int]:
                 '(a number alone is how many images are drawn)'
             )
     return [numbers[word] for word in words]
+
+
+def _nothing_seen(
+    args: argparse.Namespace, data: FixationData | MaskData, count: int
+) -> InputError:
+    """That there is nothing to compare maps with."""
+    what = 'a fixation' if isinstance(data, FixationData) else 'an object'
+    remedies = ['leave --crop out'] * (args.crop is not None)
+    remedies += ['give other --objects'] * (args.objects is not None)
+    remedies += ['look at more --images'] * (count < len(data.names))
+    remedies = remedies or ['look at the masks, in which 0 is the background and 255 unlabeled']
+    return InputError(
+        f'none of the {count} images of {data.title} has {what} in what is seen of it: '
+        + ', or '.join(remedies)
+    )
 
 
 def _only(tables: Sequence[Table], kinds: Sequence[str]) -> list[Table]:
@@ -259,11 +276,6 @@ def _measure_objects(
     maps: dict[str, Tensor],
 ) -> dict[str, Any] | None:
     labels = seen_labels(data, index, view)
-    if labels.shape != (view.height, view.width):
-        raise InputError(
-            f'the mask of {data.paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels, and '
-            f'the image {view.width}x{view.height}: they must be of one size'
-        )
     counted = labels != IGNORED
     foreground = counted & (labels > 0)
     if not foreground.any():

@@ -105,6 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = Rows.of(out, [(identity | measurement.identity, images)])
         _run(measurement, rows, images)
     made = [rows.read(image) for image in images]
+    if not any(row['labels'] for row in made):
+        raise InputError(
+            f'none of the {len(made)} images has a label of a class: look at more --images, or at '
+            'the masks and classes of the test data'
+        )
     curves = Curves(made, fractions, evaluation.num_classes, args.seed)
     measures = [*MEASURES[evaluation.segmentation]]
     measures += CLASS_MEASURES if curves.class_names else ()

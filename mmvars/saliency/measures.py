@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmvars.datasets.files import open_image
+from mmvars.errors import InputError
 from mmvars.saliency.data import FixationData, MaskData
 from mmvars.saliency.fixations import (
     auc_judd,
@@ -112,9 +114,20 @@ def fixation_scores(
 
 
 def seen_labels(data: MaskData, index: int, view: View) -> np.ndarray:
-    """Labels ``(H, W)`` of what is seen of an image."""
-    rows = slice(view.top, view.top + view.height)
-    return data.labels(index)[rows, view.left : view.left + view.width]
+    """Labels ``(H, W)`` of what is seen of an image.
+
+    Raises:
+        InputError: If the mask is not of the size of the image.
+    """
+    labels, path = data.labels(index), data.paths[index]
+    with open_image(path, path) as image:
+        width, height = image.size
+    if labels.shape != (height, width):
+        raise InputError(
+            f'the mask of {path} has {labels.shape[1]}x{labels.shape[0]} pixels, and the image '
+            f'{width}x{height}: they must be of one size'
+        )
+    return labels[view.top :, view.left :][: view.height, : view.width]
 
 
 def foreground_counts(

@@ -107,7 +107,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         examples = _examples(args, data, subject, decoder, indices[1::2])
     images = [row['objects'] for row in rows]
     if not images:
-        raise InputError(f'no object is in the images of {data.title} that are measured')
+        raise InputError(
+            f'none of the {len(indices[1::2])} images of {data.title} that are measured has an '
+            'object and a background: look at more --images, give other --objects, or look at the '
+            'masks'
+        )
     about = {
         'model': config,
         'checkpoint': str(checkpoint or 'none'),
@@ -252,11 +256,6 @@ def _measure(
 def _labels(data: MaskData, index: int, view: View) -> np.ndarray:
     """Labels at the pixels that the model sees."""
     labels = seen_labels(data, index, view)
-    if labels.shape != (view.height, view.width):
-        raise InputError(
-            f'the mask of {data.paths[index]} has {labels.shape[1]}x{labels.shape[0]} pixels, and '
-            f'the image {view.width}x{view.height}: they must be of one size'
-        )
     size = view.pixels.shape[1], view.pixels.shape[0]
     return np.asarray(
         Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST)

@@ -1,5 +1,6 @@
 """Published layouts of fixations and masks, written anew, and what is measured on them."""
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from PIL import Image
 from mmvars.errors import InputError
 from mmvars.saliency.cli import main
 from mmvars.saliency.data import read_data
+from mmvars.saliency.measures import seen_labels
+from mmvars.saliency.subject import View
 
 FIXATIONS = {  # image, observer: the first of each on the cross, one outside of the image
     '1001': [[[20, 15], [3.5, 4], [39, 29]], [[20, 15], [7, 8]]],
@@ -156,3 +159,43 @@ def test_table_1_4_on_voc_by_hand(run, write_model, tmp_path) -> None:
     assert status == 2 and '--drop-first is for fixations' in said
     named = run(*write_model('vars'), '--on', 'voc', '--data-root', root, '--objects', 'car')[2]
     assert named['about']['objects'].startswith('1; ')
+
+
+def write_masks(root: Path, labels: np.ndarray) -> Path:
+    """Two images of 40 x 30 pixels with the same mask."""
+    write_images(root / 'images', '.png')
+    (root / 'masks').mkdir()
+    for name in FIXATIONS:
+        Image.fromarray(labels.astype(np.uint8)).save(root / 'masks' / f'{name}.png')
+    return root
+
+
+@pytest.mark.parametrize('size', [(31, 40), (30, 41), (29, 40), (30, 39)])
+@pytest.mark.parametrize('window', [(0, 0, 30, 40), (5, 10, 20, 20)], ids=['whole', 'crop'])
+def test_a_mask_is_of_the_size_of_its_image(size, window, tmp_path) -> None:
+    """What is seen of one that is not would be another part of the image."""
+    view = View(np.zeros((8, 8, 3)), *window)
+    data = read_data(str(write_masks(tmp_path / 'wrong', np.ones(size))))
+    with pytest.raises(InputError, match=f'1001.png has {size[1]}x{size[0]} pixels.* 40x30'):
+        seen_labels(data, 0, view)
+    labels = np.arange(1200).reshape(30, 40) % 255
+    seen = seen_labels(read_data(str(write_masks(tmp_path / 'right', labels))), 0, view)
+    assert (seen == labels[window[0] :, window[1] :][: window[2], : window[3]]).all()
+
+
+def test_nothing_to_compare_with_is_one_message(run, write_model, tmp_path) -> None:
+    model, labels = write_model('absvit'), np.zeros((30, 40))
+    status, said, _ = run(*model, '--on', write_masks(tmp_path / 'empty', labels))
+    assert status == 2 and 'none of the 2 images of empty has an object' in said
+    assert said.strip().endswith(
+        'look at the masks, in which 0 is the background and 255 unlabeled'
+    )
+    labels[0] = 1
+    edge = write_masks(tmp_path / 'edge', labels)
+    status, said, _ = run(*model, '--on', edge, '--crop', 16, '--images', 1)
+    assert status == 2 and 'none of the 1 images of edge has an object' in said
+    assert said.strip().endswith('seen of it: leave --crop out, or look at more --images')
+    fixations = json.dumps({name: [[[1, 1]]] for name in FIXATIONS})
+    (edge / 'fixations.json').write_text(fixations)
+    status, said, _ = run(*model, '--on', edge, '--crop', 16)
+    assert status == 2 and 'has a fixation in what is seen of it: leave --crop out' in said

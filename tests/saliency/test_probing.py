@@ -1,5 +1,6 @@
 """Generative probing: the decoder, its scores, and ``mmvars probe`` on random weights."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def test_class_priors_and_their_controls(run, write_model, tmp_path) -> None:
     assert table['top-down, class prior'] == table['top-down, random prior']
 
 
-def test_own_priors_and_networks_without_feedback(run, write_model, data) -> None:
+def test_own_priors_and_networks_without_feedback(run, write_model, data, tmp_path) -> None:
     status, said, content = run(*write_model('mmvars.AbSViT'), '--on', data, '--examples', 0)
     assert status == 0, said
     names = [*content['tables'].popitem()[1]]
@@ -211,6 +212,11 @@ def test_own_priors_and_networks_without_feedback(run, write_model, data) -> Non
     assert status == 2 and 'this model has no feedback' in said
     status, said, _ = run(*plain, '--on', data, '--images', 1)
     assert status == 2 and '0 tokens to fit the decoder' in said
+    empty = shutil.copytree(data, tmp_path / 'empty')
+    for path in (empty / 'masks').iterdir():
+        Image.new('L', (64, 48)).save(path)
+    status, said, _ = run(*plain, '--on', empty)
+    assert status == 2 and 'none of the 3 images of empty that are measured has an object' in said
 
 
 @torch.no_grad()
