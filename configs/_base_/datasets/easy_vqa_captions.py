@@ -22,7 +22,7 @@ train_dataloader, val_dataloader, test_dataloader = [
             data_prefix=split,
             ann_file='annotations/captions.json',
             split=split,
-            num_negatives=7,
+            num_negatives=3,
             pipeline=pipeline,
             test_mode=split != 'train',
         ),
