@@ -1,5 +1,5 @@
-# Trains on a CPU in minutes, on shapes: no number is to be compared with published ones. Shallow, or
-# ranking does not learn from scratch; the prior loss (Eq. 2.15) says early what fits what.
+# Trains on a CPU in minutes, on shapes: no number is to be compared with published ones. It is
+# shallow, since ranking is slow to learn from scratch; the prior loss (Eq. 2.15) helps at first.
 _base_ = [
     '../_base_/models/meter_mini.py',
     '../_base_/datasets/easy_vqa_captions.py',
