@@ -221,7 +221,7 @@ def test_layer_depth_covers_every_parameter(tiny_arch):
             dict(stop_gradient=False, design='perceiver_io'),
             "stop_gradient=False is for feedback through decoders, which only design='absvit'",
         ),
-        (dict(prior='text'), 'prior must be one of'),
+        (dict(prior='words'), 'prior must be one of'),
         # values of a wrong type, as a typing error in a config gives them
         (dict(arch=5), 'arch must be one of'),
         (dict(arch=dict(embed_dims='a', num_layers=1, num_heads=1)), 'embed_dims must be a whole'),

@@ -60,7 +60,7 @@ def test_sizes(base, change, words):
         (dict(prior=dict(type='class_prototype', num_classes=10**12)), 'num_classes of the class'),
         (
             dict(prior=['given']),
-            'prior must be one of learned_query, class_prototype, learned_classes, given',
+            'prior must be one of learned_query, class_prototype, learned_classes, text, given',
         ),
         (dict(prior=dict(type='given', x=1)), "prior 'given' takes no options; unknown: ['x']"),
         (dict(prior=dict(type='class_prototype', classes=3)), 'takes num_classes; unknown'),

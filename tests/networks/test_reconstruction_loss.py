@@ -112,5 +112,5 @@ def test_mistakes_are_named(options, message):
 )
 @pytest.mark.parametrize('top_down', [None, 'mask_attention', 'perceiver_io'])
 def test_designs_without_decoders_have_no_use_for_them(top_down, option):
-    with pytest.raises(InputError, match=f'{next(iter(option))}=.* is of the reconstruction loss'):
+    with pytest.raises(InputError, match=f'{next(iter(option))}=.* is for feedback through'):
         create_model('vit_tiny', top_down=top_down, **option)
