@@ -16,14 +16,16 @@ data (--on):
   voc             PASCAL VOC 2012 val (default: data/VOCdevkit/VOC2012)
   lvis            LVIS v1 val (default: data/lvis_v1): its images with two or more categories whose
                   synsets are classes of ImageNet, which are the objects
-  test            the labeled test data of a segmentor's config; give --objects
+  test            the labeled test data of a segmentor's config; give --objects: without, all that
+                  has a label is an object, and there is no IoU, FP and FN
   FOLDER          images/ with fixations.json {"NAME": [[[x, y], ...], ...]}, a list of points in
                   pixels for each observer; or with masks/NAME.png, 0 the background, 255 unlabeled
 
 maps of a block, each at the patches, then bilinear at the pixels of the file:
   token norms     of the tokens after the block (Figures 2.4 to 2.8)
-  mean attention  what the average token looks at: mean over queries and heads of the attention
-                  matrix; of VARS, which has none, mean over channels of |d mean_n out / d v|
+  mean attention  what the average token looks at: mean over all queries, those of class and
+                  register tokens too, and heads of the attention matrix; of VARS, which has none,
+                  mean over channels of |d mean_n out / d v|
   class attention what the class token looks at, mean over heads; FAN has blocks of its own for it,
                   which count on from the others
   reconstruction  VARS: norms of P u

@@ -69,7 +69,8 @@ def add_measured_data(parser: argparse.ArgumentParser, on: str) -> None:
         '--objects',
         nargs='+',
         metavar='CLASS',
-        help='of masks: only these are objects, all else is background',
+        help='of masks: only these are objects, all else is background; of a FOLDER, whose classes '
+        'have no names, numbers of labels',
     )
     add('--data-root', metavar='DIR', help='where the data are that --on names')
     add('--images', type=int, metavar='N', help='as many, evenly spaced in the data')

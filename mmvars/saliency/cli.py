@@ -2,7 +2,7 @@
 
 import argparse
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _load(args, name, files, options)
         for name, files in zip(model_names(models), models, strict=True)
     ]
+    if args.steps and not any(each.subject.has_steps(each.blocks) for each in observers):
+        raise InputError('--steps is for VARS, and these blocks are of none: leave it out')
     _, subject, blocks = observers[0]
     indices = evenly_spaced(len(data.names), args.images)
     name = f'{Path(config).stem}/attention/{Path(args.on).resolve().name}'
@@ -86,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(data, FixationData):
         tables = [fixation_table([each['maps'] for each in images], args.seed)]
     else:
-        tables = object_tables(images, args.seed)
+        # Where all pixels are of objects, none is falsely marked.
+        tables = object_tables(images, args.seed)[0 if data.has_background else 1 :]
     kinds = [KINDS[word] for word in args.maps or KINDS]
     if args.maps:
         tables = _only(tables, kinds)
@@ -178,16 +181,20 @@ def _only(tables: Sequence[Table], kinds: Sequence[str]) -> list[Table]:
         return name.split(', ')[2] if ', ' in name else ''
 
     known = dict.fromkeys(kind_of(name) for table in tables for name in table.rows)
+    _check_kinds(kinds, known)
+    return [
+        table._replace(rows={k: row for k, row in table.rows.items() if kind_of(k) in ('', *kinds)})
+        for table in tables
+    ]
+
+
+def _check_kinds(kinds: Sequence[str], known: Collection[str]) -> None:
     for kind in kinds:
         if kind not in known:
             words = [word for word, each in KINDS.items() if each in known]
             raise InputError(
                 f'--maps: this model has no {kind} in these blocks: give {", ".join(words)}'
             )
-    return [
-        table._replace(rows={k: row for k, row in table.rows.items() if kind_of(k) in ('', *kinds)})
-        for table in tables
-    ]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -210,10 +217,16 @@ def _check(args: argparse.Namespace) -> None:
 
 def _data(args: argparse.Namespace, config: str, options: dict) -> FixationData | MaskData:
     data = find_data(args.on, args.data_root, config, options, args.drop_first)
-    if args.drop_first and isinstance(data, MaskData):
-        raise InputError(
-            f'--drop-first is for fixations, and --on {args.on} are masks: leave it out'
-        )
+    of_fixations = {
+        '--drop-first': args.drop_first,
+        '--sigma': args.sigma is not None,
+        '--definition matlab': args.definition != 'pysaliency',
+    }
+    for option, is_given in of_fixations.items():
+        if is_given and isinstance(data, MaskData):
+            raise InputError(
+                f'{option} is for fixations, and --on {args.on} are masks: leave it out'
+            )
     if args.objects is None:
         return data
     if isinstance(data, FixationData):
@@ -249,6 +262,10 @@ def _measure(
     with open_image(data.paths[index], data.paths[index]) as image:
         view = subject.view(image, args.size, args.crop)
     own = subject.own_maps(view.pixels, blocks, args.steps, args.alpha)
+    known = {name.kind for name in own}
+    if isinstance(data, MaskData) and subject.priors.keys() & {*(data.classes or ())}:
+        known.add(WEIGHTS)  # of a pass that is told a class
+    _check_kinds([KINDS[word] for word in args.maps or ()], known)
     grid = tuple(next(iter(own.values())).shape[1:])
     seed = zlib.crc32(f'{args.seed} {data.names[index]}'.encode())
     maps: dict[str, Tensor] = baselines(view, grid, seed)
@@ -342,4 +359,9 @@ def _about(
         share = float(np.mean([image['share'] for image in images]))
         objects = sum(len(image['objects']) for image in images)
         about['objects'] = f'{objects}; {share:.3f} of the pixels, mean over the images'
+        if not data.has_background:
+            about['foreground'] = (
+                'left out: all pixels with a label are of a class, so that there is no background; '
+                'give --objects'
+            )
     return about

@@ -103,6 +103,7 @@ class MaskData:
             :data:`IGNORED` does not count.
         files: That the labels are in.
         classes: Names of the labels from 0 on, the background first; ``None`` where unknown.
+        has_background: Whether pixels can be of no object.
     """
 
     title: str
@@ -111,6 +112,7 @@ class MaskData:
     labels: Callable[[int], np.ndarray]
     files: Sequence[str]
     classes: Sequence[str] | None = None
+    has_background: bool = True
 
     def class_name(self, label: int) -> str:
         """Name of a label; ``''`` where it has none."""
@@ -119,19 +121,31 @@ class MaskData:
     def only(self, classes: Sequence[str]) -> 'MaskData':
         """With these classes as objects; all others are background.
 
+        Args:
+            classes: Names, or numbers of labels where classes have no names.
+
         Raises:
             InputError: If the data have no such class.
         """
         if self.classes is None:
-            raise InputError(f'--objects: the classes of {self.title} have no names')
-        numbers = [find_class(name, self.classes) for name in classes]
+            numbers = [self._number(name) for name in classes]
+        else:
+            numbers = [find_class(name, self.classes) for name in classes]
         labels = self.labels
 
         def selected(index: int) -> np.ndarray:
             all_labels = labels(index)
             return np.where(np.isin(all_labels, [*numbers, IGNORED]), all_labels, 0)
 
-        return replace(self, labels=selected)
+        return replace(self, labels=selected, has_background=True)
+
+    def _number(self, label: str) -> int:
+        if not label.isdecimal() or int(label) in (0, _IGNORED_IN_FILES):
+            raise InputError(
+                f'--objects {label}: the classes of {self.title} have no names: give numbers of '
+                'labels, such as --objects 3 7; 0 is the background, and 255 unlabeled'
+            )
+        return int(label)
 
 
 def _file_labels(masks: Sequence[str]) -> Callable[[int], np.ndarray]:
@@ -198,7 +212,8 @@ def read_config_data(cfg: Config) -> MaskData:
     names = [image_name(path) for path in paths]
     masks = [entry.get('seg_map_path') or '' for entry in entries]
     known = None if classes is None else ('background', *classes)
-    return MaskData('test data of the config', names, paths, read, masks, known)
+    title = 'test data of the config'
+    return MaskData(title, names, paths, read, masks, known, has_background=False)
 
 
 def read_data(

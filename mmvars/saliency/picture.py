@@ -107,14 +107,17 @@ def attention_figure(
         f'{data.title}, {seen} · blocks are counted from 0 · each map from its smallest value '
         '(black) to its largest · '
     )
+    mass = 'mass: share of the map on the object of the prior, and of the bottom-up map'
+    center = ' · center: of a Gaussian in the middle'
     if isinstance(data, FixationData):
-        footer += f'NSS: of the map at the fixations of this image ({args.definition})'
-    else:
+        footer += f'NSS: of the map at the fixations of this image ({args.definition}){center}'
+    elif data.has_background:
         footer += (
             'IoU, FP, FN: of the map cut at 0.3 of its range, against all objects (Table 1.4); '
-            'mass: share of the map on the object of the prior, and of the bottom-up map'
+            f'{mass}{center}'
         )
-    footer += ' · center: of a Gaussian in the middle'
+    else:
+        footer += mass
     return draw_figure(rows, rows[0].size or (1, 1), footer)
 
 
@@ -188,6 +191,8 @@ def _object_panels(
     names = {label: data.class_name(label) or f'label {label}' for label in largest}
 
     def score(values: np.ndarray) -> str:
+        if not data.has_background:
+            return ''
         overlap = foreground_overlap(values, foreground, counted)
         return (
             f'IoU {overlap.iou:.2f}, FP {overlap.false_positive_share:.2f}, '
@@ -197,8 +202,9 @@ def _object_panels(
     def mass(values: np.ndarray, label: int) -> str:
         return f'{mass_accuracy(values, labels == label, counted):.1%}'
 
+    center = f'center: {score(_center(view))}' if data.has_background else ''
     first: list[Panel] = [
-        Picture(image, title='Image', caption=f'center: {score(_center(view))}'),
+        Picture(image, title='Image', caption=center),
         _mask_panel(labels, image, largest, [*map(_spoken, names.values())]),
     ]
     own = _own_panels(observers, scene, score)

@@ -137,6 +137,12 @@ class Subject:
         self.priors = priors
         self.trunk = trunk
 
+    def has_steps(self, blocks: Sequence[int]) -> bool:
+        """Whether the attention of one of these blocks is recurrent, as that of VARS."""
+        return self.trunk is not None and any(
+            hasattr(self.trunk.blocks[index].attn, 'attention_steps') for index in blocks
+        )
+
     def view(self, image: Image.Image, size: int, crop: int | None) -> View:
         """An image as the model sees it: short side ``size``, whole or the middle ``crop`` of it.
 

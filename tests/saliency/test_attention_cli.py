@@ -52,6 +52,8 @@ def test_objects_and_the_steps_of_vars(run, write_model, masks) -> None:
     assert names == ['center', 'random', 'token norms', *kinds]
     assert [*objects] == [*foreground]
     assert objects['center']['rank']['count'] == 6  # two objects an image
+    alone = run(*write_model('vars'), '--on', masks, '--blocks', 1, '--objects', 2)[2]['tables']
+    assert alone['objects']['center']['rank']['count'] == 3
     for table in (foreground, objects):
         assert all(0 <= score['value'] <= 1 for row in table.values() for score in row.values())
     later = [foreground[f'block 1, bottom-up, mean attention{step}']['IoU'] for step in steps]
@@ -75,6 +77,10 @@ def test_class_priors_on_the_test_data_of_a_config(run, segmentor) -> None:
         same = [f'block 1, top-down, {kind}, {of}' for of in asked_for]
         same += [f'block 1, bottom-up, {kind}'] * (kind != 'token weights')
         assert len({objects[name]['mass']['value'] for name in same}) == len(same)
+    everything = run(*segmentor, '--on', 'test', '--blocks', 1)[2]
+    assert [*everything['tables']] == ['objects']  # no label is background
+    assert everything['tables']['objects']['center']['mass']['count'] == 9
+    assert everything['about']['foreground'].endswith('no background; give --objects')
     status, said, _ = run(*segmentor, '--on', 'test', '--objects', 'sqare')
     assert status == 2 and "no class is called 'sqare'; did you mean 'square'" in said
 
@@ -196,12 +202,16 @@ def test_other_masks_or_images_of_the_same_names_are_measured_anew(
         (['--on', '{data}', '--figure', '1', '--against', 'timm/x', 'y', 'z'], 'got 3 words'),
         (['--on', '{data}', '--objects', 'cat'], 'are fixations: leave it out'),
         (['--on', 'test'], 'this config is of none'),
+        (['--on', '{data}', '--steps'], '--steps is for VARS'),
+        (['--on', '{masks}', '--sigma', '3'], '--sigma is for fixations'),
+        (['--on', '{masks}', '--definition', 'matlab'], '--definition matlab is for fixations'),
+        (['--on', '{masks}', '--objects', 'cat'], '--objects cat: the classes of masks'),
+        (['--on', '{masks}', '--objects', '2', '0'], '--objects 0: the classes of masks'),
     ],
 )
-def test_bad_input_is_one_message(options, message, run, write_model, data) -> None:
-    status, said, content = run(
-        *write_model('absvit'), *(option.format(data=data) for option in options)
-    )
+def test_bad_input_is_one_message(options, message, run, write_model, data, masks) -> None:
+    given = (option.format(data=data, masks=masks) for option in options)
+    status, said, content = run(*write_model('absvit'), *given)
     assert (status, content) == (2, None) and message in said
 
 

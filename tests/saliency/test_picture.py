@@ -146,13 +146,16 @@ def test_only_some_maps_are_shown(write_model, data, tmp_path, capsys) -> None:
         content = json.loads((out / 'attention.json').read_text())
         return status, *content['tables'].values(), capsys.readouterr().err
 
-    _, whole, _ = table()
-    status, part, _ = table('--maps', 'class')
+    _, whole, _ = table('--blocks', '0')
+    status, part, _ = table('--maps', 'class', '--blocks', '0')
     assert status == 0
     kept = ['center', 'random', 'block 0, bottom-up, class attention']
     assert part == {name: whole[name] for name in kept} and len(whole) == 5
-    status, _, error = table('--maps', 'weights')
-    assert status == 2 and 'no token weights in these blocks: give norms, mean, class' in error
+    for blocks in ('0', '1'):  # of the former all rows are there
+        status, _, error = table('--maps', 'weights', '--blocks', blocks)
+        assert status == 2
+        assert 'no token weights in these blocks: give norms, mean, class' in error
+    assert len([*tmp_path.glob('out/rows/*/*.json')]) == 1 + 2  # rows of 0, and both run.json
 
 
 def test_names_of_wordnet_are_spoken() -> None:
