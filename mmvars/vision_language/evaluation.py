@@ -66,6 +66,7 @@ class VQAMetric(BaseMetric):
                     f'the model tells {len(sample["pred_score"])} answers apart, and answer_file '
                     f'of the data set has {len(answers)}: give the file that it was trained with'
                 )
+            _check_finite(sample['pred_score'].cpu().numpy())
             known = {key: sample[key] for key in ('gt_answer', 'gt_answer_weight') if key in sample}
             self.results.append(
                 dict(
@@ -149,7 +150,11 @@ def recall_at(scores: np.ndarray, owners: np.ndarray, topk: Sequence[int]) -> di
 
     Returns:
         ``TR@k`` and ``IR@k`` for each k.
+
+    Raises:
+        InputError: If a score is NaN or infinite.
     """
+    _check_finite(scores)
     own = owners == np.arange(len(scores))[:, None]
     best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
     better_texts = ((scores >= best) & ~own).sum(axis=1)
@@ -160,6 +165,19 @@ def recall_at(scores: np.ndarray, owners: np.ndarray, topk: Sequence[int]) -> di
         for name, better in ranks.items()
         for k in topk
     }
+
+
+def _check_finite(scores: np.ndarray) -> None:
+    """Refuse what cannot be compared: no score is better than NaN, which would be the best of all.
+
+    Raises:
+        InputError: If a score is NaN or infinite.
+    """
+    if count := np.count_nonzero(~np.isfinite(scores)):
+        raise InputError(
+            f'{count} of {scores.size} scores of the model are NaN or infinite: its training '
+            'diverged, or half precision overflowed (fp16 of val_cfg and test_cfg; leave it out)'
+        )
 
 
 class _ScoresAllCaptions:

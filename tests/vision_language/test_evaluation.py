@@ -105,6 +105,18 @@ def test_recall_by_hand():
     )
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_find_nothing(value):
+    """No caption is better than NaN, so that the own one would be the best."""
+    scores = np.where(SCORES == 0.9, value, SCORES)
+    with pytest.raises(InputError, match='2 of 15 scores .*NaN or infinite.*half precision'):
+        recall_at(scores, OWNERS, (1,))
+    sample = _sample(0, ['yes'] * 10, question_id=1)
+    sample['pred_score'][2] = value
+    with pytest.raises(InputError, match='1 of 4 scores .*NaN or infinite'):
+        _evaluate(VQAMetric(), [sample])
+
+
 class _Captions(Dataset):
     """Images that know their row, in the form of mmvars.Flickr30K in tests."""
 
