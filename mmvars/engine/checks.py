@@ -1,6 +1,8 @@
 """What is checked of a training run once its Runner is built, before the first step."""
 
 import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from mmengine.runner import Runner
@@ -9,10 +11,31 @@ from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.shorthands import class_entries, class_name
 from mmvars.errors import InputError
 
-__all__ = ['check_num_classes', 'check_warmups']
+__all__ = ['check_answers', 'check_num_classes', 'check_warmups']
 
 _LOW_SHARE = 0.1
 """A run whose learning rate never reaches this share of the optimizer's is warned about."""
+
+
+def check_answers(answers: Sequence[str] | None, trained: Sequence[str] | None) -> None:
+    """Refuse a vocabulary that a model was not trained with: each of its answers would be another.
+
+    Args:
+        answers: Of the data.
+        trained: Those that the checkpoint names; ``None``: it names none.
+
+    Raises:
+        InputError: With the first answer that differs.
+    """
+    pairs = zip_longest(answers or (), trained or ())
+    others = [(k, a, b) for k, (a, b) in enumerate(pairs) if a != b]
+    if answers and trained and others:
+        number, answer, expected = others[0]
+        raise InputError(
+            f'the data set has other answers than the checkpoint was trained with, in {len(others)}'
+            f' places: number {number} is {answer!r}, was {expected!r}. Set its answer_file (or '
+            'metainfo.classes) to the vocabulary of the training'
+        )
 
 
 def check_num_classes(runner: Runner) -> None:

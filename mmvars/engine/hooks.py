@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmvars.engine.checkpoint_hook import save_state
+from mmvars.engine.checks import check_answers
 from mmvars.engine.resume import is_accumulating
 from mmvars.errors import InputError, check_number
 from mmvars.layers.vars_static import VARSStatic
@@ -27,6 +28,7 @@ from mmvars.registry import HOOKS
 from mmvars.write import whole_or_nothing
 
 __all__ = [
+    'AnswersHook',
     'FuseHook',
     'LabelMapHook',
     'LipschitzUpdateHook',
@@ -266,6 +268,15 @@ def _whole_weights(model: nn.Module) -> AbstractContextManager:
     if isinstance(model, FullyShardedDataParallel):
         return FullyShardedDataParallel.summon_full_params(model, writeback=False)
     return nullcontext()
+
+
+class AnswersHook(Hook):
+    """Refuse to test a checkpoint that was trained with other answers to questions."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        answers = (runner.test_loop.evaluator.dataset_meta or {}).get('classes')
+        trained = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+        check_answers(answers, trained.get('classes'))
 
 
 class FuseHook(Hook):

@@ -14,7 +14,7 @@ from mmengine.registry import METRICS
 from mmvars.datasets import check_data_roots
 from mmvars.datasets.checks import dataset_entries
 from mmvars.engine.errors import user_errors
-from mmvars.engine.hooks import FuseHook, LabelMapHook
+from mmvars.engine.hooks import AnswersHook, FuseHook, LabelMapHook
 from mmvars.engine.options import parse_cfg_options
 from mmvars.engine.runner import (
     build_runner,
@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         check_data_roots(cfg)
         runner = build_runner(cfg, args, notes)
         runner.register_hook(FuseHook())
+        if class_name(cfg.model.get('type')) == 'METER':
+            runner.register_hook(AnswersHook())
         if args.out and segmentation and args.out_item != 'metrics':
             runner.register_hook(LabelMapHook(args.out))
         metrics = runner.test()

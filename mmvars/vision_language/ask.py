@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from mmengine.dataset import Compose
 
+from mmvars.engine.checks import check_answers
 from mmvars.engine.cpu import pick_device
 from mmvars.engine.errors import user_errors
 from mmvars.engine.options import parse_cfg_options
@@ -178,7 +179,10 @@ def _load(args: argparse.Namespace) -> Asked:
     model, meta = build_model(cfg, str(checkpoint), pick_device(args.device))
     answers: tuple[str, ...] = ()
     if isinstance(model.head, VQAHead):
-        answers = ClassTable.of(model.head.num_answers, *class_sources(dataset_of(cfg), meta)).names
+        *configured, trained = class_sources(dataset_of(cfg), meta)
+        for source in configured:
+            check_answers((source or {}).get('classes'), (trained or {}).get('classes'))
+        answers = ClassTable.of(model.head.num_answers, *configured, trained).names
     return Asked(model, image_pipeline(cfg), answers, subject_of(cfg, model, str(checkpoint)))
 
 

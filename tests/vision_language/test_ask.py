@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from mmvars.cli import run_tool
+from mmvars.engine.checks import check_answers
+from mmvars.errors import InputError
 from mmvars.registry import MODELS
 
 pytest.importorskip('mmpretrain')
@@ -97,6 +99,31 @@ def test_answers_are_those_of_the_model_and_questions_steer_its_maps(run, photo,
     assert results[0]['answers'] == pytest.approx(scores, abs=1e-5)
     with Image.open(out / 'photo_answers.png') as picture:
         assert picture.width > picture.height > 300
+
+
+def test_other_answers_than_in_training_are_refused(run, photo, tmp_path, capsys):
+    folder = run()
+    file, config = folder / 'epoch_1.pth', folder / 'tiny.py'
+    for name in ('red', 'blue', 'green'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        (tmp_path / 'data' / name / 'photo.png').write_bytes(photo.read_bytes())
+    tested = f"""
+test_dataloader['dataset'].update(data_root={str(tmp_path / 'data')!r})
+test_dataloader.update(batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler'))
+test_cfg, test_evaluator = dict(), dict(type='mmvars.VQAMetric')
+"""
+    config.write_text(config.read_text() + tested)
+    content = torch.load(file, weights_only=False)
+    trained = ['green', 'blue', 'red']
+    torch.save(dict(content, meta=dict(dataset_meta=dict(classes=trained))), file)
+    asked = [str(folder), str(photo), '--question', 'what', '-o', str(tmp_path / 'out')]
+    for tool, words in (('ask', asked), ('test', [str(config), str(file)])):
+        assert run_tool(tool, words) == 2
+        assert "in 2 places: number 0 is 'red', was 'green'" in capsys.readouterr().err
+    check_answers(trained, tuple(trained))
+    check_answers(trained, None)
+    with pytest.raises(InputError, match="number 2 is None, was 'red'"):
+        check_answers(trained[:2], trained)
 
 
 def test_captions_are_scored_by_a_model_of_retrieval(run, photo, tmp_path, capsys):
