@@ -221,7 +221,7 @@ def _options() -> list[str]:
 
 
 @pytest.mark.parametrize('options', _options())
-def test_options_of_the_readme_apply(options):
+def test_options_of_the_readme_apply_and_build(options, text_encoder):
     cfg = deepcopy(_load(FOLDER / 'meter-absvit-b16_6xb24-10e_vqav2.py'))
     words = parse_cfg_options(options.split())
     apply_options(cfg, words)
@@ -230,6 +230,9 @@ def test_options_of_the_readme_apply(options):
         for name in key.removeprefix('+').split('.'):
             node = node[name]
         assert node == value
+    cfg.model.text_backbone.update(name=str(text_encoder), pretrained=False)
+    with torch.device('meta'):
+        MODELS.build(cfg.model)
 
 
 @pytest.mark.parametrize(
