@@ -21,7 +21,6 @@ from mmvars.engine.options import parse_cfg_options
 from mmvars.engine.runner import build_runner, load_config, set_for_test, set_work_dir
 from mmvars.errors import InputError, check_number
 from mmvars.models.base import Backbone
-from mmvars.networks.steering import feeds_back_unasked
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.parsers.faithfulness import parse_args
 from mmvars.predictor import run_files
@@ -215,12 +214,8 @@ class _Measurement:
         classes = np.unique(labels[labels >= 0]).tolist()
         blank = dict(inputs=[pixels], data_samples=[sample.new()])
         images = self.model.data_preprocessor(blank, False)['inputs']
-        # Where priors are classes, the second pass looks for nothing unless it is told a class.
-        maps = {
-            str(key): each
-            for key, each in self._maps(images).items()
-            if key.stage == BOTTOM_UP or feeds_back_unasked(self.subject.network)
-        }
+        own = self.subject.unasked(self._maps(images))
+        maps = {str(key): each for key, each in own.items()}
         grid = next(iter(maps.values())).shape[1:]
         patches = Patches.of(pixels.shape[-2:], self.subject.patch, grid)
         seed = zlib.crc32(f'{self.args.seed} {image_name(sample.img_path)}'.encode())

@@ -205,10 +205,14 @@ class Subject:
         alpha: float | None = None,
     ) -> Maps:
         """Without a prior, of the passes that look for something then."""
+        return self.unasked(self.maps(pixels, blocks, steps, alpha=alpha))
+
+    def unasked(self, maps: Maps) -> Maps:
+        """Those of maps without a prior that are of passes that look for something then."""
         # Where priors are classes, the second pass looks for nothing unless it is told a class.
         return {
             name: each
-            for name, each in self.maps(pixels, blocks, steps, alpha=alpha).items()
+            for name, each in maps.items()
             if name.stage == BOTTOM_UP or feeds_back_unasked(self.network)
         }
 
