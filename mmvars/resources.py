@@ -90,6 +90,11 @@ def shipped_config(name: str) -> Path:
     hint = did_you_mean(
         spellings[-1].name, [path.name for path in configs.values()], limit=3, cutoff=0.5
     )
+    if name.startswith('timm/'):
+        hint += (
+            '; a network of timm is no config, but an option of one: give '
+            f'dinov2-b14-absvit_linear_2xb8-40k_ade20k-518x518 and --cfg-options arch={name}'
+        )
     raise InputError(
         f'config {name!r} does not exist here, nor among the configs of mmvars in '
         f'{root / "configs"}{hint or "; `mmvars configs` lists them"}'

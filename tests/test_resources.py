@@ -1,6 +1,7 @@
 """Finding the shipped configs from anywhere."""
 
 import os
+import re
 
 import pytest
 
@@ -35,6 +36,14 @@ def test_a_misspelled_name_brings_the_nearest(name, tmp_path, monkeypatch) -> No
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f'{NAME}.py'):
         config_path(name)
+
+
+def test_a_network_of_timm_is_an_option_of_a_config() -> None:
+    arch = 'timm/vit_small_patch14_dinov2.lvd142m'
+    with pytest.raises(InputError, match=f'give (.*) and --cfg-options arch={arch}$') as caught:
+        config_path(arch)
+    config = re.search(r'give (\S+) and', str(caught.value))[1]
+    assert "arch='timm/" in config_path(config).read_text()
 
 
 def test_an_absolute_path_must_exist(tmp_path) -> None:

@@ -44,12 +44,17 @@ are rows, the maps of each model columns, in one range of colors a model. The pi
 `mmvars robustness`. The maps are token norms and the token mask; with --average-attention, the map
 that all mixers have, or --class-attention, these alone.
 
+A network of timm is the option arch of a config, here with the checkpoint that it was trained to,
+head included; `mmvars attention timm/NAME WEIGHTS --figure N` draws one that has no head.
+
 {PRIOR_HELP}Several make a row of panels each; the default is the learned query. Points,
 boxes and masks are places in each image, so that --pair takes none.
 
   mmvars visualize work_dirs/run photo.jpg --alpha 1 5 10
   mmvars visualize CONFIG CHECKPOINT photos/ --prior "class:golden retriever" class:281 --alpha 10
   mmvars visualize CONFIG CHECKPOINT photo.jpg --steps --atoms 8 --layer 0
+  mmvars visualize dinov2-b14-absvit_linear_2xb8-40k_ade20k-518x518 CHECKPOINT photo.jpg \\
+      --cfg-options arch=timm/vit_small_patch14_dinov2.lvd142m
   mmvars visualize CONFIG CHECKPOINT --pair cat.jpg dog.jpg --prior class:tabby class:pug \\
       --alpha 1 5 10 --threshold 0.7 --json shares.json
   mmvars visualize work_dirs/rvt photos/ --against work_dirs/vars-d --against work_dirs/vars-sd \\
