@@ -1,15 +1,16 @@
 """``mmvars probe``: images decoded from the bottom-up and top-down input of the first block."""
 
 import argparse
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,7 +36,7 @@ from mmvars.saliency.probing import (
     probe_scores,
 )
 from mmvars.saliency.report import Table, write_report
-from mmvars.saliency.resumed import identity_of, measured_images
+from mmvars.saliency.resumed import CHUNK, identity_of, measured_images, progress
 from mmvars.saliency.subject import Subject, View, load_subject
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
 from mmvars.visualization.figure import Picture, Row, draw_figure, save_figure
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.alpha is not None:
         network = subject.network or subject.trunk
         check_top_down(network, bool(subject.priors), True, 'leave --alpha out')
+    _check_count(args, data, subject)
     name = f'{Path(config).stem}/probe/{Path(args.on).resolve().name}'
     out = Path(args.out or Path('work_dirs', name))
     _make_folder(out)
@@ -173,15 +175,48 @@ def _fit(
     trunk: Any = subject.trunk
     fit = DecoderFit(trunk)
     print(f'fitting the decoder to {len(indices)} images', flush=True)
-    bar = ProgressBar(len(indices))
+    start = time.monotonic()
     for number, index in enumerate(indices):
         view = _view(args, data, subject, index)
         embedded, grid = trunk.forward_embed(subject.normalize(view.pixels))
         tokens = embedded_patches(_normed(args, trunk, embedded), grid)
         fit.add(tokens, view.pixels, held_out=number % HELD_OUT == 0)
-        bar.update()
-    print()
+        done = number + 1
+        if done % CHUNK == 0 or done == len(indices):
+            print(progress(done, len(indices), (time.monotonic() - start) / done), flush=True)
     return fit.solve()
+
+
+def _check_count(args: argparse.Namespace, data: MaskData, subject: Subject) -> None:
+    """Refuse too few images before the decoder's pass: their tokens follow from the sizes alone.
+
+    Raises:
+        InputError: With the least ``--images`` that would do.
+    """
+    trunk: Any = subject.trunk
+    needed, patch, total = trunk.widths[0] + 1, trunk.strides[0], len(data.names)
+
+    @cache
+    def tokens_of(index: int) -> int:
+        height, width, _ = _view(args, data, subject, index).pixels.shape
+        return height * width // patch**2
+
+    def tokens(count: int) -> int:
+        found = 0
+        for number, index in enumerate(evenly_spaced(total, count)[::2]):
+            if number % HELD_OUT and found < needed:  # no more images are read than that takes
+                found += tokens_of(index)
+        return found
+
+    count = min(args.images or total, total)
+    if (found := tokens(count)) >= needed:
+        return
+    least = next((each for each in range(count + 1, total + 1) if tokens(each) >= needed), None)
+    remedy = 'give a larger --size' if least is None else f'give --images {least}, or more'
+    raise InputError(
+        f'{count} images of --size {args.size} have {found} tokens to fit the decoder, which needs '
+        f'{needed}, one more than there are channels: {remedy}'
+    )
 
 
 def _view(args: argparse.Namespace, data: MaskData, subject: Subject, index: int) -> View:

@@ -73,18 +73,12 @@ class DecoderFit:
         """Ridge regression in closed form.
 
         Raises:
-            InputError: If there are too few images, or a token is not finite.
+            InputError: If a token is not finite.
         """
-        count, width = int(self.fitted.count), len(self.fitted.outputs_outputs)
-        if count < width or not self.held_out.count:
-            raise InputError(
-                f'{count} tokens to fit the decoder and {int(self.held_out.count)} held out are '
-                f'too few for {width - 1} channels: give more images, or a larger --size'
-            )
         if not self.fitted.outputs_outputs.isfinite().all():
             raise InputError('the tokens are not all finite numbers: check the weights')
         fit = fit_ridge(self.fitted, self.held_out)
-        mean = self.fitted.inputs / count
+        mean = self.fitted.inputs / int(self.fitted.count)
         return Decoder(fit.solution, mean.view(3, self.patch, self.patch), fit.ridge, 1 - fit.error)
 
 

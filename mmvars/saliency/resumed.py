@@ -15,7 +15,7 @@ from mmvars.saliency.data import FixationData, MaskData
 from mmvars.saliency.subject import Subject
 from mmvars.visualization.model import read_config
 
-__all__ = ['identity_of', 'measured_images']
+__all__ = ['CHUNK', 'identity_of', 'measured_images', 'progress']
 
 CHUNK = 20  # images in a row
 
@@ -61,6 +61,12 @@ def identity_of(
     )
 
 
+def progress(done: int, total: int, seconds: float) -> str:
+    """A line for a log: images of how many, seconds for one of them, and the time left."""
+    left = seconds * (total - done) / 60
+    return f'[{done}/{total}] {seconds:.2f} s an image' + f', {left:.1f} min left' * (left > 0)
+
+
 def measured_images(
     out: str | Path,
     identity: Mapping[str, Any],
@@ -88,11 +94,6 @@ def measured_images(
         images = [measure(index) for index in chunk.indices]
         rows.write(chunk, dict(images=[each for each in images if each is not None]))
         new += len(images)
-        seconds = (time.monotonic() - start) / new
         left = sum(len(chunk.indices) for chunk in rows.missing(chunks))
-        print(
-            f'[{total - left}/{total}] {seconds:.2f} s an image'
-            + f', {seconds * left / 60:.1f} min left' * (left > 0),
-            flush=True,
-        )
+        print(progress(total - left, total, (time.monotonic() - start) / new), flush=True)
     return [image for chunk in chunks for image in rows.read(chunk)['images']]
