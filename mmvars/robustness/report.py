@@ -34,6 +34,7 @@ __all__ = [
     'aligned_table',
     'check_comparable',
     'check_own_report',
+    'check_replaceable',
     'compare',
     'markdown_table',
     'number_draws',
@@ -171,14 +172,28 @@ def check_own_report(result: Result, folder: str | Path) -> None:
     Raises:
         InputError: If one is in the folder.
     """
-    path = Path(folder, f'{FILE}.json')
+    identity = {key: result.about[key] for key in ('config', 'checkpoint')}
+    check_replaceable(Path(folder, f'{FILE}.json'), identity)
+
+
+def check_replaceable(path: Path, identity: Mapping[str, str]) -> None:
+    """Refuse to replace a report of something else.
+
+    Args:
+        path: Of the JSON file, which may be there.
+        identity: What the report is of, as its ``'about'`` says it.
+
+    Raises:
+        InputError: If the file is there, and is not of this.
+    """
     if not path.is_file():
         return
-    other = json.loads(path.read_text(encoding='utf-8'))['about']
-    if any(other[key] != result.about[key] for key in ('config', 'checkpoint')):
+    about = json.loads(path.read_text(encoding='utf-8'))['about']
+    other = {key: about.get(key, text) for key, text in identity.items()}  # or of before there was
+    if other != identity:
         raise InputError(
-            f'--out: {path} is the report of {other["config"]} {other["checkpoint"]}: give another '
-            'folder, or remove it'
+            f'--out: {path} is the report of {" ".join(other.values())}: give another folder, or '
+            'remove it'
         )
 
 

@@ -16,6 +16,7 @@ from mmvars.errors import InputError, check_number, did_you_mean
 from mmvars.networks.steering import check_top_down
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.parsers.attention import MAPS, parse_args
+from mmvars.robustness.report import check_replaceable
 from mmvars.saliency.data import (
     IGNORED,
     FixationData,
@@ -32,7 +33,7 @@ from mmvars.saliency.measures import (
 )
 from mmvars.saliency.picture import Observer, attention_figure
 from mmvars.saliency.report import Table, fixation_table, object_tables, write_report
-from mmvars.saliency.resumed import identity_of, measured_images
+from mmvars.saliency.resumed import default_out, identity_of, measured_images, report_of
 from mmvars.saliency.subject import (
     CLASS,
     MEAN,
@@ -74,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError('--steps is for VARS, and these blocks are of none: leave it out')
     _, subject, blocks = observers[0]
     indices = evenly_spaced(len(data.names), args.images)
-    name = f'{Path(config).stem}/attention/{Path(args.on).resolve().name}'
-    out = Path(args.out or Path('work_dirs', name))
+    out = Path(args.out or default_out(config, 'attention', args.on))
+    check_replaceable(out / 'attention.json', report_of(args, config, checkpoint))
     names = ('objects', 'size', 'crop', 'steps', 'sigma', 'definition', 'alpha', 'seed')
     identity = identity_of(data, subject, config, options, indices)
     identity |= dict(version=_VERSION, blocks=blocks, **{key: getattr(args, key) for key in names})
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not images:
         raise _nothing_seen(args, data, len(indices))
-    about = _about(args, config, checkpoint, data, subject, blocks, images)
+    about = report_of(args, config, checkpoint) | _about(args, data, subject, blocks, images)
     if isinstance(data, FixationData):
         tables = [fixation_table([each['maps'] for each in images], args.seed)]
     else:
@@ -326,20 +327,16 @@ def _priors_of(subject: Subject, name: str, seed: int) -> dict[str, Tensor]:
 
 def _about(
     args: argparse.Namespace,
-    config: str,
-    checkpoint: Any,
     data: FixationData | MaskData,
     subject: Subject,
     blocks: Sequence[int],
     images: Sequence[dict[str, Any]],
 ) -> dict[str, str]:
-    """The head of the report."""
+    """The head of the report, after what it is of."""
     seen = f'short side {args.size}' + (
         f', the middle {args.crop}x{args.crop}' if args.crop else ', whole'
     )
     about = {
-        'model': config,
-        'checkpoint': str(checkpoint or 'none'),
         'data': f'{data.title}, {len(images)} of {len(data.names)} images; {seen}, in patches of '
         f'{subject.patch}; measured at the pixels of the files',
         'blocks': f'{", ".join(map(str, blocks))} of 0 to {subject.depth - 1}',

@@ -21,6 +21,7 @@ from mmvars.visualization.model import read_config
 
 __all__ = [
     'IGNORED',
+    'NAMED',
     'FixationData',
     'MaskData',
     'find_data',

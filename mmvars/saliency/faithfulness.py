@@ -26,6 +26,7 @@ from mmvars.parsers.faithfulness import parse_args
 from mmvars.predictor import run_files
 from mmvars.priors import find_class
 from mmvars.robustness.protocols import CLEAN, Protocol
+from mmvars.robustness.report import check_replaceable
 from mmvars.robustness.rows import Rows
 from mmvars.robustness.runner import Evaluation
 from mmvars.saliency.cli import parse_blocks
@@ -102,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = [_Image(f'image_{i:05d}', i) for i in evaluation.images(CLEAN).indices]
         ((identity, _),) = evaluation.identities(read)
         rows = Rows.of(out, [(identity | measurement.identity, images)])
+        report = {
+            'model': args.config,
+            'checkpoint': f'{args.checkpoint} (weights {evaluation.weights})',
+        }
+        check_replaceable(out / 'faithfulness.json', report)
         _run(measurement, rows, images)
     made = [rows.read(image) for image in images]
     if not any(row['labels'] for row in made):
@@ -114,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measures += CLASS_MEASURES if curves.class_names else ()
     tables = [curves.table(measure) for measure in measures]
     whole = next(curves.of(each, 'center', False)[0, 0] for each in measures if not each.needs_kept)
-    about = _about(args, evaluation, measurement, made, whole)
+    about = report | _about(args, evaluation, measurement, made, whole)
     settings = {name: getattr(args, name) for name in ('config', 'checkpoint', *_SETTINGS)}
     print('\n' + write_report(out, about, tables, settings, 'faithfulness'))
     write_text(out / 'faithfulness_curves.csv', curves.csv(measures), overwrite=True)
@@ -367,7 +373,7 @@ def _about(
     rows: Sequence[Mapping[str, Any]],
     whole: float,
 ) -> dict[str, str]:
-    """The head of the report."""
+    """The head of the report, after what it is of."""
     images = evaluation.images(CLEAN)
     fill = 'the mean color of the image'
     if args.fill == 'blur':
@@ -376,8 +382,6 @@ def _about(
     patches = '-'.join(map(str, sorted({min(counts), max(counts)})))
     name = 'mIoU over the classes of the labels' if evaluation.segmentation else 'probability'
     return {
-        'model': args.config,
-        'checkpoint': f'{args.checkpoint} (weights {evaluation.weights})',
         'data': f'test data of the config, {len(rows)} of {images.total} images, evenly spaced',
         'blocks': f'{", ".join(map(str, measurement.blocks))} of 0 to '
         f'{measurement.subject.depth - 1}',

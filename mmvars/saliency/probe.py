@@ -26,6 +26,7 @@ from mmvars.networks.timm_trunk import PREFIX
 from mmvars.networks.top_down import FirstPassOutput
 from mmvars.parsers.probe import parse_args
 from mmvars.predictor import run_files
+from mmvars.robustness.report import check_replaceable
 from mmvars.saliency.data import IGNORED, FixationData, MaskData, find_data
 from mmvars.saliency.measures import seen_labels
 from mmvars.saliency.probing import (
@@ -36,7 +37,14 @@ from mmvars.saliency.probing import (
     probe_scores,
 )
 from mmvars.saliency.report import Table, write_report
-from mmvars.saliency.resumed import CHUNK, identity_of, measured_images, progress
+from mmvars.saliency.resumed import (
+    CHUNK,
+    default_out,
+    identity_of,
+    measured_images,
+    progress,
+    report_of,
+)
 from mmvars.saliency.subject import Subject, View, load_subject
 from mmvars.steerability.estimates import Estimate, Resamples, Tally
 from mmvars.visualization.figure import Picture, Row, draw_figure, save_figure
@@ -91,9 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         network = subject.network or subject.trunk
         check_top_down(network, bool(subject.priors), True, 'leave --alpha out')
     _check_count(args, data, subject)
-    name = f'{Path(config).stem}/probe/{Path(args.on).resolve().name}'
-    out = Path(args.out or Path('work_dirs', name))
+    out = Path(args.out or default_out(config, 'probe', args.on))
     _make_folder(out)
+    report = report_of(args, config, checkpoint)
+    check_replaceable(out / 'probe.json', report)
     indices = evenly_spaced(len(data.names), args.images)
     names = ('objects', 'size', 'after_norm', 'alpha', 'seed')
     identity = identity_of(data, subject, config, options, indices)
@@ -115,8 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             'masks'
         )
     about = {
-        'model': config,
-        'checkpoint': str(checkpoint or 'none'),
+        **report,
         'data': f'{data.title}, {len(indices)} of {len(data.names)} images, short side {args.size}',
         'tokens': 'input of the first block, '
         + ('after its norm' if args.after_norm else 'before its norm'),

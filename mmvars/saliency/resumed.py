@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,42 @@ from mmvars.checkpoints.partial import sha256_of
 from mmvars.datasets.files import contents_digest
 from mmvars.networks.timm_trunk import PREFIX
 from mmvars.robustness.rows import Rows
-from mmvars.saliency.data import FixationData, MaskData
+from mmvars.saliency.data import NAMED, FixationData, MaskData
 from mmvars.saliency.subject import Subject
 from mmvars.visualization.model import read_config
 
-__all__ = ['CHUNK', 'identity_of', 'measured_images', 'progress']
+__all__ = [
+    'CHUNK',
+    'default_out',
+    'identity_of',
+    'measured_images',
+    'progress',
+    'report_of',
+]
 
 CHUNK = 20  # images in a row
+
+
+def default_out(config: str, command: str, on: str) -> Path:
+    """Where results are written by default; a tag of timm's (``vit.mae``) is no suffix."""
+    name = config.removeprefix(PREFIX) if config.startswith(PREFIX) else Path(config).stem
+    return Path('work_dirs', name, command, Path(on).resolve().name)
+
+
+def report_of(args: Namespace, config: str, checkpoint: str | Path | None) -> dict[str, str]:
+    """What a report is of: its first lines, by which it is known that it may be replaced.
+
+    Args:
+        args: Of the command line: ``on`` and ``data_root``.
+        config: Of the model, or ``timm/NAME``.
+        checkpoint: The file; ``None``: timm's own.
+    """
+    folder = args.data_root or NAMED.get(args.on, args.on)
+    return {
+        'model': config,
+        'checkpoint': str(checkpoint or 'none'),
+        'from': 'test' if args.on == 'test' else str(Path(folder).resolve()),
+    }
 
 
 @dataclass(frozen=True)

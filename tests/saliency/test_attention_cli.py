@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmvars.saliency import cli, resumed
 from mmvars.saliency.cli import main
+from mmvars.saliency.resumed import default_out
 from mmvars.saliency.subject import WEIGHTS, MapName, load_subject
 
 
@@ -43,7 +44,8 @@ def test_fixations_with_baselines_and_both_passes(run, write_model, data, tmp_pa
 
 
 def test_objects_and_the_steps_of_vars(run, write_model, masks) -> None:
-    status, said, content = run(*write_model('vars'), '--on', masks, '--steps', '--blocks', 1)
+    model = write_model('vars')
+    status, said, content = run(*model, '--on', masks, '--steps', '--blocks', 1)
     assert status == 0, said
     foreground, objects = content['tables'].values()
     names = [name.removeprefix('block 1, bottom-up, ') for name in foreground]
@@ -52,7 +54,7 @@ def test_objects_and_the_steps_of_vars(run, write_model, masks) -> None:
     assert names == ['center', 'random', 'token norms', *kinds]
     assert [*objects] == [*foreground]
     assert objects['center']['rank']['count'] == 6  # two objects an image
-    alone = run(*write_model('vars'), '--on', masks, '--blocks', 1, '--objects', 2)[2]['tables']
+    alone = run(*model, '--on', masks, '--blocks', 1, '--objects', 2)[2]['tables']
     assert alone['objects']['center']['rank']['count'] == 3
     for table in (foreground, objects):
         assert all(0 <= score['value'] <= 1 for row in table.values() for score in row.values())
@@ -172,6 +174,10 @@ def test_other_masks_or_images_of_the_same_names_are_measured_anew(
     moved = shutil.copytree(masks, tmp_path / masks.name)
     model = write_model('vars')
     before = run(*model, '--on', masks)[2]
+    report = tmp_path / 'out' / 'attention.json'
+    status, said, _ = run(*model, '--on', moved)
+    assert status == 2 and f'{model[1]} {masks.resolve()}: give another folder, or remove' in said
+    report.unlink()
     assert 'made earlier' in run(*model, '--on', moved)[1]
     for folder in ('masks', 'images'):
         path = moved / folder / '1.png'
@@ -180,6 +186,24 @@ def test_other_masks_or_images_of_the_same_names_are_measured_anew(
         assert status == 0 and 'made earlier' not in said
         assert content['tables'] != before['tables']
         before = content
+
+
+def test_the_report_of_another_model_is_not_replaced(run, write_model, masks, tmp_path) -> None:
+    config, checkpoint = write_model('absvit')
+    assert run(config, checkpoint, '--on', masks)[0] == 0
+    other = shutil.copy(checkpoint, tmp_path / 'other.pth')
+    status, said, _ = run(config, other, '--on', masks)
+    assert status == 2 and f'is the report of {config} {checkpoint} {masks}: give another' in said
+    assert run(config, checkpoint, '--on', masks, '--seed', 1)[0] == 0
+
+
+def test_a_tag_of_timm_is_in_the_default_folder() -> None:
+    first, second = (
+        default_out(f'timm/vit_base_patch16_224.{tag}', 'attention', 'data/osie')
+        for tag in ('mae', 'dino')
+    )
+    assert str(first) == 'work_dirs/vit_base_patch16_224.mae/attention/osie' and first != second
+    assert str(default_out('configs/a.py', 'probe', 'osie/')) == 'work_dirs/a/probe/osie'
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,8 @@ def test_table_1_4_on_voc_by_hand(run, write_model, tmp_path) -> None:
         },
     )
     root = tmp_path / 'VOC2012'
-    status, said, content = run(*write_model('vars'), '--on', 'voc', '--data-root', root)
+    model = write_model('vars')
+    status, said, content = run(*model, '--on', 'voc', '--data-root', root)
     assert status == 0, said
     foreground, objects = (table['center'] for table in content['tables'].values())
     expected = {
@@ -155,9 +156,9 @@ def test_table_1_4_on_voc_by_hand(run, write_model, tmp_path) -> None:
     assert foreground['IoU']['count'] == 2 and objects['pointing']['count'] == 3
     assert objects['pointing']['value'] == pytest.approx((3 / 4 + 0 + 0) / 3)
     assert content['about']['objects'] == '3; 0.245 of the pixels, mean over the images'
-    status, said, _ = run(*write_model('vars'), '--on', 'voc', '--data-root', root, '--drop-first')
+    status, said, _ = run(*model, '--on', 'voc', '--data-root', root, '--drop-first')
     assert status == 2 and '--drop-first is for fixations' in said
-    named = run(*write_model('vars'), '--on', 'voc', '--data-root', root, '--objects', 'car')[2]
+    named = run(*model, '--on', 'voc', '--data-root', root, '--objects', 'car')[2]
     assert named['about']['objects'].startswith('1; ')
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -203,6 +204,9 @@ def test_a_model_without_context_by_hand(run, colors, tmp_path, monkeypatch) -> 
     assert (status, same) == (0, tables) and '1 of them made earlier' in again
     assert (tmp_path / 'out' / 'faithfulness.png').stat().st_size > 10_000
     assert '| center |' in (tmp_path / 'out' / 'faithfulness.md').read_text()
+    copied = shutil.copy(model[1], tmp_path / 'copied.pth')
+    status, said, _ = run(model[0], str(copied))
+    assert status == 2 and 'faithfulness.json is the report of' in said
 
 
 def test_a_model_that_needs_one_patch_by_hand(run, colors, monkeypatch) -> None:

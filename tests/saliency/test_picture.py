@@ -139,9 +139,11 @@ def test_masks_without_priors_stand_in_one_row(draw, write_model, masks) -> None
 
 
 def test_only_some_maps_are_shown(write_model, data, tmp_path, capsys) -> None:
+    model = write_model('foreign')
+
     def table(*options: str) -> tuple[int, dict, str]:
         out = tmp_path / 'out'
-        arguments = [*write_model('foreign'), '--on', str(data), '--size', '32', '--out', str(out)]
+        arguments = [*model, '--on', str(data), '--size', '32', '--out', str(out)]
         status = run_tool(main, [*map(str, arguments), *options])
         content = json.loads((out / 'attention.json').read_text())
         return status, *content['tables'].values(), capsys.readouterr().err

@@ -197,6 +197,9 @@ def test_own_priors_and_networks_without_feedback(run, write_model, data, tmp_pa
         )
     ]
     plain = write_model('mmvars.ViT')
+    status, said, _ = run(*plain, '--on', data)
+    assert status == 2 and 'probe.json is the report of' in said
+    (tmp_path / 'out' / 'probe.json').unlink()
     status, said, content = run(*plain, '--on', data)
     assert status == 0, said
     assert [*content['tables'].popitem()[1]] == ['bottom-up']
@@ -206,6 +209,7 @@ def test_own_priors_and_networks_without_feedback(run, write_model, data, tmp_pa
     empty = shutil.copytree(data, tmp_path / 'empty')
     for path in (empty / 'masks').iterdir():
         Image.new('L', (64, 48)).save(path)
+    (tmp_path / 'out' / 'probe.json').unlink()
     status, said, _ = run(*plain, '--on', empty)
     assert status == 2 and 'none of the 3 images of empty that are measured has an object' in said
 
