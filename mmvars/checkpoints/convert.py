@@ -28,9 +28,9 @@ from mmvars.checkpoints.fit import (
     trunk_of,
 )
 from mmvars.checkpoints.formats import (
+    RELEASE_METER,
     TARGETS,
     Recorded,
-    missing_beside,
     mixer_meta,
     recorded_mixer,
     released_args,
@@ -39,6 +39,7 @@ from mmvars.checkpoints.formats import (
 )
 from mmvars.checkpoints.io import read_checkpoint, read_meta
 from mmvars.checkpoints.key_mapping import Shapes, mixers_seen
+from mmvars.checkpoints.meter import check_meter, is_meter, text_width
 from mmvars.checkpoints.mixers import check_constants, check_mixer
 from mmvars.checkpoints.naming import Source, name_tensors
 from mmvars.checkpoints.report import ConversionReport, Status
@@ -172,15 +173,20 @@ def convert_state_dict(
     sources = fold_layer_scale(join_projections(sources, report), report)
     sources = add_class_position(sources, source_grid)
     advice = f'{_size_advice(shapes_of(sources))} Nothing was written.'
-    for name in missing_beside(passthrough):
-        report.add(Status.MISSING, target=name)
     sources, classes = _for_task(task, sources, num_classes, report)
     shapes = shapes_of(sources)
     overrides |= _choose_mixer(mixer, mixer_cfg or {}, recorded, shapes)
+    of_meter = is_meter(passthrough)
+    width = text_width(shapes_of(passthrough))
+    if width and any(name.startswith(('prior.', 'feedback.')) for name in sources):
+        overrides.setdefault('prior', dict(type='text', text_dim=width))
     size = _size_of_source(arch, sources, img_size, source_grid, overrides)
     size['num_classes'] = classes
     network = _meta_network(arch, **size)
     trunk, state = trunk_of(network), named_state(network)
+    if of_meter:
+        released = read_format is RELEASE_METER or to == 'release'
+        check_meter(passthrough, trunk.embed_dim, released, report)
     target = target_format(to, list(state), passthrough)
     sources = resample_patches(sources, state.get('trunk.patch_embed.proj.weight'), report)
     check_mixer(network, sources, report.title, advice)
@@ -201,7 +207,7 @@ def convert_state_dict(
         network,
         sources,
         report,
-        [*NEW_PARTS, *check_parts(allow_new, network)],
+        [*(() if of_meter else NEW_PARTS), *check_parts(allow_new, network)],
         'the file has none; initialized as for training from scratch',
         source_grid,
     )

@@ -5,7 +5,6 @@ A new family of networks adds a table.
 
 import argparse
 import json
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -20,11 +19,11 @@ __all__ = [
     'FORMATS',
     'MMVARS',
     'NOT_OURS',
+    'RELEASE_METER',
     'RENAMED_FOR_TIMM',
     'TARGETS',
     'Recorded',
     'detect_format',
-    'missing_beside',
     'mixer_meta',
     'recorded_mixer',
     'released_args',
@@ -365,21 +364,6 @@ TARGETS: dict[str, tuple[Format, ...]] = {
     'timm': (TIMM,),
 }
 """Formats that are written, by the name of the choice; which of several, the network decides."""
-
-
-def missing_beside(names: Collection[str]) -> list[str]:
-    """What the fusion of METER lacks, by the names that mmvars gives what is beside a network."""
-    numbers = [
-        int(match[1]) for name in names if (match := re.match(r'fusion\.\w+\.(\d+)\.', name))
-    ]
-    needed = {
-        template.replace('#', str(number)).replace('*', leaf)
-        for _, template in _METER
-        for number in range(1 + max(numbers, default=-1))
-        for leaf in ('weight', 'bias')
-        if template.startswith('fusion.')
-    }
-    return sorted(needed - set(names))
 
 
 def detect_format(keys: Collection[str]) -> Format | None:

@@ -107,7 +107,7 @@ def name_tensors(
                 key,
                 None if fault else passes,
                 shape,
-                note=fault,
+                note=fault or 'not checked',
             )
             passthrough[passes] = value
         elif not name or name in named:

@@ -16,7 +16,7 @@ class Status(Enum):
 
     USED = 'used'
     MERGED = 'merged into other tensors'
-    PASSTHROUGH = 'passed through unchanged (not part of the network, so not checked)'
+    PASSTHROUGH = 'passed through unchanged (not part of the network)'
     IGNORED = 'ignored'
     NEW = 'new in the target'
     REFUSED = 'REFUSED'

@@ -1,5 +1,7 @@
 """Released files of METER, both ways. Their layout is that of transformers' own modules."""
 
+import sys
+
 import pytest
 import torch
 
@@ -183,6 +185,84 @@ def test_nothing_may_be_missing_or_unknown(released, tmp_path):
         assert change.get('add', '') in names
         assert 'image_layers.1.cross_attn.key.bias' in names or 'crossattention' not in str(change)
         assert not (tmp_path / 'x.pth').exists()
+
+
+@pytest.mark.parametrize('head', HEADS)
+def test_every_part_is_compared(released, tmp_path, head):
+    """One tensor of each part of another shape, or removed: all are named, and no others."""
+    shapes = {
+        'vit_model.prompt_decoder.weight': (WIDTH, 31),
+        'cross_modal_text_transform.weight': (HIDDEN, 31),
+        'cross_modal_image_transform.weight': (HIDDEN, WIDTH + 1),
+        'token_type_embeddings.weight': (3, HIDDEN),
+        'cross_modal_text_layers.1.crossattention.self.key.weight': (HIDDEN, HIDDEN + 1),
+        'cross_modal_image_layers.1.attention.output.LayerNorm.bias': (HIDDEN + 1,),
+        'cross_modal_image_pooler.dense.bias': (HIDDEN + 1,),
+        'text_transformer.embeddings.word_embeddings.weight': (19, 31),
+        'text_transformer.embeddings.LayerNorm.bias': (31,),
+        'text_transformer.encoder.layer.0.attention.self.query.weight': (32, 31),
+        'text_transformer.encoder.layer.1.intermediate.dense.bias': (65,),
+    }
+    if head == 'vqa':
+        shapes['vqa_classifier.1.weight'] = (2 * HIDDEN + 1,)
+        shapes['vqa_classifier.3.weight'] = (5, 2 * HIDDEN + 1)
+        shapes['vqa_classifier.3.bias'] = (6,)
+    else:
+        shapes |= {'rank_output.weight': (2, 2 * HIDDEN), 'itm_score.fc.bias': (3,)}
+    state = released(head)
+    assert all(state[key].shape != shape for key, shape in shapes.items())
+    wrong = save(tmp_path, state | {key: torch.zeros(shape) for key, shape in shapes.items()})
+    with pytest.raises(CheckpointError, match='WRONG SHAPE') as caught:
+        convert_checkpoint(wrong, tmp_path / 'x.pth', 'absvit_tiny', **SIZES)
+    problems = {entry.source: entry.target_shape for entry in caught.value.report.problems}
+    assert problems == {key: tuple(state[key].shape) for key in shapes}
+    lacking = save(tmp_path, {key: value for key, value in state.items() if key not in shapes})
+    with pytest.raises(CheckpointError, match='MISSING') as caught:
+        convert_checkpoint(lacking, tmp_path / 'x.pth', 'absvit_tiny', **SIZES)
+    assert len(caught.value.report.problems) == len(shapes)
+    assert not (tmp_path / 'x.pth').exists()
+
+
+@pytest.mark.parametrize(
+    'parts',
+    [
+        {'text_transformer.': 'text_backbone.model.', 'vqa_classifier.': 'head.layers.'},
+        {'cross_modal_': 'fusion.text_layers.', 'vit_model.prompt_decoder.': 'network.prior.'},
+        {'vit_model.decoders.': 'network.feedback.decoders.'},
+    ],
+)
+def test_no_part_may_be_missing(released, tmp_path, parts):
+    state = {
+        key: value for key, value in released('vqa').items() if not key.startswith(tuple(parts))
+    }
+    with pytest.raises(CheckpointError, match='MISSING') as caught:
+        convert_checkpoint(save(tmp_path, state), tmp_path / 'x.pth', 'absvit_tiny', **SIZES)
+    problems = caught.value.report.problems
+    for names in parts.values():
+        assert any(names in str(entry.target) for entry in problems)
+
+
+def test_to_the_release_is_compared_and_what_was_not_is_said(released, tmp_path, monkeypatch):
+    source, ours = save(tmp_path, released('vqa')), tmp_path / 'meter.pth'
+    convert_checkpoint(source, ours, 'absvit_tiny', **SIZES)
+    content = torch.load(ours, weights_only=True)
+    for name in (
+        'text_backbone.model.encoder.layer.1.output.dense.weight',
+        'fusion.text_layers.1.fc1.weight',
+    ):
+        state = dict(content['state_dict'])
+        state[name] = state[name][:, :-1]
+        torch.save(dict(content, state_dict=state), tmp_path / 'wrong.pth')
+        with pytest.raises(CheckpointError, match='WRONG SHAPE'):
+            convert_checkpoint(
+                tmp_path / 'wrong.pth', tmp_path / 'x.pth', 'absvit_tiny', to='release', **SIZES
+            )
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    report = convert_checkpoint(source, ours, 'absvit_tiny', overwrite=True, **SIZES)
+    assert 'METER: 2 layers of fusion in each stream, 2 of the text encoder' in report.remarks
+    assert any('text encoder was not checked' in remark for remark in report.remarks)
+    unchecked = [entry.target for entry in report.entries if entry.note == 'not checked']
+    assert unchecked and all(name.startswith('text_backbone.model.') for name in unchecked)
 
 
 def test_the_command_and_the_vision_backbone_alone(released, tmp_path, capsys):
