@@ -87,7 +87,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='without the first fixation of each observer, on the cross before the image, as '
         'pysaliency has MIT1003',
     )
-    add('--maps', nargs='+', choices=MAPS, help='show only these, see below (default: all)')
+    add(
+        '--maps',
+        nargs='+',
+        choices=MAPS,
+        help='show only these, see below (default: all; in a figure as many as 8 columns hold)',
+    )
     add('--steps', action='store_true', help='VARS: the maps of each recurrent step too')
     add('--sigma', type=float, metavar='PX', help='default: one degree, or 3 %% of the width')
     add(

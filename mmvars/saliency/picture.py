@@ -31,6 +31,8 @@ __all__ = ['Observer', 'attention_figure']
 
 _MOST_OBJECTS = 3  # of an image that are looked for, the largest
 
+_MOST_COLUMNS = 8  # that can be read
+
 _COLORS = [(31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189)]
 """Of objects, the largest first."""
 
@@ -72,21 +74,22 @@ def attention_figure(
     observers: Sequence[Observer],
     data: FixationData | MaskData,
     indices: Sequence[int],
-    kinds: Collection[str],
+    kinds: Sequence[str],
     args: argparse.Namespace,
 ) -> 'Figure':
     """A row for each image: itself, fixations or objects, and the maps of each model.
 
     Under each map stands what it scores in this image. Where models have priors of the classes of
     objects, each model has a row: its maps without a class, and under the priors of the largest.
+    Where not told which, it leaves out the last kinds of maps that make it too wide, and says so.
 
     Args:
         observers: The models.
         data: Images with fixations or masks.
         indices: Of the images.
         kinds: Of the maps.
-        args: Of ``mmvars attention``: ``size``, ``crop``, ``steps``, ``alpha``, ``sigma`` and
-            ``definition``.
+        args: Of ``mmvars attention``: ``size``, ``crop``, ``maps``, ``steps``, ``alpha``, ``sigma``
+            and ``definition``.
 
     Raises:
         InputError: If what is seen of an image has nothing to compare with.
@@ -99,6 +102,7 @@ def attention_figure(
         else:
             each = _object_panels(observers, data, scene, kinds, args)
         rows += [Row(panels, data.names[index], scene.image.shape[:2]) for panels in each]
+    left_out = [] if args.maps else _narrow(rows, kinds)
     most = max(len(row.panels) for row in rows)
     for row in rows:
         row.panels = [*row.panels, *[Panel()] * (most - len(row.panels))]
@@ -118,7 +122,24 @@ def attention_figure(
         )
     else:
         footer += mass
+    if left_out:
+        footer += f' · left out to be legible: {", ".join(left_out)}; --maps says what is drawn'
     return draw_figure(rows, rows[0].size or (1, 1), footer)
+
+
+def _narrow(rows: Sequence[Row], kinds: Sequence[str]) -> list[str]:
+    """Take the last kinds of maps out of rows that are too wide, all but one; returns these."""
+
+    def has(panel: Panel, kind: str) -> bool:
+        return panel.note.endswith(f', {kind}')
+
+    left_out: list[str] = []
+    present = [kind for kind in kinds if any(has(p, kind) for row in rows for p in row.panels)]
+    while len(present) > 1 and max(len(row.panels) for row in rows) > _MOST_COLUMNS:
+        left_out.insert(0, present.pop())
+        for row in rows:
+            row.panels = [panel for panel in row.panels if not has(panel, left_out[0])]
+    return left_out
 
 
 def _scene(
@@ -200,7 +221,8 @@ def _object_panels(
         )
 
     def mass(values: np.ndarray, label: int) -> str:
-        return f'{mass_accuracy(values, labels == label, counted):.1%}'
+        share = mass_accuracy(values, labels == label, counted)
+        return f'{share:.1%}' if share >= 0.01 else f'{share:.2%}'
 
     center = f'center: {score(_center(view))}' if data.has_background else ''
     first: list[Panel] = [

@@ -106,11 +106,12 @@ def test_objects_and_their_priors(draw, segmentor, write_model, data, tmp_path) 
     said = f'IoU {overlap.iou:.2f}, FP {shares[0]:.2f}, FN {shares[1]:.2f}'
     assert said in texts(first[2])
     objects = images[name]['objects']  # by the numbers of their labels: square, corner
-    for axes, prior, scores in zip(first[3:], ('square', 'corner'), objects, strict=True):
+    digits = {'square': '.1%', 'corner': '.2%'}  # the latter is below one percent
+    for axes, (prior, form), scores in zip(first[3:], digits.items(), objects, strict=True):
         assert axes.get_title() == f'prior: {prior}'
         mass = scores['block 1, top-down, token norms, class prior'][1]
         before = scores['block 1, bottom-up, token norms'][1]
-        assert f'mass {mass:.1%}, bottom-up {before:.1%}' in texts(axes)
+        assert f'mass {mass:{form}}, bottom-up {before:{form}}' in texts(axes)
         assert 'block 1, top-down, token norms' in texts(axes)
     subject = load_subject(config, str(tmp_path / 'other.pth'), torch.device('cpu'))
     with Image.open(data / 'images' / '1.png') as image:
@@ -122,6 +123,16 @@ def test_objects_and_their_priors(draw, segmentor, write_model, data, tmp_path) 
     assert f'{before:.1%}' not in ' '.join(texts(first[3]))
     assert not second[0].has_data() and not third[3].has_data()
     assert third[2].get_title() == f'{Path(vars_model[0]).parent.name}/model'
+
+
+def test_wide_figures_leave_maps_out(draw, segmentor) -> None:
+    figure, ((*first, last),), _ = draw(*segmentor, '--on', 'test', '--figure', 1)
+    assert len([*first, last]) == 2 + 1 + 3  # norms alone, of three objects too; of all kinds 17
+    assert 'block 1, top-down, token norms' in texts(last)
+    (footer,) = (text.get_text() for text in figure.texts)
+    footer = ' '.join(footer.split())
+    assert 'left out to be legible: mean attention, class attention, token weights;' in footer
+    assert 'IoU' not in ' '.join([footer, *texts(first[0]), *texts(first[2])])  # no background
 
 
 def test_masks_without_priors_stand_in_one_row(draw, write_model, masks) -> None:
