@@ -249,7 +249,13 @@ def parse_blocks(words: Sequence[str], depth: int) -> list[int]:
         numbers = [int(word) for word in words]
     except ValueError:
         raise InputError(f'--blocks takes numbers, or all; got {" ".join(words)}') from None
-    return sorted({resolve_layer(number, depth) for number in numbers})
+    for number in numbers:
+        if not -depth <= number < depth:
+            raise InputError(
+                f'--blocks {number}: the blocks of this model are 0 to {depth - 1}, or {-depth} to '
+                '-1 from the end'
+            )
+    return sorted({number % depth for number in numbers})
 
 
 def _measure(

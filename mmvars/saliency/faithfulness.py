@@ -51,7 +51,7 @@ from mmvars.saliency.removal import (
     steps_of,
 )
 from mmvars.saliency.report import write_report
-from mmvars.saliency.subject import BOTTOM_UP, MapName, Subject, subject_of
+from mmvars.saliency.subject import BOTTOM_UP, MapName, Subject, load_subject, subject_of
 from mmvars.states import Frame
 from mmvars.visualization.figure import save_figure
 from mmvars.write import write_text
@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if checkpoint is None:
         raise InputError(f'{args.config} is a config: give its CHECKPOINT too')
     args.checkpoint = str(checkpoint)
-    cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
+    options = parse_cfg_options(args.cfg_options)
+    cfg, notes = load_config(args.config, options)
     out = Path(args.out or Path('work_dirs', Path(args.config).stem, 'faithfulness'))
     args.work_dir, args.brief, args.launcher, args.local_rank = str(out / 'log'), True, 'none', 0
     set_work_dir(cfg, args)
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = Protocol('faithfulness', _VERSION, '', (), ('none',), (0,), args.images)
     with user_errors():
         check_data_roots(cfg)
+        subject = load_subject(args.config, args.checkpoint, torch.device('cpu'), options)
+        _check_maps(args, 'decode_head' in read.model, subject)
         evaluation = Evaluation(build_runner(cfg, args, notes), protocol)
         model = evaluation.model.eval()
         if getattr(model, 'head', '') is None:
@@ -149,6 +152,22 @@ def _check(args: argparse.Namespace) -> list[float]:
     return first + [1 - each for each in reversed(first)]
 
 
+def _check_maps(args: argparse.Namespace, segmentation: bool, subject: Subject) -> None:
+    """Refuse what asks for maps that the model does not have, before the Runner makes a folder."""
+    blocks = parse_blocks(args.blocks, subject.depth)
+    if args.steps and not subject.has_steps(blocks):
+        raise InputError('--steps is for VARS, and these blocks are of none: leave it out')
+    if args.classes is None:
+        return
+    if not segmentation or not subject.priors:
+        raise InputError('--classes is for segmentors with a prior for each class: leave it out')
+    for name in args.classes:
+        try:
+            find_class(name, [*subject.priors])
+        except InputError as error:
+            raise InputError(f'--classes: {error}') from None
+
+
 def _no_head(config: str) -> InputError:
     return InputError(
         f'{config} has no head, so it predicts nothing that could change: give the config and '
@@ -191,10 +210,6 @@ class _Measurement:
         known = {classes.index(name): prior for name, prior in priors.items()}
         if self.args.classes is None:
             return known
-        if not known:
-            raise InputError(
-                '--classes is for segmentors with a prior for each class: leave it out'
-            )
         numbers = [find_class(name, classes) for name in self.args.classes]
         return {number: known[number] for number in numbers}
 

@@ -218,7 +218,7 @@ def test_a_tag_of_timm_is_in_the_default_folder() -> None:
         (['--on', '{data}', '--crop', '30'], 'no multiple of the patch of config, 8 pixels'),
         (['--on', '{data}', '--crop', '40'], 'larger than --size 32'),
         (['--on', '{data}', '--blocks', 'last'], '--blocks takes numbers'),
-        (['--on', '{data}', '--blocks', '2'], 'block index from 0 to 1'),
+        (['--on', '{data}', '--blocks', '2'], '--blocks 2: the blocks of this model are 0 to 1'),
         (['--on', '{data}', '--alpha', '-1'], '--alpha'),
         (['--on', '{data}', '--figure', '4'], '--figure'),
         (['--on', '{data}', '--figure', '0', '1.pgn'], "'1.pgn'; did you mean '1.png'"),

@@ -151,6 +151,7 @@ def run(tmp_path, capsys, monkeypatch):
 
     stub = Subject(maps, None, depth=2, patch=8, network=None, weights={})
     monkeypatch.setattr(faithfulness, 'subject_of', lambda *_: stub)
+    monkeypatch.setattr(faithfulness, 'load_subject', lambda *_: stub)
 
     def call(*arguments):
         out = tmp_path / 'out'
@@ -323,14 +324,27 @@ def test_what_is_counted_by_hand() -> None:
         (['{config}', '{model}', '--fractions', '50'], '--fractions 50: give percent'),
         (['{config}', '{model}', '--images', '0'], '--images'),
         (['{config}', '{model}', '--classes', 'red'], 'a prior for each class: leave it out'),
-        (['{config}', '{model}', '--blocks', '2'], 'block index from 0 to 1'),
+        (['{config}', '{model}', '--blocks', '2'], '--blocks 2: the blocks of this model are 0 to'),
+        (['{config}', '{model}', '--steps'], '--steps is for VARS, and these blocks are of none'),
     ],
 )
-def test_bad_input_is_one_message(arguments, message, run, colors, capsys) -> None:
+def test_bad_input_is_one_message_and_makes_no_folder(
+    arguments, message, run, colors, capsys
+) -> None:
     config, model = colors(key=False)
     words = [each.format(config=config, model=model) for each in arguments]
-    status = run_tool(main, [*words, '--out', str(Path(config).parent / 'out')])
-    assert status == 2 and message in capsys.readouterr().err
+    out = Path(config).parent / 'out'
+    status = run_tool(main, [*words, '--out', str(out)])
+    assert status == 2 and message in capsys.readouterr().err and not out.exists()
+
+
+def test_an_unknown_class_makes_no_folder(run, colors, tmp_path, monkeypatch) -> None:
+    priors = dict.fromkeys(('red', 'green', 'blue'), torch.zeros(3))
+    asked = Subject(None, None, 2, 8, None, {}, priors)
+    monkeypatch.setattr(faithfulness, 'load_subject', lambda *_: asked)
+    status, said, _ = run(*colors(key=False), '--classes', 'gren')
+    assert status == 2 and "--classes: no class is called 'gren'; did you mean 'green'" in said
+    assert not (tmp_path / 'out').exists()
 
 
 def test_padding_in_the_test_pipeline_is_refused(run, colors) -> None:
