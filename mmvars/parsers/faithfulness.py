@@ -35,6 +35,11 @@ gain with the other sign: its deletion is the map's insertion, read from 100 % t
 patch. RISE deletes to gray and inserts into blur. Here the default is the mean color for both: a
 segmentor still tells some classes by the colors that blur leaves, and these are evidence too.
 
+An image needs up to 2 + 4 F (4 + 2 M + 2 K) predictions: F of --fractions, M maps, and K maps of
+the priors of all classes that it has. A street scene with 10 classes and a prior for each needs
+some 1,100 at F = 3, which take minutes: the first image says how many, then how long all will take.
+One fraction, fewer --classes or --blocks need less.
+
 Results of each image are a file in DIR/rows: a run that was stopped goes on with the same command.
 DIR holds faithfulness.txt, .json, .csv, .md and .png, and faithfulness_curves.csv; intervals are a
 bootstrap over the images.

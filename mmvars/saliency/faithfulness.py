@@ -227,8 +227,8 @@ class _Measurement:
         )
 
     @torch.no_grad()
-    def of(self, index: int) -> dict[str, Any]:
-        """The row of an image, see :class:`Curves`."""
+    def of(self, index: int, is_first: bool) -> dict[str, Any]:
+        """The row of an image, see :class:`Curves`. Of the first it is said how long it will be."""
         data = pseudo_collate([self.dataset[index]])
         pixels, sample = data['inputs'][0].float().cpu(), data['data_samples'][0]
         labels = self._labels(sample, tuple(pixels.shape[-2:]))
@@ -259,6 +259,8 @@ class _Measurement:
                     for title, map_ in ((name, values), (name + SHIFTED, moved)):
                         order = kept.add(order_of(map_, rng))
                         of_classes.setdefault(title, {})[str(number)] = order
+        if is_first:
+            print(f'{len(kept.masks)} predictions for the first image', flush=True)
         results = self._predictions(pixels, sample, patches, kept.masks)
         states = [*self._counted(results, labels, patches, kept.masks)]
         return dict(
@@ -367,10 +369,11 @@ class _Kept:
 def _run(measurement: _Measurement, rows: Rows, images: Sequence[_Image]) -> None:
     """Measure all images that are not measured."""
     done = len(images) - len(rows.missing(images))
-    print(f'{len(images)} images{f", {done} of them made earlier" * (done > 0)} ({rows.folder})')
+    made = f', {done} of them made earlier' * (done > 0)
+    print(f'{len(images)} images{made} ({rows.folder})', flush=True)
     start, new = time.monotonic(), 0
     while image := rows.claim_next(images):
-        row = measurement.of(image.index)
+        row = measurement.of(image.index, is_first=not new)
         rows.write(image, row)
         new += 1
         seconds, left = (time.monotonic() - start) / new, len(rows.missing(images))

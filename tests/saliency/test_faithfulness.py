@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,6 +174,8 @@ def test_a_model_without_context_by_hand(run, colors, tmp_path, monkeypatch) -> 
     model = colors(key=False)
     status, said, tables = run(*model)
     assert status == 0, said
+    lines = re.search(r'\n(\d+) predictions for the first image\n\[1/1\] \1 predictions', said)
+    assert int(lines[1]) <= 2 + 4 * 2 * (4 + 2 * 2)  # two fractions, two maps
     everything = tables['mIoU, all pixels']
     # Removed: 0, 1 (a green one), 2 (blue), 4, 5, 6 of 6 patches, which are then called red.
     iou = [(3 / 3, 2 / 2, 1 / 1), (3 / 4, 1 / 2, 1), (3 / 5, 1 / 2, 0), *[(3 / 6, 0, 0)] * 3]
