@@ -29,6 +29,7 @@ from mmvars.registry import MODELS
 
 __all__ = [
     'build_network',
+    'check_class_priors',
     'register_backbone',
     'fill_in_channels',
     'prompt_arguments',
@@ -313,6 +314,21 @@ def stack_priors(samples: Sequence[Any] | None, images: Tensor) -> Tensor | None
                 f'is a {kinds[0]} and data_samples[{index}].prior a {kind}'
             )
     return torch.stack([tensor.to(images.device) for tensor in tensors])
+
+
+def check_class_priors(prior: Any) -> None:
+    """Refuse to ask for classes whose prototypes nobody has loaded.
+
+    Raises:
+        InputError: If the class priors are all zero.
+    """
+    if not prior.class_priors().any():
+        raise InputError(
+            'the class priors of the backbone are all zero, which asks for nothing: load a '
+            'file of `mmvars prototypes` (with --text FOLDER, where they are texts) by '
+            "init_cfg of the backbone, or use prior=dict(type='learned_classes') and "
+            'prior_loss_weight=1'
+        )
 
 
 def _as_prior(name: str, prior: Any) -> Tensor:

@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS as MMPRETRAIN
 from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_choice, check_number
-from mmvars.models.arguments import fill_in_channels, stack_priors
+from mmvars.models.arguments import check_class_priors, fill_in_channels, stack_priors
 from mmvars.models.prior_loss import PRIOR_LOSSES, prior_loss
 from mmvars.registry import MODELS
 
@@ -47,6 +47,8 @@ class ImageClassifier(_ImageClassifier):
 
     hands_priors_on = True
     """Whether the backbone gets the ``prior`` of data samples."""
+
+    _has_prototypes = False
 
     def __init__(
         self,
@@ -99,6 +101,11 @@ class ImageClassifier(_ImageClassifier):
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses of both passes and of the backbone for ``inputs (B, C, H, W)``."""
         asked = stack_priors(data_samples, inputs)
+        prior = getattr(self.backbone.network, 'prior', None)
+        asks_classes = self.prior_loss_weight if asked is None else not asked.is_floating_point()
+        if asks_classes and prior is not None and prior.num_classes and not self._has_prototypes:
+            check_class_priors(prior)
+            self._has_prototypes = True
         output = self.backbone(inputs, asked, return_losses=True)
         losses = {f'backbone.{name}': value for name, value in output.losses.items()}
         if self.prior_loss_weight:

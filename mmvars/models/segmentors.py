@@ -14,7 +14,12 @@ from mmseg.registry import MODELS as MMSEG
 from torch import Tensor, nn
 
 from mmvars.errors import InputError, check_flag, check_number
-from mmvars.models.arguments import fill_in_channels, stack_priors, with_num_classes
+from mmvars.models.arguments import (
+    check_class_priors,
+    fill_in_channels,
+    stack_priors,
+    with_num_classes,
+)
 from mmvars.models.prior_loss import region_prior_loss
 from mmvars.models.sliding_window import (
     InferenceOptions,
@@ -171,20 +176,6 @@ class EncoderDecoder(_EncoderDecoder):
                     f'{"no prior" if prior is None else type(prior).__name__}'
                 )
 
-    def _check_prototypes(self) -> None:
-        """Refuse to ask for classes whose prototypes nobody has loaded."""
-        if self._has_prototypes:
-            return
-        prior = self.backbone.network.prior
-        if prior is not None and not prior.class_priors().any():
-            raise InputError(
-                'the class priors of the backbone are all zero, which asks for nothing: load a '
-                'file of `mmvars prototypes` (with --text FOLDER, where they are texts) by '
-                "init_cfg of the backbone, or use prior=dict(type='learned_classes') and "
-                'prior_loss_weight=1'
-            )
-        self._has_prototypes = True
-
     def _init_decode_head(self, decode_head: dict) -> None:
         if not hasattr(self.backbone, 'trunk'):
             raise InputError(
@@ -233,7 +224,10 @@ class EncoderDecoder(_EncoderDecoder):
         """Losses of heads and backbone for ``inputs (B, C, H, W)``."""
         ignore_index = self.decode_head.ignore_index
         if self.prior_sampler is not None:
-            self._check_prototypes()
+            prior = self.backbone.network.prior
+            if prior is not None and not self._has_prototypes:
+                check_class_priors(prior)
+                self._has_prototypes = True
             inputs, data_samples = self.prior_sampler(
                 inputs, data_samples, self.num_classes, ignore_index
             )

@@ -136,6 +136,17 @@ def test_a_prior_loss_without_priors_is_refused():
         model.loss(torch.randn(2, 3, 32, 32), samples([0, 1]))
 
 
+@pytest.mark.parametrize(('weight', 'priors'), [(0.5, ()), (0.0, (1, 0))])
+def test_class_priors_that_nobody_has_loaded_are_refused(weight, priors):
+    """Asked by the labels of the prior loss, or by class ids of the data samples."""
+    model = classifier(dict(type='text', text_dim=12, num_classes=4), weight)
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.raises(InputError, match='are all zero, which asks for nothing: .* --text FOLDER'):
+        model.loss(images, samples([0, 1], priors))
+    model.backbone.network.prior.texts.normal_()
+    assert all(value.isfinite() for value in model.loss(images, samples([0, 1], priors)).values())
+
+
 PROCESS = """
 import os
 import torch
