@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         data = _training_data(cfg)
         checkpoint = checkpoint or cfg.get('load_from')
-        model = _load_model(cfg, checkpoint, device)
+        made = () if encoder is None else ('prior.projection', 'prior.texts')
+        model = _load_model(cfg, checkpoint, device, made)
     network = network_of(model)
     if getattr(network, 'prior', None) is None:
         raise InputError(
@@ -122,16 +123,21 @@ def _check_text(network: Network, encoder: TextEncoder | None, classes: ClassTab
     prior = network.prior
     if not isinstance(prior, LearnedText):
         if encoder is not None:
+            options = dict(type='text', text_dim=_width(encoder), num_classes=len(classes.names))
+            typed = ' '.join(
+                f'+model.backbone.prior.{key}={value}' for key, value in options.items()
+            )
             raise InputError(
                 '--text is for a network whose prior is a map from text: set --cfg-options '
-                "model.backbone.prior=dict(type='text', text_dim=D), or leave --text out"
+                f'{typed} (in a config whose prior is a name, write them there as a dict), or '
+                'leave --text out'
             )
         return
     if encoder is None:
         raise InputError(
             'the prior of this network is a map from text: give --text FOLDER, a sentence encoder'
         )
-    width = embed(encoder, ['a']).shape[1]
+    width = _width(encoder)
     if width != prior.requested_dim:
         raise InputError(
             f'the text vectors of --text have width {width}, and the prior of the network takes '
@@ -144,6 +150,10 @@ def _check_text(network: Network, encoder: TextEncoder | None, classes: ClassTab
             f'model.backbone.prior.num_classes={len(classes.names)}, and metainfo.classes of the '
             'training data'
         )
+
+
+def _width(encoder: TextEncoder) -> int:
+    return embed(encoder, ['a']).shape[1]
 
 
 def _text_map(
@@ -186,10 +196,15 @@ def _training_data(cfg: Config) -> ConcatDataset:
     return ConcatDataset(datasets)
 
 
-def _load_model(cfg: Config, checkpoint: str | None, device: torch.device) -> Model:
-    """The model with the weights of a checkpoint, else those that its config names."""
+def _load_model(
+    cfg: Config, checkpoint: str | None, device: torch.device, allow_new: Sequence[str]
+) -> Model:
+    """The model with the weights of a checkpoint, else those that its config names.
+
+    The checkpoint may lack what is ``allow_new``.
+    """
     if checkpoint is not None:
-        return build_model(cfg, checkpoint, device, heads=False)[0]
+        return build_model(cfg, checkpoint, device, heads=False, allow_new=allow_new)[0]
     model = MODELS.build(cfg.model)
     network_of(model)
     if not model.backbone.has_pretrained:

@@ -71,12 +71,16 @@ def read_config(name: str, options: dict | None = None) -> Config:
 
 
 def build_model(
-    cfg: Config, checkpoint: str, device: torch.device, heads: bool = True
+    cfg: Config,
+    checkpoint: str,
+    device: torch.device,
+    heads: bool = True,
+    allow_new: Sequence[str] = (),
 ) -> tuple[Model, Mapping]:
     """Build the config's model, fill it, strictly, from the checkpoint, and fuse its backbone.
 
     The checkpoint is of the whole model; without ``heads`` one of the backbone alone will do, and
-    all else stays as it is initialized.
+    all else stays as it is initialized. What starts with ``allow_new`` it may lack.
 
     Returns:
         The model in eval mode, and the ``meta`` of the checkpoint (empty where it has none).
@@ -92,14 +96,19 @@ def build_model(
         model = MODELS.build(config)
     network_of(model)
     model = revert_sync_batchnorm(model)
-    _load_backbone(model.backbone, checkpoint, allowed_constants(cfg))
+    _load_backbone(model.backbone, checkpoint, allowed_constants(cfg), allow_new)
     meta = load_heads(model, checkpoint) if heads else {}
     model = model.to(device).eval()
     model.backbone.fuse()
     return model, meta
 
 
-def _load_backbone(backbone: Any, checkpoint: str, allow_constants: tuple[str, ...]) -> None:
+def _load_backbone(
+    backbone: Any,
+    checkpoint: str,
+    allow_constants: tuple[str, ...],
+    allow_new: Sequence[str] = (),
+) -> None:
     """Fill a backbone; from the config too where the checkpoint holds what trained alone."""
     content = read_checkpoint(checkpoint)
     record = recorded_trunk(read_meta(checkpoint, content), checkpoint)
@@ -108,7 +117,9 @@ def _load_backbone(backbone: Any, checkpoint: str, allow_constants: tuple[str, .
         if not any(key.startswith('backbone.') for key in content['state_dict']):
             check_trunk(backbone.network, record, (), checkpoint)
             return
-    report = load_pretrained(backbone, checkpoint, allow_constants=allow_constants)
+    names = backbone.network.state_dict()
+    new = [part for part in allow_new if any(name.startswith(part) for name in names)]
+    report = load_pretrained(backbone, checkpoint, allow_new=new, allow_constants=allow_constants)
     new = [entry.target or '' for entry in report.of(Status.NEW)]
     if absent := [name for name in new if ADDED.search(name)]:
         raise InputError(

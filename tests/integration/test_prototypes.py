@@ -1,6 +1,7 @@
 """``mmvars prototypes`` from labeled images to a file of priors."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -225,9 +226,26 @@ def test_a_map_from_text_starts_from_the_prototypes(kind, monkeypatch, capsys):
         torch.testing.assert_close(asked, fitted(PHRASINGS[2].format(name)))
         torch.testing.assert_close(prior.projection(prior.texts[number, 2]), asked)
     torch.testing.assert_close(prior.center, _trained(kind).prior.center)
-    _write_config(SEGMENTOR, kind)
-    with pytest.raises(InputError, match='--text is for a network whose prior is a map from text'):
-        main([*ARGUMENTS, '--overwrite', '--text', 'folder'])
+
+
+@pytest.mark.parametrize('config', [SEGMENTOR, CLASSIFIER])
+def test_text_takes_the_place_of_another_prior(kind, monkeypatch, config):
+    """By the options that the refusal names, from a checkpoint whose prior is a query."""
+    monkeypatch.setattr('mmvars.prototypes.load_text_encoder', lambda folder: Words())
+    for number in range(len(SIZES)):
+        folder = Path('folders', 'ab'[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f'data/images/{number}.jpg', folder)
+    _write_config(config, kind)
+    arguments = [*ARGUMENTS, '--text', 'folder']
+    with pytest.raises(InputError, match='--text is for a network whose prior is a map') as caught:
+        main(arguments)
+    options = re.findall(r'\+\S+=\w+', str(caught.value))
+    assert len(options) == 3
+    assert main([*arguments, '--cfg-options', *options]) == 0
+    tensors = read_checkpoint('prototypes.pth')['state_dict']
+    weight = tensors['backbone.network.prior.projection.weight']
+    assert weight.shape == (24, 9) and weight.any()
 
 
 @on_timm
