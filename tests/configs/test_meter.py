@@ -235,6 +235,43 @@ def test_options_of_the_readme_apply_and_build(options, text_encoder):
         MODELS.build(cfg.model)
 
 
+def _rivals() -> list[tuple[str, str, str]]:
+    """Config, work folder and options of the trainings on ImageNet that the README shows."""
+    text = (FOLDER / 'README.md').read_text()
+    pattern = r'train (absvit/\S+) .* --work-dir work_dirs/(\S+) --cfg-options (.+)'
+    return re.findall(pattern, text)
+
+
+def test_all_starting_checkpoints_are_explained():
+    text = (FOLDER / 'README.md').read_text().replace('$rival', '{}')
+    made = {*re.findall(r'checkpoints/[\w-]+\.pth', text)}
+    made |= {f'checkpoints/{name}-b16_in1k.pth' for _, name, _ in _rivals()}
+    starts = (_load(path).model.backbone.get('init_cfg') for path in FULL)
+    needed = {start.checkpoint for start in starts if start}
+    assert needed == made and len(needed) == 5
+    assert 'checkpoints/{}-b16_in1k.pth' in text
+
+
+@pytest.mark.parametrize(('config', 'name', 'options'), _rivals())
+def test_a_run_on_imagenet_starts_a_rival(tmp_path, config, name, options):
+    """As it is, at a small size: every tensor of trunk and feedback."""
+    cfg = deepcopy(_load(FOLDER.parent / f'{config}.py'))
+    apply_options(cfg, parse_cfg_options(options.split()))
+    assert cfg.model.backbone.arch == 'base'
+    small = dict(embed_dims=24, num_layers=2, num_heads=2)
+    cfg.model.backbone.update(arch=small, img_size=32)
+    trained = MODELS.build(cfg.model).state_dict()
+    torch.save(dict(state_dict=trained, meta={}), tmp_path / 'epoch_300.pth')
+    meter = deepcopy(_load(FOLDER / f'meter-vit-b16-{name}_6xb24-10e_vqav2.py').model.backbone)
+    meter.update(arch=small, img_size=32)
+    meter.init_cfg.update(checkpoint=str(tmp_path / 'epoch_300.pth'))
+    backbone = MODELS.build(meter)
+    backbone.init_weights()
+    for key, value in backbone.state_dict().items():
+        if 'prior.projection' not in key:
+            assert torch.equal(value, trained[f'backbone.{key}']), key
+
+
 @pytest.mark.parametrize(
     'words, message',
     [
