@@ -199,8 +199,6 @@ class _Measurement:
         self.dataset = evaluation.images(CLEAN).dataset
         self.subject = subject
         self.blocks = parse_blocks(args.blocks, subject.depth)
-        if args.steps and not subject.has_steps(self.blocks):
-            raise InputError('--steps is for VARS, and these blocks are of none: leave it out')
         self.fractions = fractions
         self.priors = self._priors(evaluation.classes or ())
 

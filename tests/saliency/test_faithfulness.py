@@ -231,11 +231,6 @@ def test_a_model_that_needs_one_patch_by_hand(run, colors, monkeypatch) -> None:
     assert deletion - 1 < np.mean(draws) < 1 - deletion
 
 
-def test_steps_are_those_of_vars(run, colors) -> None:
-    status, said, _ = run(*colors(key=True), '--steps')
-    assert status == 2 and '--steps is for VARS' in said
-
-
 def test_masks_that_are_wrong_or_empty_are_one_message(run, colors, tmp_path) -> None:
     model, mask = colors(key=True), tmp_path / 'masks' / 'a.png'
     for columns, message in ((25, 'must be of one size'), (24, 'none of the 1 images has a label')):
