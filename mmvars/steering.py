@@ -46,6 +46,7 @@ from mmvars.visualization.model import (
     network_of,
     num_classes_of,
     read_config,
+    refuse_text,
 )
 
 __all__ = ['NotFinite', 'SteeredModel']
@@ -83,6 +84,7 @@ class SteeredModel:
         options: dict,
     ) -> None:
         self.cfg = read_config(config, options)
+        refuse_text(self.cfg)
         checkpoint = checkpoint or self.cfg.get('load_from')
         if checkpoint is None:
             raise InputError(

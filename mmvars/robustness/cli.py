@@ -55,6 +55,7 @@ from mmvars.robustness.shifts import SHIFTS, ShiftedData
 from mmvars.robustness.store import store_images
 from mmvars.robustness.training import Training, read_training
 from mmvars.robustness.twins import find_runs, write_twins
+from mmvars.visualization.model import refuse_text
 
 __all__ = ['main']
 
@@ -87,6 +88,7 @@ def _measure(args: argparse.Namespace, protocol: Protocol, against: Result | Non
     """Measure one model, and write its report."""
     args.config, checkpoint = run_files(args.config, args.checkpoint)
     cfg, notes = load_config(args.config, parse_cfg_options(args.cfg_options))
+    refuse_text(cfg)
     if checkpoint is None:
         raise InputError(f'{args.config} is a config: give its CHECKPOINT too')
     args.checkpoint = str(checkpoint)

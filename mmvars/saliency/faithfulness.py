@@ -54,6 +54,7 @@ from mmvars.saliency.report import write_report
 from mmvars.saliency.subject import BOTTOM_UP, MapName, Subject, load_subject, subject_of
 from mmvars.states import Frame
 from mmvars.visualization.figure import save_figure
+from mmvars.visualization.model import refuse_text
 from mmvars.write import write_text
 
 __all__ = ['main']
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.checkpoint = str(checkpoint)
     options = parse_cfg_options(args.cfg_options)
     cfg, notes = load_config(args.config, options)
+    refuse_text(cfg)
     out = Path(args.out or Path('work_dirs', Path(args.config).stem, 'faithfulness'))
     args.work_dir, args.brief, args.launcher, args.local_rank = str(out / 'log'), True, 'none', 0
     set_work_dir(cfg, args)

@@ -50,6 +50,7 @@ __all__ = [
     'num_classes_of',
     'predict_whole',
     'read_config',
+    'refuse_text',
     'swaps_channels',
 ]
 
@@ -68,6 +69,19 @@ def read_config(name: str, options: dict | None = None) -> Config:
     cfg, _ = load_config(name, options)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     return cfg
+
+
+def refuse_text(cfg: Config) -> None:
+    """Refuse a model that looks at an image only with a text beside it.
+
+    Raises:
+        InputError: Naming the commands that give one.
+    """
+    if 'text_backbone' in cfg.model:
+        raise InputError(
+            'this config describes an mmvars.METER, which takes no image without a text: '
+            '`mmvars ask` asks it and draws where it looks, `mmvars test` measures it'
+        )
 
 
 def build_model(
