@@ -115,7 +115,8 @@ def _set_output(cfg: Config, args: argparse.Namespace, segmentation: bool) -> No
         cfg.test_evaluator = [*metrics, dump]
     else:
         raise InputError(
-            f'--out {args.out!r}: predictions of a classifier are written to a .pkl file'
+            f'--out {args.out!r}: predictions of this model are written to a .pkl file (the '
+            'metrics alone go to other files with --out-item metrics)'
         )
 
 

@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if data is not None:
         _measure(args, asked, data, out)
         return 0
+    _note_cut(asked, args.question)
     results = []
     for image, target in zip(images, picture_files(images, out, ['answers']), strict=True):
         with user_errors():
@@ -186,6 +187,19 @@ def _load(args: argparse.Namespace) -> Asked:
     return Asked(model, image_pipeline(cfg), answers, subject_of(cfg, model, str(checkpoint)))
 
 
+def _note_cut(asked: Asked, questions: Sequence[str]) -> None:
+    """Say which questions the text backbone does not read to their end."""
+    backbone = asked.model.text_backbone
+    tokens = backbone.tokenizer(list(questions))['input_ids']
+    pairs = zip(questions, tokens, strict=True)
+    if cut := [question for question, each in pairs if len(each) > backbone.max_length]:
+        print(
+            f'note: {len(cut)} of {len(questions)} questions are longer than the '
+            f'{backbone.max_length} tokens that the model reads, and are cut: {cut[0]!r}',
+            flush=True,
+        )
+
+
 def _likeliest(asked: Asked, answer: Answer) -> dict[str, float]:
     if not asked.answers:
         return {'fits': float(answer.scores[0])}
@@ -221,6 +235,7 @@ def _row(
 def _measure(args: argparse.Namespace, asked: Asked, data: QuestionData, out: str) -> None:
     """Compare with the maps of people, and draw the first questions."""
     indices = evenly_spaced(len(data.names), args.questions)
+    _note_cut(asked, [data.questions[index] for index in indices])
     scores: list[dict[str, float]] = []
     rows: list[Row] = []
     size = (1, 1)

@@ -272,18 +272,22 @@ def test_a_run_on_imagenet_starts_a_rival(tmp_path, config, name, options):
             assert torch.equal(value, trained[f'backbone.{key}']), key
 
 
+VQA, RETRIEVAL = 'meter-vit-b16_6xb24-10e_vqav2.py', 'meter-vit-b16_flickr30k-zero-shot.py'
+
+
 @pytest.mark.parametrize(
-    'words, message',
+    'name, words, message',
     [
-        (['--tta'], 'left and right'),
-        (['--show-dir', 'x'], 'mmvars ask'),
-        (['--out', 'x.pkl'], r'go to a \.json file'),
+        (VQA, ['--tta'], 'left and right'),
+        (VQA, ['--show-dir', 'x'], 'mmvars ask'),
+        (VQA, ['--out', 'x.pkl'], r'go to a \.json file'),
+        (RETRIEVAL, ['--out', 'x.json'], r'of this model .* \.pkl .*--out-item metrics'),
     ],
 )
-def test_what_a_test_of_texts_cannot_do_is_refused(tmp_path, words, message):
+def test_what_a_test_of_texts_cannot_do_is_refused(tmp_path, name, words, message):
     checkpoint = tmp_path / 'a.pth'
     torch.save(dict(state_dict={}), checkpoint)
-    config = str(FOLDER / 'meter-vit-b16_6xb24-10e_vqav2.py')
+    config = str(FOLDER / name)
     with pytest.raises(InputError, match=message):
         run_test([config, str(checkpoint), '--work-dir', str(tmp_path), *words])
 

@@ -15,6 +15,10 @@ from mmvars.registry import MODELS
 pytest.importorskip('mmpretrain')
 pytest.importorskip('transformers')
 
+from mmvars.parsers.ask import parse_args
+from mmvars.vision_language.ask import _load
+from mmvars.visualization.model import load_sample
+
 CONFIG = """
 default_scope = 'mmpretrain'
 model = dict(
@@ -99,6 +103,45 @@ def test_answers_are_those_of_the_model_and_questions_steer_its_maps(run, photo,
     assert results[0]['answers'] == pytest.approx(scores, abs=1e-5)
     with Image.open(out / 'photo_answers.png') as picture:
         assert picture.width > picture.height > 300
+
+
+def test_questions_change_the_second_pass_alone(run, photo):
+    asked = _load(parse_args([str(run())]))
+    sample = load_sample([str(photo)], asked.pipeline, 8)
+    tokens = []
+    asked.model.backbone.trunk.norm.register_forward_hook(lambda *args: tokens.append(args[-1]))
+    questions = ['what color is the circle', 'is the square green']
+    first, other = (asked.answer(sample, question).maps for question in questions)
+    assert list(first) == ['Bottom-up', 'Token weights', 'Top-down']
+    assert all(each.shape == (4, 4) for each in first.values())
+    np.testing.assert_array_equal(first['Bottom-up'], other['Bottom-up'])
+    for name in ('Token weights', 'Top-down'):
+        assert np.abs(first[name] - other[name]).max() > 0.01 * np.abs(first[name]).max()
+    assert np.abs(first['Top-down'] - first['Bottom-up']).max() > 1e-4
+    with torch.no_grad():
+        vector = asked.model.text_backbone(questions[:1]).vector
+        prior = asked.model.backbone.network.prior.projection(vector)
+        cosines = torch.cosine_similarity(tokens[0][0, 1:], prior).clamp(min=0).view(4, 4)
+    assert 0 < (cosines > 0).sum() < 16
+    np.testing.assert_allclose(first['Token weights'], cosines.numpy(), atol=1e-5)
+
+
+def test_a_question_that_is_cut_is_said(run, photo, tmp_path, capsys):
+    words = ['red ' * 18, 'red ' * 19]  # and the tokens of the start and the end
+    args = [str(run()), str(photo), '--question', *words, '-o', str(tmp_path / 'out')]
+    assert run_tool('ask', args) == 0
+    out = capsys.readouterr().out
+    assert out.count('1 of 2 questions are longer than the 20 tokens that the model reads') == 1
+
+
+@pytest.mark.parametrize('tool', ['predict', 'visualize', 'robustness', 'faithfulness'])
+def test_commands_that_give_no_text_point_to_those_that_do(tool, run, photo, tmp_path, capsys):
+    folder = run()
+    words = [str(folder / 'tiny.py'), str(folder / 'epoch_1.pth')]
+    if tool in ('predict', 'visualize'):
+        words += [str(photo), '--out-dir', str(tmp_path / 'out')]
+    assert run_tool(tool, words) == 2
+    assert '`mmvars ask` asks it' in capsys.readouterr().err
 
 
 def test_other_answers_than_in_training_are_refused(run, photo, tmp_path, capsys):
