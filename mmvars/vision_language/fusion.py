@@ -142,11 +142,17 @@ class CoAttentionFusion(nn.Module):
         super().__init__()
         check_number('num_layers of the fusion', num_layers, 1, 1000, whole=True)
         check_number('num_heads of the fusion', num_heads, 1, hidden_dim, whole=True)
+        check_number('mlp_ratio of the fusion', mlp_ratio, 0, 1000)
         check_number('dropout of the fusion', dropout, 0, 1)
         if hidden_dim % num_heads:
             raise InputError(
                 f'hidden_dim ({hidden_dim}) of the fusion must be a multiple of num_heads '
                 f'({num_heads})'
+            )
+        if int(hidden_dim * mlp_ratio) < 1:
+            raise InputError(
+                f'mlp_ratio ({mlp_ratio}) of the fusion gives MLPs of width 0, as hidden_dim is '
+                f'{hidden_dim}: METER has mlp_ratio=4'
             )
         self.hidden_dim = hidden_dim
         self.text_projection = nn.Linear(text_dim, hidden_dim)

@@ -133,3 +133,6 @@ def test_sizes_that_do_not_fit_are_refused():
         CoAttentionFusion(10, 12, hidden_dim=20, num_heads=3)
     with pytest.raises(InputError, match='num_layers of the fusion'):
         CoAttentionFusion(10, 12, num_layers=0)
+    for ratio in (0.001, 0, -1.0):
+        with pytest.raises(InputError, match='mlp_ratio'):
+            CoAttentionFusion(10, 12, hidden_dim=12, num_heads=3, mlp_ratio=ratio)
