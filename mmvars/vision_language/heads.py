@@ -74,10 +74,12 @@ class VQAHead(BaseModule):
         targets = [sample.get('gt_score') for sample in data_samples]
         for target in targets:
             if not isinstance(target, Tensor) or target.shape != (self.num_answers,):
-                shape = tuple(target.shape) if isinstance(target, Tensor) else target
+                is_tensor = isinstance(target, Tensor)
+                shape = tuple(target.shape) if is_tensor else target
+                remedy = f': set model.head.num_answers={target.numel()}' if is_tensor else ''
                 raise InputError(
                     f'VQAHead needs a gt_score of shape ({self.num_answers},) in every data '
-                    f'sample, got {shape}'
+                    f'sample, got {shape}{remedy}'
                 )
         logits = self(features).float()
         stacked = torch.stack(targets).to(logits)
@@ -105,10 +107,13 @@ class RetrievalHead(BaseModule):
     release. The loss is the cross entropy of the own one among all of them, plus that of a
     classifier of pairs, which reads the first two.
 
-    As released the classifier keeps the weights that it starts from: it trains the features alone.
-    Its second row is where the score starts. Differs from the release, which draws an image that
-    does not fit for half of the texts: here a text that does not fit the image makes that pair,
-    which is then one that has been computed already.
+    The score starts as the second row of the classifier, which is frozen, as released: it trains
+    the features alone. The two have parameters of their own here. Those of the release share their
+    memory at first, until the module moves to a GPU; from then on they are apart, as here.
+
+    Differs from the release, which draws an image that does not fit for half of the texts: here a
+    text that does not fit the image makes that pair, which is then one that has been computed
+    already.
 
     Args:
         in_dim: Width of the features; ``None``: :class:`~mmvars.vision_language.METER` fills it in.

@@ -225,6 +225,14 @@ def test_the_prior_loss_is_of_the_own_texts(config, images, head):
     assert all(gradient.any() for gradient in gradients)
 
 
+def test_images_of_equal_texts_are_no_negatives_of_each_other(config, images):
+    model = build(config(prior_loss_cfg=dict(weight=0.5))).eval()
+    samples = questions()
+    assert model(images, samples, mode='loss')['loss_prior'] > 0.01
+    samples[1].question = samples[0].question
+    assert model(images, samples, mode='loss')['loss_prior'] == 0
+
+
 @pytest.mark.parametrize('backbone', BACKBONES)
 def test_every_parameter_is_in_one_group_with_its_rate(config, backbone):
     model = MODELS.build(config(backbone, 'retrieval'))
@@ -293,6 +301,11 @@ def test_what_does_not_fit_is_refused(config, images, tmp_path):
         InputError, match=r'gt_score of shape \(3,\) in every data sample, got None'
     ):
         model(images, questions(False), mode='loss')
+    samples = questions(False)
+    for sample in samples:
+        sample.set_gt_score(torch.zeros(4))
+    with pytest.raises(InputError, match=r'got \(4,\): set model\.head\.num_answers=4$'):
+        model(images, samples, mode='loss')
     with pytest.raises(InputError, match=r'needs head=.*RetrievalHead.*got VQAHead'):
         model.score(images, TEXTS)
     model = build(config(head='retrieval'))
