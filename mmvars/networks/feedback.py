@@ -277,6 +277,9 @@ class LearnedText(Prior):
     :class:`ClassPrototype`. With ``num_classes`` it can also be asked for a class, by the text
     vector of its name. All names share one map, so that it takes others, too.
 
+    A prior that is unlike all tokens gets no gradient through the clamped cosine, as one of
+    :class:`LearnedClasses`.
+
     Args:
         embed_dim: Width C of the priors.
         text_dim: Width D of the text vectors.
