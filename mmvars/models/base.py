@@ -174,6 +174,11 @@ class Backbone(BaseModule):
         return self.network if isinstance(self.network, Trunk) else self.network.trunk
 
     @property
+    def prior(self) -> Any:
+        """The network's :class:`~mmvars.networks.Prior`; ``None`` without."""
+        return getattr(self.network, 'prior', None)
+
+    @property
     def has_pretrained(self) -> bool:
         """Whether :meth:`init_weights` reads a file."""
         return bool(self.pretrained) or self._pretrained is not None

@@ -85,7 +85,7 @@ class ImageClassifier(_ImageClassifier):
         check_choice('prior_loss_form', prior_loss_form, PRIOR_LOSSES)
         self.prior_loss_weight = prior_loss_weight
         self.prior_loss_form = prior_loss_form
-        if prior_loss_weight and getattr(self.backbone.network, 'prior', None) is None:
+        if prior_loss_weight and self.backbone.prior is None:
             raise InputError(
                 f'prior_loss_weight={prior_loss_weight:g} aligns priors with features, and this '
                 "backbone has no prior: use mmvars.AbSViT with prior=dict(type='learned_classes', "
@@ -101,7 +101,7 @@ class ImageClassifier(_ImageClassifier):
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses of both passes and of the backbone for ``inputs (B, C, H, W)``."""
         asked = stack_priors(data_samples, inputs)
-        prior = getattr(self.backbone.network, 'prior', None)
+        prior = self.backbone.prior
         asks_classes = self.prior_loss_weight if asked is None else not asked.is_floating_point()
         if asks_classes and prior is not None and prior.num_classes and not self._has_prototypes:
             check_class_priors(prior)
@@ -139,7 +139,7 @@ class ImageClassifier(_ImageClassifier):
         )
 
     def _prior_loss(self, features: Tensor, asked: Any, data_samples: list) -> Tensor:
-        prior = self.backbone.network.prior
+        prior = self.backbone.prior
         labels = torch.stack([sample.gt_label for sample in data_samples]).to(features.device)
         if labels.numel() != len(features):
             raise InputError(

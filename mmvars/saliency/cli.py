@@ -345,7 +345,7 @@ def _about(
     about = {
         'data': f'{data.title}, {len(images)} of {len(data.names)} images; {seen}, in patches of '
         f'{subject.patch}; measured at the pixels of the files',
-        'blocks': f'{", ".join(map(str, blocks))} of 0 to {subject.depth - 1}',
+        'blocks': f'{", ".join(map(str, blocks))} (of 0 to {subject.depth - 1})',
     }
     if isinstance(data, FixationData):
         count = sum(image['points'] for image in images)

@@ -401,8 +401,8 @@ def _about(
     name = 'mIoU over the classes of the labels' if evaluation.segmentation else 'probability'
     return {
         'data': f'test data of the config, {len(rows)} of {images.total} images, evenly spaced',
-        'blocks': f'{", ".join(map(str, measurement.blocks))} of 0 to '
-        f'{measurement.subject.depth - 1}',
+        'blocks': f'{", ".join(map(str, measurement.blocks))} (of 0 to '
+        f'{measurement.subject.depth - 1})',
         'removed': f'{", ".join(f"{100 * each:g}" for each in measurement.fractions)} % of '
         f'{patches} patches of {measurement.subject.patch} pixels, which are then {fill}',
         'whole images': f'{name} {whole:.4f}',

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 import time
 import zlib
 from collections.abc import Sequence
@@ -130,28 +131,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         _measure(args, asked, data, out)
         return 0
     _note_cut(asked, args.question)
-    results = []
+    results: list[dict[str, Any]] = []
+    num_failed = 0
     for image, target in zip(images, picture_files(images, out, ['answers']), strict=True):
-        with user_errors():
-            sample = load_sample([image], asked.pipeline, asked.model.backbone.trunk.strides[0])
+        try:
+            with user_errors():
+                sample = load_sample([image], asked.pipeline, asked.model.backbone.trunk.strides[0])
+        except InputError as error:
+            num_failed += 1
+            print(f'{image} not asked about: {error}', file=sys.stderr)
+            continue
         rows = []
         for question in args.question:
             answer = asked.answer(sample, question)
             likeliest = _likeliest(asked, answer)
             results.append(dict(image=image, question=question, answers=likeliest))
             words = ', '.join(f'{name} {score:.1%}' for name, score in likeliest.items())
+            if not answer.maps.get('Token weights', np.ones(1)).any():
+                words += ' (no token is like the prior of the question: nothing is fed back)'
             print(f'{image}: {question} {words}', flush=True)
             rows.append(_row(asked, sample, question, answer, args.threshold))
         footer = f'{os.path.basename(image)} · attention of the {LOOKS}'
         save_figure(draw_figure(rows, sample.size, footer), target['answers'])
-    write_text(os.path.join(out, 'answers.json'), json.dumps(results, indent=1) + '\n', True)
-    print(f'Written: {out}/answers.json and {len(images)} pictures')
+        # After each image, so that they say what the pictures show where a run is stopped.
+        write_text(os.path.join(out, 'answers.json'), json.dumps(results, indent=1) + '\n', True)
+    if num_failed:
+        raise InputError(
+            f'{num_failed} of {len(images)} images could not be read, for the reasons given above; '
+            f'the answers to the others are in {out!r}'
+        )
+    print(f'Written: answers.json and a picture of each image ({out})')
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     if bool(args.vqa_hat) == bool(args.images):
-        raise InputError('give images and --question, or --vqa-hat DIR')
+        raise InputError(
+            'give images, and --question after them, or --vqa-hat DIR'
+            if not args.vqa_hat
+            else '--vqa-hat has its own images and questions: leave the others out'
+        )
     if bool(args.question) != bool(args.images):
         given, missing = ('images', '--question') if args.images else ('--question', 'images')
         raise InputError(f'{given} without {missing}: give both, or --vqa-hat DIR alone')

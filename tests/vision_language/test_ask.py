@@ -169,6 +169,20 @@ test_cfg, test_evaluator = dict(), dict(type='mmvars.VQAMetric')
         check_answers(trained[:2], trained)
 
 
+def test_an_image_that_cannot_be_read_leaves_the_answers_to_the_others(
+    run, photo, tmp_path, capsys
+):
+    out, bad = tmp_path / 'out', tmp_path / 'bad.png'
+    bad.write_text('no image')
+    words = [str(run()), str(bad), str(photo), '--question', 'what color', '-o', str(out)]
+    assert run_tool('ask', words) == 2
+    assert '1 of 2 images could not be read' in capsys.readouterr().err
+    assert [each['image'] for each in json.loads((out / 'answers.json').read_text())] == [
+        str(photo)
+    ]
+    assert [path.name for path in out.glob('*.png')] == ['photo_answers.png']
+
+
 def test_captions_are_scored_by_a_model_of_retrieval(run, photo, tmp_path, capsys):
     words = [str(run(RETRIEVAL)), str(photo), '--question', 'a red circle', '-o', str(tmp_path)]
     assert run_tool('ask', words) == 0
@@ -199,7 +213,9 @@ def test_maps_are_compared_with_those_of_people(run, tmp_path, write_vqa_hat):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        ([], 'give images and --question, or --vqa-hat DIR'),
+        ([], 'give images, and --question after them, or --vqa-hat DIR'),
+        (['--question', 'what', 'photo.png'], 'give images, and --question after them'),
+        (['photo.png', '--vqa-hat', 'nowhere'], '--vqa-hat has its own images and questions'),
         (['photo.png'], 'images without --question: give both'),
         (['photo.png', '--question', ' '], "--question needs words, got ' '"),
         (['--vqa-hat', 'nowhere', '--questions', '1'], '--questions must be .*2'),
