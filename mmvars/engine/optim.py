@@ -44,11 +44,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 f'1, got {rate!r}'
             )
         self.layer_decay_rate = float(rate)
-        if optim_wrapper_cfg.get('optimizer', {}).get('weight_decay') is not None:
-            for key in ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult'):
-                paramwise.setdefault(key, 0.0)
-        paramwise.setdefault('bias_lr_mult', 1.0)  # mmengine passes over an empty paramwise_cfg
-        super().__init__(optim_wrapper_cfg, paramwise)
+        super().__init__(optim_wrapper_cfg, _without_flat_decay(optim_wrapper_cfg, paramwise))
         if self.base_lr is None:
             raise InputError('layer-wise decay needs optimizer.lr, which it multiplies')
 
@@ -74,6 +70,15 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             f'layer-wise learning-rate decay {self.layer_decay_rate}; factors and numbers of '
             f'parameters: {rows}'
         )
+
+
+def _without_flat_decay(optim_wrapper_cfg: dict, paramwise: dict) -> dict:
+    """``paramwise`` in which norms and biases have no weight decay, unless it says otherwise."""
+    flat = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
+    decays = optim_wrapper_cfg.get('optimizer', {}).get('weight_decay') is not None
+    defaults = dict.fromkeys(flat, 0.0) if decays else {}
+    # mmengine passes over an empty paramwise_cfg.
+    return defaults | dict(bias_lr_mult=1.0) | paramwise
 
 
 def _layer_depth(model: nn.Module, name: str) -> tuple[int, int]:
@@ -123,11 +128,7 @@ class METEROptimWrapperConstructor(DefaultOptimWrapperConstructor):
         }
         for prefix, factor in self.factors.items():
             check_number(f'lr_mult of {prefix[:-1]}', factor, 1e-12)
-        if optim_wrapper_cfg.get('optimizer', {}).get('weight_decay') is not None:
-            for key in ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult'):
-                paramwise.setdefault(key, 0.0)
-        paramwise.setdefault('bias_lr_mult', 1.0)  # mmengine passes over an empty paramwise_cfg
-        super().__init__(optim_wrapper_cfg, paramwise)
+        super().__init__(optim_wrapper_cfg, _without_flat_decay(optim_wrapper_cfg, paramwise))
         if self.base_lr is None:
             raise InputError('METEROptimWrapperConstructor needs optimizer.lr, which it multiplies')
 

@@ -141,7 +141,7 @@ class EncoderDecoder(_EncoderDecoder):
 
     def _check_steering(self) -> None:
         """Refuse what would train nothing."""
-        prior = getattr(self.backbone.network, 'prior', None)
+        prior = self.backbone.prior
         knows_classes = prior is not None and prior.num_classes > 0
         if self.prior_loss_weight:
             trains = [*self.backbone.trunk.parameters(), *(prior.parameters() if prior else ())]
@@ -224,7 +224,7 @@ class EncoderDecoder(_EncoderDecoder):
         """Losses of heads and backbone for ``inputs (B, C, H, W)``."""
         ignore_index = self.decode_head.ignore_index
         if self.prior_sampler is not None:
-            prior = self.backbone.network.prior
+            prior = self.backbone.prior
             if prior is not None and not self._has_prototypes:
                 check_class_priors(prior)
                 self._has_prototypes = True
@@ -263,7 +263,7 @@ class EncoderDecoder(_EncoderDecoder):
             prompt_losses = self.prompt_head.loss(output.feats, labels, asked, ignore_index)
             losses = {f'prompt.{name}': value for name, value in prompt_losses.items()}
         if self.prior_loss_weight:
-            prior = self.backbone.network.prior
+            prior = self.backbone.prior
             loss = region_prior_loss(output.compared, prior.class_priors(), labels, ignore_index)
             losses['loss_prior'] = self.prior_loss_weight * loss
         return losses

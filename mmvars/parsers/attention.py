@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import Parser, add_measured_data
+from mmvars.parsers.common import Parser, add_maps, add_measured_data
 
 __all__ = ['MAPS', 'parse_args']
 
@@ -74,13 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add_measured_data(parser, 'what to compare with')
     add('--crop', type=int, metavar='PX', help='only the middle of them (default: whole)')
-    add(
-        '--blocks',
-        nargs='+',
-        default=['default'],
-        metavar='N',
-        help='from 0, negative from the end, or "all" (default: the last but three)',
-    )
+    add_maps(parser)
     add(
         '--drop-first',
         action='store_true',
@@ -93,7 +87,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=MAPS,
         help='show only these, see below (default: all; in a figure as many as 8 columns hold)',
     )
-    add('--steps', action='store_true', help='VARS: the maps of each recurrent step too')
     add('--sigma', type=float, metavar='PX', help='default: one degree, or 3 %% of the width')
     add(
         '--definition',

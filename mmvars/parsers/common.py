@@ -15,6 +15,7 @@ __all__ = [
     'add_common_arguments',
     'add_json_arguments',
     'add_launcher',
+    'add_maps',
     'add_measured_data',
     'add_prior_arguments',
     'image_size',
@@ -52,6 +53,19 @@ class Parser(argparse.ArgumentParser):
         elif unknown := re.search('unrecognized arguments:.*?(--[^ =]+)', message):
             hint = did_you_mean(unknown[1], options)
         self.exit(2, f'{self.prog}: error: {message}{hint} (`{self.prog} --help` lists all)\n')
+
+
+def add_maps(parser: argparse.ArgumentParser) -> None:
+    """Add which maps of a model ``mmvars attention`` and ``faithfulness`` take."""
+    add = parser.add_argument
+    add(
+        '--blocks',
+        nargs='+',
+        default=['default'],
+        metavar='N',
+        help='from 0, negative from the end, or "all" (default: the last but three)',
+    )
+    add('--steps', action='store_true', help='VARS: the maps of each recurrent step too')
 
 
 def add_measured_data(parser: argparse.ArgumentParser, on: str) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options
+from mmvars.parsers.common import MODEL_HELP, Parser, add_cfg_options, add_maps
 
 __all__ = ['parse_args']
 
@@ -59,14 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('config', help=MODEL_HELP)
     add('checkpoint', nargs='?', help="of a config, or in place of the folder's")
     add('--images', type=int, metavar='N', help='as many, evenly spaced in the test data')
-    add(
-        '--blocks',
-        nargs='+',
-        default=['default'],
-        metavar='N',
-        help='from 0, negative from the end, or "all" (default: the last but three)',
-    )
-    add('--steps', action='store_true', help='VARS: the maps of each recurrent step too')
+    add_maps(parser)
     add(
         '--classes',
         nargs='+',

@@ -366,8 +366,9 @@ def _blocks_of(backbone: nn.Module, depth: int) -> list[nn.Module]:
 
 def _class_priors(cfg: Config, model: Any, checkpoint: str) -> dict[str, Tensor]:
     """Class -> prior, where the network takes one and the config names the classes."""
-    prior = getattr(model.backbone.network, 'prior', None)
-    if prior is None or cfg.get('test_dataloader') is None:
+    prior = model.backbone.prior
+    is_meter = hasattr(model, 'text_backbone')  # whose priors are texts: no file is read for them
+    if prior is None or is_meter or cfg.get('test_dataloader') is None:
         return {}
     if not prior.num_classes and not is_segmentor(model):
         content = read_checkpoint(checkpoint)

@@ -92,8 +92,7 @@ class Asked(NamedTuple):
         model, images = self.model, sample.preprocessed(self.model)
         text = model.text_backbone([question])
         scores = model.head(model.extract_feat(images, text))[0].float().sigmoid()
-        network: Any = model.backbone.network
-        prior = network.prior.from_vectors(text.vector) if model.is_steered else None
+        prior = model.backbone.prior.from_vectors(text.vector) if model.is_steered else None
         depth = model.backbone.num_layers
         found = self.subject.run(images, [depth - 1], False, prior, None)
         maps = {}

@@ -76,7 +76,7 @@ class METER(BaseModel):
             self.text_backbone.embed_dims, self.backbone.out_channels[-1], **(fusion or {})
         )
         self.head = _built(_with_in_dim(head, 2 * self.fusion.hidden_dim))
-        self.is_steered = getattr(self.backbone.network, 'prior', None) is not None
+        self.is_steered = self.backbone.prior is not None
         self.prior_loss = _checked_prior_loss(prior_loss_cfg, self.is_steered)
 
     def forward(
@@ -150,7 +150,7 @@ class METER(BaseModel):
             weight, options = self.prior_loss
             class_tokens, asked = output.feats[-1][1], text.vector.detach()
             step = len(asked) // len(images)  # the first text of an image is its own
-            priors = self.backbone.network.prior.from_vectors(asked[::step])
+            priors = self.backbone.prior.from_vectors(asked[::step])
             numbers = [zlib.crc32(each.encode()) for each in texts[::step]]  # alike everywhere
             labels = torch.tensor(numbers, device=images.device)
             loss = prior_loss(class_tokens[::step], priors, labels, **options)
@@ -247,7 +247,7 @@ def _check_backbone(backbone: Any, text_dim: int) -> None:
             f"METER reads all tokens after the final norm: give {name} out_type='featmap_cls_token'"
             f' and final_norm=True, got {backbone.out_type!r} and {backbone.final_norm}'
         )
-    prior = getattr(backbone.network, 'prior', None)
+    prior = backbone.prior
     if prior is None:
         return
     if not isinstance(prior, LearnedText):
